@@ -1,0 +1,1 @@
+//! What every backdoor attack shares.

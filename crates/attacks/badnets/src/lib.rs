@@ -1,0 +1,1 @@
+//! BadNets: a patch in the corner of the image.

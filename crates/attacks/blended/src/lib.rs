@@ -1,0 +1,1 @@
+//! Blended: a faint picture over the whole image.

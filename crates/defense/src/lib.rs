@@ -1,0 +1,1 @@
+//! Backdoor defenses that repair a model.

@@ -1,0 +1,1 @@
+//! Experiment files, cells, keys and the result store.

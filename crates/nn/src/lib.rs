@@ -1,0 +1,1 @@
+//! State dicts, layers, optimisers, schedules, the training loop.
