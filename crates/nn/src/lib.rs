@@ -1,1 +1,42 @@
-//! State dicts, layers, optimisers, schedules, the training loop.
+//! What networks are made of and how they are trained: state dicts with PyTorch's names, modules and passes through
+//! them, the optimiser, schedules, the training loop and its checkpoints.
+//!
+//! This crate knows no data set and no attack: it sees [`Batch`]es that a [`BatchSource`] makes. The networks
+//! themselves are in `tsbd-models`; the differentiable operations in `tsbd-tensor`.
+
+mod architecture;
+mod atomic;
+mod batch;
+mod checkpoint;
+mod error;
+mod gradients;
+mod initialization;
+mod model;
+mod module;
+mod pass;
+mod predictions;
+pub mod random;
+mod schedule;
+mod sgd;
+mod state;
+mod storage;
+mod training;
+
+pub use architecture::Architecture;
+pub use atomic::write_atomically;
+pub use batch::{Batch, BatchSource};
+pub use checkpoint::Checkpoint;
+pub use error::{Error, Result};
+pub use gradients::ParameterGradients;
+pub use model::{LossOptions, Model, Step};
+pub use module::{Layer, Layout, Module, Role, Slot};
+pub use pass::{Mode, Pass, Statistics};
+pub use predictions::Predictions;
+pub use random::{RandomStream, Streams};
+pub use schedule::{Schedule, ScheduleState};
+pub use sgd::{Sgd, SgdConfig};
+pub use state::{Entry, StateDict};
+pub use training::{
+    CrossEntropyStep, EpochReport, IgnoreProgress, Outcome, StepReport, StepRule, TrainingConfig, TrainingObserver,
+    TrainingSummary, train, train_with,
+};

@@ -1,0 +1,177 @@
+//! A network with weights: its outputs and its gradients.
+
+use crate::module::BATCH_NORM_MOMENTUM;
+use crate::{Architecture, Batch, Error, Mode, ParameterGradients, Pass, RandomStream, Result, StateDict, Statistics};
+use indexmap::IndexMap;
+use std::sync::Arc;
+use tsbd_tensor::{CrossEntropy, DType, Device, Tape, Tensor, Var};
+
+/// A network with weights. A clone shares nothing that training changes.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// The network.
+    pub architecture: Arc<dyn Architecture>,
+    /// Its weights and running estimates.
+    pub state: StateDict,
+}
+
+/// What is minimised: `scale` times the mean cross-entropy.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LossOptions {
+    /// How much of each label's probability is spread over all classes, in `[0, 1)`.
+    pub label_smoothing: f64,
+    /// A factor on the loss: -1 unlearns (gradient ascent).
+    pub scale: f64,
+}
+
+impl Default for LossOptions {
+    /// Plain cross-entropy, descended.
+    fn default() -> LossOptions {
+        LossOptions { label_smoothing: 0.0, scale: 1.0 }
+    }
+}
+
+impl LossOptions {
+    /// Cross-entropy, ascended.
+    pub fn ascent() -> LossOptions {
+        LossOptions { scale: -1.0, ..LossOptions::default() }
+    }
+}
+
+/// What one batch says about the weights.
+#[derive(Debug)]
+pub struct Step {
+    /// The mean cross-entropy, before [`LossOptions::scale`].
+    pub loss: f64,
+    /// How many images were classified as labelled.
+    pub correct: usize,
+    /// The gradient of the scaled loss with respect to every parameter.
+    pub gradients: ParameterGradients,
+    /// What batch norms met; empty unless the mode was [`Mode::Train`].
+    pub statistics: Statistics,
+}
+
+impl Model {
+    /// A network with PyTorch's default initialisation (in distribution), drawn from `stream`.
+    pub fn new(architecture: Arc<dyn Architecture>, stream: &mut RandomStream) -> Result<Model> {
+        let state = crate::initialization::initialize(architecture.modules(), stream)?;
+        Ok(Model { architecture, state })
+    }
+
+    /// A network with the weights of a safetensors file; see [`StateDict::load`].
+    pub fn load(architecture: Arc<dyn Architecture>, path: impl AsRef<std::path::Path>) -> Result<Model> {
+        let state = StateDict::load(path, architecture.modules())?;
+        Ok(Model { architecture, state })
+    }
+
+    /// Writes the weights to a safetensors file; see [`StateDict::save`].
+    pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
+        self.state.save(path)
+    }
+
+    /// The same network with its weights on another device.
+    pub fn to_device(&self, device: &Device) -> Result<Model> {
+        Ok(Model { architecture: self.architecture.clone(), state: self.state.to_device(device)? })
+    }
+
+    /// A forward pass through these weights, to be run with [`Pass::forward`].
+    pub fn pass(&self, mode: Mode) -> Pass<'_> {
+        Pass::new(self.architecture.as_ref(), &self.state, mode)
+    }
+
+    /// The logits `[batch, classes]` of images `[batch, height, width, channel]`. Moves no running estimate.
+    pub fn logits(&self, images: &Tensor, mode: Mode) -> Result<Tensor> {
+        Ok(self.pass(mode).forward(images)?.tensor().clone())
+    }
+
+    /// The logits, and the outputs with the names `taps`: of a module (`layer4.1.conv2`), a block (`layer3`), or
+    /// [`Architecture::features`]. Maps are `[batch, height, width, channel]`.
+    pub fn tapped(&self, images: &Tensor, mode: Mode, taps: &[&str]) -> Result<(Tensor, IndexMap<String, Tensor>)> {
+        let pass = self.pass(mode).tapping(taps);
+        let logits = pass.forward(images)?;
+        let outputs: Result<_> =
+            taps.iter().map(|&tap| Ok((tap.to_owned(), pass.require_tap(tap)?.tensor().clone()))).collect();
+        Ok((logits.tensor().clone(), outputs?))
+    }
+
+    /// The loss of a batch and its gradients.
+    pub fn gradients(&self, batch: &Batch, mode: Mode, loss: &LossOptions) -> Result<Step> {
+        let mut correct = 0;
+        let (value, gradients, statistics) = self.differentiate(mode, &[], |pass| {
+            let logits = pass.forward(&batch.images)?;
+            correct = count_correct(logits.tensor(), &batch.labels)?;
+            Ok(logits.cross_entropy(&batch.labels, CrossEntropy { label_smoothing: loss.label_smoothing })?)
+        })?;
+        let gradients = if loss.scale == 1.0 { gradients } else { gradients.scale(loss.scale)? };
+        Ok(Step { loss: value, correct, gradients, statistics })
+    }
+
+    /// The value and the gradients of any scalar that `loss` computes on a recorded pass, whose outputs named in `taps`
+    /// can be used in it.
+    pub fn differentiate(
+        &self,
+        mode: Mode,
+        taps: &[&str],
+        loss: impl FnOnce(&Pass) -> Result<Var>,
+    ) -> Result<(f64, ParameterGradients, Statistics)> {
+        let tape = Tape::new();
+        let (value, leaves, statistics) = {
+            let pass = self.pass(mode).on_tape(&tape).tapping(taps);
+            let value = loss(&pass)?;
+            (value, pass.leaves(), pass.take_statistics())
+        };
+        let number = scalar(value.tensor())?;
+        let mut gradients = tape.backward(&value)?;
+        let by_name = self.state.parameters().map(|(name, _)| {
+            let gradient = leaves.get(name).and_then(|leaf| gradients.take(leaf));
+            Ok((name.to_owned(), gradient.ok_or_else(|| Error::NoGradient { parameter: name.to_owned() })?))
+        });
+        Ok((number, by_name.collect::<Result<_>>()?, statistics))
+    }
+
+    /// Moves the running estimates towards what a pass met: momentum 0.1, unbiased variance, as PyTorch.
+    pub fn absorb(&mut self, statistics: &Statistics) -> Result<()> {
+        let keep = 1.0 - BATCH_NORM_MOMENTUM;
+        for (module, met) in statistics.iter() {
+            for (buffer, new) in [("running_mean", &met.mean), ("running_var", &met.variance)] {
+                let name = format!("{module}.{buffer}");
+                let moved = ((self.state.get(&name)? * keep)? + (new * BATCH_NORM_MOMENTUM)?)?;
+                self.state.set(&name, &moved)?;
+            }
+            let name = format!("{module}.num_batches_tracked");
+            let counter = self.state.get(&name)?;
+            let count = counter.to_scalar::<i64>()? + 1;
+            let counter = Tensor::new(count, counter.device())?;
+            self.state.set(&name, &counter)?;
+        }
+        Ok(())
+    }
+}
+
+/// A tensor's only number.
+fn scalar(tensor: &Tensor) -> Result<f64> {
+    Ok(tensor.to_dtype(DType::F64)?.reshape(())?.to_scalar::<f64>()?)
+}
+
+/// The class with the largest logit for each image; the first of equals, as PyTorch.
+pub(crate) fn predictions(logits: &Tensor) -> Result<Vec<u32>> {
+    let rows = logits.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+    Ok(rows.iter().map(|row| argmax(row)).collect())
+}
+
+fn argmax(row: &[f32]) -> u32 {
+    let mut best = 0;
+    for (class, value) in row.iter().enumerate() {
+        // As PyTorch's argmax, NaN counts as the largest.
+        if *value > row[best] || (value.is_nan() && !row[best].is_nan()) {
+            best = class;
+        }
+    }
+    best as u32
+}
+
+/// How many images are classified as labelled.
+pub(crate) fn count_correct(logits: &Tensor, labels: &Tensor) -> Result<usize> {
+    let labels = labels.to_vec1::<u32>()?;
+    Ok(predictions(logits)?.iter().zip(&labels).filter(|(predicted, label)| predicted == label).count())
+}

@@ -1,0 +1,212 @@
+//! One way through a network: which weights, which mode, what is recorded.
+
+use crate::module::BATCH_NORM_EPSILON;
+use crate::{Architecture, Error, Layer, Result, StateDict};
+use indexmap::IndexMap;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use tsbd_tensor::{BatchNorm, BatchStatistics, Conv2d, Tape, Tensor, Var};
+
+/// What batch normalisation does in a forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// The batch's own statistics normalise and move the running estimates.
+    Train,
+    /// The batch's own statistics normalise; the running estimates stay.
+    TrainKeepingStatistics,
+    /// The running estimates normalise.
+    Eval,
+}
+
+/// The batch statistics a pass in [`Mode::Train`] met, by batch norm: [`crate::Model::absorb`] takes them.
+#[derive(Debug, Clone, Default)]
+pub struct Statistics(pub(crate) Vec<(String, BatchStatistics)>);
+
+impl Statistics {
+    /// Each batch norm's name and what it met, in the order of the forward pass.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &BatchStatistics)> {
+        self.0.iter().map(|(name, statistics)| (name.as_str(), statistics))
+    }
+}
+
+/// One forward pass: weights, mode, the tape when gradients are wanted, and the outputs to remember.
+///
+/// An [`Architecture`] calls its layers on it by name; stride, padding and the like come from its list of modules.
+pub struct Pass<'a> {
+    architecture: &'a dyn Architecture,
+    state: &'a StateDict,
+    mode: Mode,
+    tape: Option<&'a Tape>,
+    parameters: RefCell<IndexMap<String, Var>>,
+    taps: RefCell<HashMap<String, Option<Var>>>,
+    statistics: RefCell<Vec<(String, BatchStatistics)>>,
+}
+
+impl<'a> Pass<'a> {
+    /// A pass without gradients.
+    pub fn new(architecture: &'a dyn Architecture, state: &'a StateDict, mode: Mode) -> Pass<'a> {
+        Pass {
+            architecture,
+            state,
+            mode,
+            tape: None,
+            parameters: RefCell::default(),
+            taps: RefCell::default(),
+            statistics: RefCell::default(),
+        }
+    }
+
+    /// Records the pass on `tape`: every parameter becomes a leaf.
+    pub fn on_tape(mut self, tape: &'a Tape) -> Pass<'a> {
+        self.tape = Some(tape);
+        self
+    }
+
+    /// Remembers the outputs with these names: a module's (`layer4.1.conv2`), a block's (`layer3`) or [`Architecture::features`].
+    pub fn tapping<S: AsRef<str>>(self, names: impl IntoIterator<Item = S>) -> Pass<'a> {
+        self.taps.borrow_mut().extend(names.into_iter().map(|name| (name.as_ref().to_owned(), None)));
+        self
+    }
+
+    /// Uses `value` in place of the parameter `name`: a parameter that is itself computed, as with a mask on it.
+    pub fn replacing(self, name: &str, value: Var) -> Pass<'a> {
+        self.parameters.borrow_mut().insert(name.to_owned(), value);
+        self
+    }
+
+    /// The mode of the pass.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The tapped output `name`, once the pass has been there.
+    pub fn tap(&self, name: &str) -> Option<Var> {
+        self.taps.borrow().get(name).cloned().flatten()
+    }
+
+    /// The tapped output `name`, or an error that names what can be tapped.
+    pub fn require_tap(&self, name: &str) -> Result<Var> {
+        self.tap(name).ok_or_else(|| Error::UnknownTap {
+            architecture: self.architecture.name().to_owned(),
+            name: name.to_owned(),
+            example: self.architecture.features().to_owned(),
+        })
+    }
+
+    /// The parameter `name` as it is used in this pass.
+    pub fn parameter(&self, name: &str) -> Result<Var> {
+        if let Some(var) = self.parameters.borrow().get(name) {
+            return Ok(var.clone());
+        }
+        let tensor = self.state.get(name)?;
+        let var = match self.tape {
+            Some(tape) => tape.leaf(tensor),
+            None => Var::constant(tensor.clone()),
+        };
+        self.parameters.borrow_mut().insert(name.to_owned(), var.clone());
+        Ok(var)
+    }
+
+    /// Offers an output under `name`: it is remembered when the name was asked for. For outputs of blocks.
+    pub fn output(&self, name: &str, value: &Var) {
+        if let Some(tap) = self.taps.borrow_mut().get_mut(name) {
+            *tap = Some(value.clone());
+        }
+    }
+
+    fn is_tapped(&self, name: &str) -> bool {
+        self.taps.borrow().contains_key(name)
+    }
+
+    fn layer(&self, name: &str, kind: &'static str, matches: impl Fn(&Layer) -> bool) -> Result<&'a Layer> {
+        let found = self.architecture.modules().iter().find(|module| module.name == name);
+        found.map(|module| &module.layer).filter(|layer| matches(layer)).ok_or_else(|| Error::UnknownLayer {
+            architecture: self.architecture.name().to_owned(),
+            kind,
+            name: name.to_owned(),
+        })
+    }
+
+    fn convolution(&self, name: &str) -> Result<(Var, Option<Var>, Conv2d)> {
+        let layer = self.layer(name, "convolution", |layer| matches!(layer, Layer::Conv2d { .. }))?;
+        let &Layer::Conv2d { stride, padding, bias, .. } = layer else { unreachable!("checked above") };
+        let bias = if bias { Some(self.parameter(&format!("{name}.bias"))?) } else { None };
+        Ok((self.parameter(&format!("{name}.weight"))?, bias, Conv2d { stride, padding }))
+    }
+
+    /// The convolution `name` of `x` `[batch, height, width, in]`.
+    pub fn conv(&self, name: &str, x: &Var) -> Result<Var> {
+        let (weight, bias, options) = self.convolution(name)?;
+        let y = x.conv2d(&weight, bias.as_ref(), options)?;
+        self.output(name, &y);
+        Ok(y)
+    }
+
+    /// The convolution `name` of `x`, plus `residual`: one pass over memory unless the convolution's own output is tapped.
+    pub fn conv_add(&self, name: &str, x: &Var, residual: &Var) -> Result<Var> {
+        let (weight, bias, options) = self.convolution(name)?;
+        if bias.is_some() || self.is_tapped(name) {
+            return Ok(self.conv(name, x)?.add(residual)?);
+        }
+        Ok(x.conv2d_add(&weight, options, residual)?)
+    }
+
+    /// The batch normalisation `name` of `x` `[batch, height, width, channels]`.
+    pub fn batch_norm(&self, name: &str, x: &Var) -> Result<Var> {
+        let y = self.normalize(name, x, false)?;
+        self.output(name, &y);
+        Ok(y)
+    }
+
+    /// ReLU of the batch normalisation `name`: one pass over memory unless the normalisation's own output is tapped.
+    pub fn batch_norm_relu(&self, name: &str, x: &Var) -> Result<Var> {
+        if self.is_tapped(name) {
+            return Ok(self.batch_norm(name, x)?.relu()?);
+        }
+        self.normalize(name, x, true)
+    }
+
+    fn normalize(&self, name: &str, x: &Var, relu: bool) -> Result<Var> {
+        self.layer(name, "batch norm", |layer| matches!(layer, Layer::BatchNorm2d { .. }))?;
+        let weight = self.parameter(&format!("{name}.weight"))?;
+        let bias = self.parameter(&format!("{name}.bias"))?;
+        let statistics = match self.mode {
+            Mode::Train | Mode::TrainKeepingStatistics => tsbd_tensor::Statistics::Batch,
+            Mode::Eval => tsbd_tensor::Statistics::Running {
+                mean: self.state.get(&format!("{name}.running_mean"))?,
+                variance: self.state.get(&format!("{name}.running_var"))?,
+            },
+        };
+        let options = BatchNorm { statistics, epsilon: BATCH_NORM_EPSILON, relu };
+        let (y, met) = x.batch_norm(&weight, &bias, options)?;
+        if let (Mode::Train, Some(met)) = (self.mode, met) {
+            self.statistics.borrow_mut().push((name.to_owned(), met));
+        }
+        Ok(y)
+    }
+
+    /// The linear layer `name` of `x` `[batch, in_features]`.
+    pub fn linear(&self, name: &str, x: &Var) -> Result<Var> {
+        self.layer(name, "linear layer", |layer| matches!(layer, Layer::Linear { .. }))?;
+        let weight = self.parameter(&format!("{name}.weight"))?;
+        let bias = self.parameter(&format!("{name}.bias"))?;
+        let y = x.linear(&weight, Some(&bias))?;
+        self.output(name, &y);
+        Ok(y)
+    }
+
+    /// Takes the images through the network.
+    pub fn forward(&self, images: &Tensor) -> Result<Var> {
+        self.architecture.forward(self, &Var::constant(images.clone()))
+    }
+
+    /// The parameters met so far and their places on the tape.
+    pub(crate) fn leaves(&self) -> IndexMap<String, Var> {
+        self.parameters.borrow().clone()
+    }
+
+    /// The batch statistics met in [`Mode::Train`].
+    pub fn take_statistics(&self) -> Statistics {
+        Statistics(self.statistics.take())
+    }
+}

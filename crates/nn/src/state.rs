@@ -1,0 +1,219 @@
+//! The tensors of a network under PyTorch's names.
+
+use crate::{Error, Layout, Module, ParameterGradients, Result, Role, Slot};
+use indexmap::IndexMap;
+use tsbd_tensor::{DType, Device, Tensor};
+
+/// A tensor of a state dict.
+#[derive(Debug)]
+pub struct Entry {
+    /// The value, contiguous.
+    pub tensor: Tensor,
+    /// What it is for.
+    pub role: Role,
+    /// How it lies in memory.
+    pub layout: Layout,
+}
+
+/// The tensors of a network: parameters, running estimates and counters, in PyTorch's order under PyTorch's names.
+///
+/// Convolutions' weights lie as `[kh, kw, in, out]` in memory; [`StateDict::filters`] and files show them in PyTorch's
+/// order. The optimiser changes the tensors in place, so a [`Tensor`] cloned from here (which shares memory) changes
+/// with them; a clone of the state dict itself is deep.
+#[derive(Debug)]
+pub struct StateDict {
+    entries: IndexMap<String, Entry>,
+}
+
+impl Clone for StateDict {
+    /// A deep copy: training one leaves the other as it was.
+    fn clone(&self) -> StateDict {
+        let entries = self.entries.iter().map(|(name, entry)| {
+            // A copy of a tensor that exists can only fail for want of memory, which aborts elsewhere too.
+            let tensor = entry.tensor.copy().unwrap_or_else(|error| panic!("cannot copy `{name}`: {error}"));
+            (name.clone(), Entry { tensor, role: entry.role, layout: entry.layout })
+        });
+        StateDict { entries: entries.collect() }
+    }
+}
+
+impl StateDict {
+    /// The state dict of `modules`, each tensor made by `value` from its module and slot.
+    pub fn build(modules: &[Module], mut value: impl FnMut(&Module, &Slot) -> Result<Tensor>) -> Result<StateDict> {
+        let mut entries = IndexMap::new();
+        for module in modules {
+            for slot in module.slots() {
+                let tensor = value(module, &slot)?;
+                debug_assert_eq!(tensor.dims(), slot.dims, "{}", slot.name);
+                let tensor = tensor.contiguous()?;
+                entries.insert(slot.name, Entry { tensor, role: slot.role, layout: slot.layout });
+            }
+        }
+        Ok(StateDict { entries })
+    }
+
+    /// A state dict that shares its tensors with this one: for handing them on without a copy, never for keeping.
+    pub(crate) fn shared(&self) -> StateDict {
+        let share = |(name, entry): (&String, &Entry)| {
+            (name.clone(), Entry { tensor: entry.tensor.clone(), role: entry.role, layout: entry.layout })
+        };
+        StateDict { entries: self.entries.iter().map(share).collect() }
+    }
+
+    /// Every name, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Every name with its entry, in order.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
+        self.entries.iter().map(|(name, entry)| (name.as_str(), entry))
+    }
+
+    /// The trainable tensors, in order.
+    pub fn parameters(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.with_role(Role::Parameter)
+    }
+
+    /// The running estimates, in order (without the counters).
+    pub fn buffers(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.with_role(Role::Buffer)
+    }
+
+    fn with_role(&self, role: Role) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.entries().filter(move |(_, entry)| entry.role == role).map(|(name, entry)| (name, &entry.tensor))
+    }
+
+    /// How many numbers the trainable tensors hold.
+    pub fn parameter_count(&self) -> usize {
+        self.parameters().map(|(_, tensor)| tensor.elem_count()).sum()
+    }
+
+    /// The entry named `name`.
+    pub fn entry(&self, name: &str) -> Result<&Entry> {
+        self.entries.get(name).ok_or_else(|| self.unknown(name))
+    }
+
+    /// The tensor named `name`, in the layout of memory.
+    pub fn get(&self, name: &str) -> Result<&Tensor> {
+        self.entry(name).map(|entry| &entry.tensor)
+    }
+
+    fn unknown(&self, name: &str) -> Error {
+        let example = self.entries.keys().next().cloned().unwrap_or_default();
+        Error::UnknownTensor { name: name.to_owned(), example }
+    }
+
+    /// Replaces the tensor named `name` by a copy of `tensor`, which has the same shape (in memory) and type.
+    pub fn set(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
+        let old = self.get(name)?;
+        if old.dims() != tensor.dims() || old.dtype() != tensor.dtype() {
+            let describe = |tensor: &Tensor| format!("{:?} {}", tensor.dims(), tensor.dtype().as_str());
+            let (expected, found) = (describe(old), describe(tensor));
+            return Err(Error::Replacement { name: name.to_owned(), expected, found });
+        }
+        let tensor = owned(tensor)?.to_device(old.device())?;
+        self.entries[name].tensor = tensor;
+        Ok(())
+    }
+
+    /// A weight with one row per output filter: `[out, in * kh * kw]` in PyTorch's order for a convolution, the weight
+    /// itself for a linear layer.
+    pub fn filters(&self, name: &str) -> Result<Tensor> {
+        let entry = self.entry(name)?;
+        match (entry.layout, entry.tensor.dims()) {
+            (Layout::Convolution, &[kh, kw, input, output]) => {
+                Ok(entry.tensor.permute((3, 2, 0, 1))?.reshape((output, input * kh * kw))?.contiguous()?)
+            }
+            (Layout::Same, &[_, _]) => Ok(owned(&entry.tensor)?),
+            (_, shape) => Err(Error::NoFilters { name: name.to_owned(), shape: shape.to_vec() }),
+        }
+    }
+
+    /// [`StateDict::filters`] as numbers: one `Vec` per output filter.
+    pub fn filter_rows(&self, name: &str) -> Result<Vec<Vec<f32>>> {
+        Ok(self.filters(name)?.to_dtype(DType::F32)?.to_vec2()?)
+    }
+
+    /// Sets a weight from rows as [`StateDict::filters`] gives them.
+    pub fn set_filters(&mut self, name: &str, filters: &Tensor) -> Result<()> {
+        let entry = self.entry(name)?;
+        let tensor = match (entry.layout, entry.tensor.dims()) {
+            (Layout::Convolution, &[kh, kw, input, output]) if filters.dims() == [output, input * kh * kw] => {
+                filters.reshape((output, input, kh, kw))?.permute((2, 3, 1, 0))?.contiguous()?
+            }
+            _ => filters.clone(),
+        };
+        self.set(name, &tensor)
+    }
+
+    /// Sets a weight from numbers as [`StateDict::filter_rows`] gives them.
+    pub fn set_filter_rows(&mut self, name: &str, rows: &[Vec<f32>]) -> Result<()> {
+        let old = self.get(name)?;
+        let columns = rows.first().map_or(0, Vec::len);
+        let flat: Vec<f32> = rows.iter().flatten().copied().collect();
+        let filters = Tensor::from_vec(flat, (rows.len(), columns), &Device::Cpu)?
+            .to_dtype(old.dtype())?
+            .to_device(old.device())?;
+        self.set_filters(name, &filters)
+    }
+
+    /// Adds to every parameter `scale(name) *` its entry in `direction`; a scale of 0 leaves a parameter as it is.
+    pub fn add_scaled(&mut self, direction: &ParameterGradients, scale: impl Fn(&str) -> f64) -> Result<()> {
+        for (name, step) in direction.iter() {
+            let scale = scale(name);
+            if scale != 0.0 {
+                let moved = (self.get(name)? + (step * scale)?)?;
+                self.entries[name].tensor = moved;
+            }
+        }
+        Ok(())
+    }
+
+    /// The parameters of this state dict minus those of `other`, which has the same names.
+    pub fn difference(&self, other: &StateDict) -> Result<ParameterGradients> {
+        let pairs =
+            self.parameters().map(|(name, tensor)| Ok((name.to_owned(), (tensor - other.get(name)?)?))).collect();
+        Result::<Vec<_>>::map(pairs, ParameterGradients::from_iter)
+    }
+
+    /// A copy with every number converted to `dtype`; counters stay integers.
+    pub fn to_dtype(&self, dtype: DType) -> Result<StateDict> {
+        self.map(|entry| match entry.role {
+            Role::Counter => owned(&entry.tensor),
+            // Converting to the type a tensor has already would share its memory.
+            _ if entry.tensor.dtype() == dtype => owned(&entry.tensor),
+            _ => Ok(entry.tensor.to_dtype(dtype)?),
+        })
+    }
+
+    /// A copy on another device.
+    pub fn to_device(&self, device: &Device) -> Result<StateDict> {
+        self.map(|entry| owned(&entry.tensor.to_device(device)?))
+    }
+
+    fn map(&self, convert: impl Fn(&Entry) -> Result<Tensor>) -> Result<StateDict> {
+        let converted = self.entries.iter().map(|(name, entry)| {
+            Ok((name.clone(), Entry { tensor: convert(entry)?, role: entry.role, layout: entry.layout }))
+        });
+        Ok(StateDict { entries: converted.collect::<Result<_>>()? })
+    }
+
+    /// BLAKE3 of all names, shapes and numbers in hexadecimal: equal exactly when every bit is.
+    pub fn digest(&self) -> Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        for (name, entry) in self.entries() {
+            hasher.update(&(name.len() as u64).to_le_bytes());
+            hasher.update(name.as_bytes());
+            hasher.update(format!("{:?}{:?}", entry.tensor.dtype(), entry.tensor.dims()).as_bytes());
+            hasher.update(&crate::storage::bytes(&entry.tensor)?);
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+}
+
+/// A contiguous tensor that shares its memory with no other.
+pub(crate) fn owned(tensor: &Tensor) -> Result<Tensor> {
+    // `copy` keeps the layout of a view, and `contiguous` copies only a view.
+    Ok(if tensor.is_contiguous() { tensor.copy()? } else { tensor.contiguous()? })
+}

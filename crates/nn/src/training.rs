@@ -1,0 +1,277 @@
+//! The training loop.
+//!
+//! Each epoch: for each batch, gradients in training mode, running estimates moved, one optimiser step; then the
+//! schedule steps, the observer sees the model, and a checkpoint is offered. No epoch is preferred: the last one's
+//! weights are the result, as in BackdoorBench.
+
+use crate::{
+    Batch, BatchSource, Checkpoint, Error, LossOptions, Mode, Model, Result, Schedule, ScheduleState, Sgd, SgdConfig,
+    Step,
+};
+use serde::{Deserialize, Serialize};
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+/// How to train.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainingConfig {
+    /// How many times the data is seen.
+    pub epochs: usize,
+    /// The optimiser.
+    pub sgd: SgdConfig,
+    /// How the learning rate changes.
+    pub schedule: Schedule,
+}
+
+/// One step of training, just made.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StepReport {
+    /// The epoch, from 0.
+    pub epoch: usize,
+    /// How many epochs there will be.
+    pub epochs: usize,
+    /// The step within the epoch, from 0.
+    pub step: usize,
+    /// How many steps the epoch has.
+    pub steps: usize,
+    /// The batch's mean cross-entropy before the step.
+    pub loss: f64,
+    /// Images per second since the epoch began.
+    pub images_per_second: f64,
+}
+
+/// One epoch of training, just finished.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct EpochReport {
+    /// The epoch, from 0.
+    pub epoch: usize,
+    /// Its learning rate.
+    pub learning_rate: f64,
+    /// The mean over batches of the batch's mean cross-entropy.
+    pub mean_loss: f64,
+    /// The fraction of images classified as labelled, while training, in `[0, 1]`.
+    pub train_accuracy: f64,
+    /// How many images were seen.
+    pub images: usize,
+    /// Wall-clock seconds, without the observer's own work.
+    pub seconds: f64,
+}
+
+impl EpochReport {
+    pub(crate) fn to_numbers(&self) -> [f64; 6] {
+        let EpochReport { epoch, learning_rate, mean_loss, train_accuracy, images, seconds } = *self;
+        [epoch as f64, learning_rate, mean_loss, train_accuracy, images as f64, seconds]
+    }
+
+    pub(crate) fn from_numbers([epoch, learning_rate, mean_loss, train_accuracy, images, seconds]: [f64; 6]) -> Self {
+        EpochReport {
+            epoch: epoch as usize,
+            learning_rate,
+            mean_loss,
+            train_accuracy,
+            images: images as usize,
+            seconds,
+        }
+    }
+}
+
+/// Watches a training run and may end it.
+pub trait TrainingObserver {
+    /// After every step. `Break` interrupts training: the last checkpoint stays good, the steps since are lost.
+    fn step(&mut self, _report: &StepReport) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    /// After every epoch. `Break` ends training here, with this model as its result.
+    fn epoch_end(&mut self, _report: &EpochReport, _model: &Model) -> Result<ControlFlow<()>> {
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// After every epoch that does not end training early: what to [`Checkpoint::save`]. Its tensors change with the
+    /// next step; a clone keeps them.
+    fn checkpoint(&mut self, _checkpoint: &Checkpoint) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// An observer that does nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct IgnoreProgress;
+impl TrainingObserver for IgnoreProgress {}
+
+/// How a batch becomes a gradient: plain cross-entropy, or what a defense makes of it.
+pub trait StepRule {
+    /// The loss, the gradients for the optimiser, and the batch statistics for the running estimates.
+    fn compute(&mut self, model: &Model, batch: &Batch) -> Result<Step>;
+
+    /// What else happens to the model after the optimiser's step.
+    fn after(&mut self, _model: &mut Model, _batch: &Batch) -> Result<()> {
+        Ok(())
+    }
+
+    /// Everything about the rule that changes results, in words: a checkpoint of another rule is refused.
+    fn describe(&self) -> String;
+}
+
+/// The gradient of the (scaled) cross-entropy.
+#[derive(Debug, Clone, Copy)]
+pub struct CrossEntropyStep {
+    /// What is minimised.
+    pub loss: LossOptions,
+    /// What batch norms do.
+    pub mode: Mode,
+}
+
+impl Default for CrossEntropyStep {
+    fn default() -> CrossEntropyStep {
+        CrossEntropyStep { loss: LossOptions::default(), mode: Mode::Train }
+    }
+}
+
+impl StepRule for CrossEntropyStep {
+    fn compute(&mut self, model: &Model, batch: &Batch) -> Result<Step> {
+        model.gradients(batch, self.mode, &self.loss)
+    }
+    fn describe(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// How training ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// All epochs were trained.
+    Completed,
+    /// The observer ended it after an epoch: the model is the result.
+    Stopped,
+    /// The observer interrupted an epoch: the model is unfinished; resume from the last checkpoint.
+    Interrupted,
+}
+
+/// What a training run was.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainingSummary {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Its finished epochs, those before a resumption too.
+    pub history: Vec<EpochReport>,
+}
+
+/// Trains `model` on cross-entropy; see [`train_with`].
+pub fn train(
+    model: &mut Model,
+    source: &dyn BatchSource,
+    config: &TrainingConfig,
+    resume: Option<Checkpoint>,
+    observer: &mut dyn TrainingObserver,
+) -> Result<TrainingSummary> {
+    train_with(&mut CrossEntropyStep::default(), model, source, config, resume, observer)
+}
+
+/// Trains `model` with the gradients that `rule` gives.
+///
+/// With `resume` the model's weights are replaced by the checkpoint's, and the result has the same bits as if training
+/// had never stopped. A loss that is not finite is an error, before it reaches the weights.
+pub fn train_with(
+    rule: &mut dyn StepRule,
+    model: &mut Model,
+    source: &dyn BatchSource,
+    config: &TrainingConfig,
+    resume: Option<Checkpoint>,
+    observer: &mut dyn TrainingObserver,
+) -> Result<TrainingSummary> {
+    let run = run_description(rule, model, source, config);
+    let mut schedule = ScheduleState::new(config.sgd.learning_rate);
+    let mut history = vec![];
+    let mut optimizer = Sgd::new(config.sgd, &model.state)?;
+    if let Some(checkpoint) = resume {
+        if checkpoint.run != run {
+            return Err(Error::ForeignCheckpoint { field: "configuration", found: checkpoint.run, expected: run });
+        }
+        let device = model.state.parameters().next().map(|(_, tensor)| tensor.device().clone());
+        let device = device.unwrap_or(tsbd_tensor::Device::Cpu);
+        model.state = checkpoint.state.to_device(&device)?;
+        let velocities = checkpoint.velocities.into_iter().map(|(name, velocity)| {
+            let velocity = crate::state::owned(&velocity)?.to_device(&device)?;
+            Ok((name, velocity))
+        });
+        optimizer = Sgd::with_velocities(config.sgd, velocities.collect::<Result<_>>()?);
+        (schedule, history) = (checkpoint.schedule, checkpoint.history);
+    }
+
+    for epoch in history.len()..config.epochs {
+        let learning_rate = schedule.learning_rate();
+        let Some(report) = train_epoch(rule, model, source, config, &mut optimizer, learning_rate, epoch, observer)?
+        else {
+            return Ok(TrainingSummary { outcome: Outcome::Interrupted, history });
+        };
+        history.push(report);
+        schedule.step(&config.schedule, report.mean_loss);
+        if observer.epoch_end(&report, model)?.is_break() {
+            return Ok(TrainingSummary { outcome: Outcome::Stopped, history });
+        }
+        observer.checkpoint(&Checkpoint::borrow(&run, model, &optimizer, &schedule, &history))?;
+    }
+    Ok(TrainingSummary { outcome: Outcome::Completed, history })
+}
+
+/// One epoch, or nothing when the observer interrupted it.
+#[expect(clippy::too_many_arguments, reason = "the loop's own body, taken out to be read alone")]
+fn train_epoch(
+    rule: &mut dyn StepRule,
+    model: &mut Model,
+    source: &dyn BatchSource,
+    config: &TrainingConfig,
+    optimizer: &mut Sgd,
+    learning_rate: f64,
+    epoch: usize,
+    observer: &mut dyn TrainingObserver,
+) -> Result<Option<EpochReport>> {
+    let begin = Instant::now();
+    let (mut loss_sum, mut correct, mut images, mut steps_made) = (0.0, 0, 0, 0);
+    for (step, batch) in source.epoch(epoch).enumerate() {
+        let batch = batch?;
+        let Step { loss, correct: right, gradients, statistics } = rule.compute(model, &batch)?;
+        if !loss.is_finite() {
+            return Err(Error::NonFiniteLoss { epoch, step, loss, indices: batch.indices });
+        }
+        model.absorb(&statistics)?;
+        optimizer.step_at(learning_rate, &mut model.state, &gradients)?;
+        rule.after(model, &batch)?;
+        loss_sum += loss;
+        correct += right;
+        images += batch.len();
+        steps_made += 1;
+        let images_per_second = images as f64 / begin.elapsed().as_secs_f64();
+        let steps = source.batches_per_epoch();
+        let report = StepReport { epoch, epochs: config.epochs, step, steps, loss, images_per_second };
+        if observer.step(&report).is_break() {
+            return Ok(None);
+        }
+    }
+    if steps_made == 0 {
+        return Err(Error::EmptyEpoch { epoch, images: source.images_per_epoch() });
+    }
+    Ok(Some(EpochReport {
+        epoch,
+        learning_rate,
+        mean_loss: loss_sum / f64::from(steps_made),
+        train_accuracy: correct as f64 / images as f64,
+        images,
+        seconds: begin.elapsed().as_secs_f64(),
+    }))
+}
+
+/// What a checkpoint must agree on with the run that resumes from it.
+fn run_description(rule: &dyn StepRule, model: &Model, source: &dyn BatchSource, config: &TrainingConfig) -> String {
+    format!(
+        "{} with {} parameters, {:?}, {} images in {} batches, {}",
+        model.architecture.name(),
+        model.state.parameter_count(),
+        config,
+        source.images_per_epoch(),
+        source.batches_per_epoch(),
+        rule.describe(),
+    )
+}
