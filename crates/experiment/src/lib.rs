@@ -1,1 +1,35 @@
-//! Experiment files, cells, keys and the result store.
+//! Experiment files, cells and their keys, and the result store. No async, no training.
+//!
+//! An experiment file describes a grid. [`plan()`] reads it with its profile and the `--set` arguments, checks
+//! everything that can be checked before anything is trained, and turns it into a [`Plan`]: the [`Cell`]s (units of
+//! work, each with a content key) and the grid points that tables are made of. What a finished cell leaves is a
+//! [`CellRecord`] in the [`Store`]; what is still to do is the pure function [`outstanding`] of a plan and of what the
+//! store holds; [`result_rows`] joins the two.
+//!
+//! ```text
+//! profile < experiment file < --set      layers of TOML, every value with its place      document, argument
+//!            |  checked per grid point                                                    experiment/
+//!          Plan { cells, points }                                                         plan
+//!            |  outstanding(plan, found)
+//!          Store: cells/<key>/{cell.toml, record.json, model.safetensors, attempts/}      store/
+//!            |  result_rows(plan, store)
+//!          ResultRow                                                                      row
+//! ```
+
+pub mod cell;
+pub mod parameters;
+pub mod plan;
+pub mod record;
+pub mod row;
+pub mod store;
+
+pub use cell::{Cell, CellKey, CellKind};
+pub use parameters::{
+    Augmentation, DatasetParameters, MethodParameters, ModelParameters, Schedule, TrainingParameters,
+};
+pub use plan::{Experiment, GridPoint, Plan, TableSpec, outstanding};
+pub use record::{
+    Artefact, CellRecord, Failure, Outcome, OutcomeKind, Provenance, RECORD_FORMAT, TracePoint, Versions,
+};
+pub use row::{ResultRow, RowState, result_rows};
+pub use store::{Attempt, CoordinatorLock, Damage, Found, Published, Store, StoreError, Survey, Verification};

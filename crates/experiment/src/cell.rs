@@ -1,0 +1,283 @@
+//! A cell: one unit of work, identified by the content of its parameters.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+use crate::parameters::{DatasetParameters, MethodParameters, ModelParameters, TrainingParameters};
+
+/// The name of a cell: the first 128 bits of BLAKE3 over the cell's canonical JSON, as 32 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct CellKey(String);
+
+impl CellKey {
+    /// Number of hexadecimal digits.
+    pub const DIGITS: usize = 32;
+
+    /// The digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The first eight digits: enough for a person to tell cells apart.
+    pub fn short(&self) -> &str {
+        &self.0[..8]
+    }
+}
+
+impl fmt::Display for CellKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl FromStr for CellKey {
+    type Err = InvalidKey;
+
+    fn from_str(text: &str) -> Result<Self, InvalidKey> {
+        let digits = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if digits && text.len() == Self::DIGITS { Ok(Self(text.to_owned())) } else { Err(InvalidKey(text.to_owned())) }
+    }
+}
+
+impl<'de> Deserialize<'de> for CellKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A text that is no cell key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no cell key: a key has 32 digits out of 0-9 and a-f, as the folders of results/cells have")]
+pub struct InvalidKey(String);
+
+/// What a cell does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CellKind {
+    /// Trains a model on poisoned (or, with the attack `none`, clean) images.
+    Train,
+    /// Repairs the model of its parent.
+    Defend,
+    /// Measures something inside the model of its parent.
+    Measure,
+}
+
+/// Everything that determines a result, and nothing else: no time, no code revision, no experiment name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cell {
+    /// What is done.
+    pub kind: CellKind,
+    /// Cells of different profiles never mix.
+    pub profile: String,
+    /// Seed of every random stream of the cell.
+    pub seed: u64,
+    /// Digest of the images, as `tsbd-data` gives it.
+    pub data_digest: String,
+    /// The cells whose results this one starts from. For [`CellKind::Defend`]: its Train cell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parents: Vec<CellKey>,
+    /// The images.
+    pub dataset: DatasetParameters,
+    /// The network.
+    pub model: ModelParameters,
+    /// How it is trained; Train cells only (a defense's own training is among its parameters).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<TrainingParameters>,
+    /// The attack; `none` for clean training.
+    pub attack: MethodParameters,
+    /// The defense; Defend cells only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defense: Option<MethodParameters>,
+}
+
+impl Cell {
+    /// The cell's name. Depends on the cell's parameters alone.
+    pub fn key(&self) -> CellKey {
+        let digest = blake3::hash(canonical_json(&self.to_value()).as_bytes());
+        CellKey(digest.to_hex()[..CellKey::DIGITS].to_owned())
+    }
+
+    /// Name of the defense, `none` for a cell without one.
+    pub fn defense_name(&self) -> &str {
+        self.defense.as_ref().map_or("none", |defense| &defense.name)
+    }
+
+    /// What a person calls the cell: `badnets`, or `badnets + tsbd`.
+    pub fn label(&self) -> String {
+        match &self.defense {
+            Some(defense) => format!("{} + {}", self.attack.name, defense.name),
+            None => self.attack.name.clone(),
+        }
+    }
+
+    /// The cell as TOML, for `cell.toml`. [`Cell::from_toml`] reads it back to a cell of the same key.
+    pub fn to_toml(&self) -> String {
+        let value = without_nulls(self.to_value());
+        toml::to_string(&value).expect("a cell consists of tables, strings and numbers, all of which TOML can write")
+    }
+
+    /// Reads what [`Cell::to_toml`] wrote.
+    pub fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    fn to_value(&self) -> Value {
+        serde_json::to_value(self).expect("a cell has string keys only, so JSON can hold it")
+    }
+}
+
+/// JSON with sorted keys, without spaces and without nulls (a parameter that is null is a parameter not given):
+/// equal values give equal bytes, whatever order a map keeps.
+pub(crate) fn canonical_json(value: &Value) -> String {
+    let mut text = String::new();
+    write_canonical(value, &mut text);
+    text
+}
+
+fn write_canonical(value: &Value, text: &mut String) {
+    match value {
+        Value::Object(map) => {
+            let mut entries: Vec<_> = map.iter().filter(|(_, value)| !value.is_null()).collect();
+            entries.sort_by_key(|(key, _)| *key);
+            text.push('{');
+            for (position, (key, value)) in entries.into_iter().enumerate() {
+                if position > 0 {
+                    text.push(',');
+                }
+                text.push_str(&Value::from(key.as_str()).to_string());
+                text.push(':');
+                write_canonical(value, text);
+            }
+            text.push('}');
+        }
+        Value::Array(items) => {
+            text.push('[');
+            for (position, item) in items.iter().enumerate() {
+                if position > 0 {
+                    text.push(',');
+                }
+                write_canonical(item, text);
+            }
+            text.push(']');
+        }
+        scalar => text.push_str(&scalar.to_string()),
+    }
+}
+
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(map) => map
+            .into_iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, value)| (key, without_nulls(value)))
+            .collect(),
+        Value::Array(items) => items.into_iter().map(without_nulls).collect(),
+        scalar => scalar,
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::parameters::{Augmentation, Schedule};
+
+    pub(crate) fn train_cell(attack: &str, seed: u64) -> Cell {
+        Cell {
+            kind: CellKind::Train,
+            profile: "smoke".into(),
+            seed,
+            data_digest: "0123".into(),
+            parents: Vec::new(),
+            dataset: DatasetParameters {
+                name: "shapes".into(),
+                train_images: Some(2000),
+                test_images: None,
+                image_size: Some(16),
+                seed: 0,
+            },
+            model: ModelParameters { name: "preact-resnet18".into(), width: 8 },
+            training: Some(TrainingParameters {
+                epochs: 3,
+                batch_size: 64,
+                learning_rate: 0.05,
+                momentum: 0.9,
+                weight_decay: 5e-4,
+                schedule: Schedule::Cosine { t_max: 3 },
+                augmentation: Augmentation::Standard,
+            }),
+            attack: MethodParameters {
+                name: attack.into(),
+                revision: 1,
+                parameters: json!({"poisoning_ratio": 0.1, "target_class": 0, "trigger": null}),
+            },
+            defense: None,
+        }
+    }
+
+    pub(crate) fn defend_cell(train: &Cell, defense: &str) -> Cell {
+        Cell {
+            kind: CellKind::Defend,
+            training: None,
+            parents: vec![train.key()],
+            defense: Some(MethodParameters { name: defense.into(), revision: 1, parameters: json!({"epochs": 1.0}) }),
+            ..train.clone()
+        }
+    }
+
+    #[test]
+    fn the_key_is_the_same_whatever_order_a_map_keeps() {
+        let one: Value = serde_json::from_str(r#"{"b": [1, {"y": 0.5, "x": null}], "a": "ü\""}"#).unwrap();
+        let other: Value = serde_json::from_str(r#"{"a": "ü\"", "b": [1, {"y": 0.5}]}"#).unwrap();
+        assert_eq!(canonical_json(&one), canonical_json(&other));
+        assert_eq!(canonical_json(&one), r#"{"a":"ü\"","b":[1,{"y":0.5}]}"#);
+    }
+
+    #[test]
+    fn the_key_of_a_cell_never_changes_by_accident() {
+        // A changed literal means that every result on users' disks is lost: only for a change that is meant.
+        assert_eq!(train_cell("badnets", 0).key().as_str().len(), CellKey::DIGITS);
+        assert_eq!(train_cell("badnets", 0).key().as_str(), "f2404fff608b63f061bfbbe9028fd6c1");
+    }
+
+    #[test]
+    fn every_part_of_a_cell_changes_its_key() {
+        let cell = train_cell("badnets", 0);
+        let mut changed = vec![cell.clone(); 7];
+        changed[0].seed = 1;
+        changed[1].profile = "quick".into();
+        changed[2].data_digest = "0124".into();
+        changed[3].attack.revision = 2;
+        changed[4].attack.parameters["target_class"] = json!(1);
+        changed[5].model.width = 16;
+        changed[6].training.as_mut().unwrap().epochs = 4;
+        let mut keys: Vec<_> = changed.iter().map(Cell::key).collect();
+        keys.push(cell.key());
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), 8);
+    }
+
+    #[test]
+    fn a_cell_survives_its_toml_form() {
+        let train = train_cell("blended", 3);
+        for cell in [defend_cell(&train, "tsbd"), train] {
+            let read = Cell::from_toml(&cell.to_toml()).unwrap();
+            assert_eq!(read.key(), cell.key(), "{}", cell.to_toml());
+        }
+    }
+
+    #[test]
+    fn only_32_lower_case_digits_are_a_key() {
+        assert!("0123456789abcdef0123456789abcdef".parse::<CellKey>().is_ok());
+        for wrong in ["", "0123", "0123456789ABCDEF0123456789abcdef", "../../../../../../../etc/passwd0"] {
+            assert!(wrong.parse::<CellKey>().is_err(), "{wrong}");
+        }
+    }
+}

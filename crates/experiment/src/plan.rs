@@ -1,0 +1,228 @@
+//! A plan: the cells of an experiment and the grid points that tables are made of. What is left to do is a pure
+//! function of the plan and of the outcomes found.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::cell::{Cell, CellKey};
+use crate::record::OutcomeKind;
+
+/// What an experiment is called and what is made of its results.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Experiment {
+    /// The file's stem, e.g. `table1`.
+    pub name: String,
+    /// A line for people.
+    pub title: String,
+    /// The profile in force.
+    pub profile: String,
+    /// The table made of the results.
+    pub table: TableSpec,
+}
+
+/// Which table is made of the results.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableSpec {
+    /// The axis that rows are made of.
+    pub rows: String,
+    /// The axis that columns are made of.
+    pub columns: String,
+    /// The metrics of each cell of the table.
+    pub metrics: Vec<String>,
+}
+
+impl Default for TableSpec {
+    fn default() -> Self {
+        Self {
+            rows: "attack".into(),
+            columns: "defense".into(),
+            metrics: ["acc", "asr", "der"].map(str::to_owned).to_vec(),
+        }
+    }
+}
+
+/// One point of the grid. Several points may share a cell: the backdoored model is trained once for all its defenses,
+/// and a point with the defense `none` *is* the Train cell.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GridPoint {
+    /// Name of the attack.
+    pub attack: String,
+    /// Name of the defense; `none` for the backdoored model itself.
+    pub defense: String,
+    /// Seed.
+    pub seed: u64,
+    /// The other axes of `[grid]` that apply to this point, by dotted key.
+    pub axes: BTreeMap<String, Value>,
+    /// The cell that has the point's result.
+    pub cell: CellKey,
+}
+
+/// An experiment, checked and laid out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Its name and table.
+    pub experiment: Experiment,
+    /// All cells, parents before their children.
+    pub cells: IndexMap<CellKey, Cell>,
+    /// All grid points, in the file's order: attacks outermost, then defenses, other axes, seeds.
+    pub points: Vec<GridPoint>,
+}
+
+impl Plan {
+    /// The cells that start from the result of `key`.
+    pub fn children<'a>(&'a self, key: &'a CellKey) -> impl Iterator<Item = &'a CellKey> {
+        self.cells.iter().filter(move |(_, cell)| cell.parents.contains(key)).map(|(child, _)| child)
+    }
+}
+
+/// The cells that have to run, parents first: those that a grid point needs and that are not done, and their parents
+/// as far as these are not done. A cell that failed before is outstanding again; a cell that nothing needs is not.
+///
+/// Pure: the same plan and the same outcomes give the same list, whatever happened before.
+pub fn outstanding(plan: &Plan, found: &BTreeMap<CellKey, OutcomeKind>) -> Vec<CellKey> {
+    let done = |key: &CellKey| found.get(key) == Some(&OutcomeKind::Done);
+    let mut needed: BTreeSet<&CellKey> = plan.points.iter().map(|point| &point.cell).filter(|key| !done(key)).collect();
+    // Parents come first in the plan, so one pass from its end reaches every ancestor.
+    for (key, cell) in plan.cells.iter().rev() {
+        if needed.contains(key) {
+            needed.extend(cell.parents.iter().filter(|parent| !done(parent)));
+        }
+    }
+    plan.cells.keys().filter(|key| needed.contains(key)).cloned().collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cell::tests::{defend_cell, train_cell};
+
+    /// The plan of `attacks` x `defenses` (the defense `none` included) with one seed.
+    pub(crate) fn grid(attacks: &[&str], defenses: &[&str]) -> Plan {
+        let mut plan = Plan {
+            experiment: Experiment {
+                name: "test".into(),
+                title: "A test".into(),
+                profile: "smoke".into(),
+                table: TableSpec::default(),
+            },
+            cells: IndexMap::new(),
+            points: Vec::new(),
+        };
+        for attack in attacks {
+            let train = train_cell(attack, 0);
+            plan.cells.insert(train.key(), train.clone());
+            for defense in defenses {
+                let cell = if *defense == "none" { train.clone() } else { defend_cell(&train, defense) };
+                let key = cell.key();
+                plan.points.push(GridPoint {
+                    attack: (*attack).into(),
+                    defense: (*defense).into(),
+                    seed: 0,
+                    axes: BTreeMap::new(),
+                    cell: key.clone(),
+                });
+                plan.cells.entry(key).or_insert(cell);
+            }
+        }
+        plan
+    }
+
+    /// A plan of any shape: cell `i` may have any earlier cells as parents, and any cells are points.
+    fn any_plan() -> impl Strategy<Value = Plan> {
+        let shape = (1_usize..12).prop_flat_map(|count| {
+            (proptest::collection::vec(any::<u16>(), count), proptest::collection::vec(any::<bool>(), count))
+        });
+        shape.prop_map(|(parents, is_point)| {
+            let mut plan = grid(&[], &[]);
+            for (seed, (mask, point)) in parents.into_iter().zip(is_point).enumerate() {
+                let mut cell = train_cell("badnets", seed as u64);
+                let earlier = plan.cells.keys().enumerate().filter(|(position, _)| mask & (1 << position) != 0);
+                cell.parents = earlier.take(2).map(|(_, key)| key.clone()).collect();
+                let key = cell.key();
+                plan.cells.insert(key.clone(), cell);
+                if point {
+                    plan.points.push(GridPoint {
+                        attack: "badnets".into(),
+                        defense: "none".into(),
+                        seed: seed as u64,
+                        axes: BTreeMap::new(),
+                        cell: key,
+                    });
+                }
+            }
+            plan
+        })
+    }
+
+    fn any_plan_and_outcomes() -> impl Strategy<Value = (Plan, BTreeMap<CellKey, OutcomeKind>)> {
+        any_plan().prop_flat_map(|plan| {
+            let count = plan.cells.len();
+            let outcome = prop_oneof![
+                Just(None),
+                Just(Some(OutcomeKind::Done)),
+                Just(Some(OutcomeKind::Failed)),
+                Just(Some(OutcomeKind::Skipped))
+            ];
+            proptest::collection::vec(outcome, count).prop_map(move |outcomes| {
+                let found = plan.cells.keys().cloned().zip(outcomes);
+                (plan.clone(), found.filter_map(|(key, outcome)| Some((key, outcome?))).collect())
+            })
+        })
+    }
+
+    /// The definition, word by word: a cell is needed by a point, or by a child that has to run.
+    fn has_to_run(plan: &Plan, found: &BTreeMap<CellKey, OutcomeKind>, key: &CellKey) -> bool {
+        found.get(key) != Some(&OutcomeKind::Done)
+            && (plan.points.iter().any(|point| &point.cell == key)
+                || plan.children(key).any(|child| has_to_run(plan, found, child)))
+    }
+
+    proptest! {
+        #[test]
+        fn exactly_the_needed_cells_are_outstanding_parents_first((plan, found) in any_plan_and_outcomes()) {
+            let cells = outstanding(&plan, &found);
+            let expected: Vec<_> = plan.cells.keys().filter(|key| has_to_run(&plan, &found, key)).cloned().collect();
+            prop_assert_eq!(&cells, &expected);
+            for (position, key) in cells.iter().enumerate() {
+                for parent in &plan.cells[key].parents {
+                    let ready = found.get(parent) == Some(&OutcomeKind::Done) || cells[..position].contains(parent);
+                    prop_assert!(ready, "{} comes before its parent {}", key, parent);
+                }
+            }
+        }
+
+        #[test]
+        fn finishing_one_outstanding_cell_never_adds_another((plan, found) in any_plan_and_outcomes(), pick: usize) {
+            let before = outstanding(&plan, &found);
+            if !before.is_empty() {
+                let mut found = found;
+                found.insert(before[pick % before.len()].clone(), OutcomeKind::Done);
+                let after = outstanding(&plan, &found);
+                prop_assert!(after.len() < before.len());
+                prop_assert!(after.iter().all(|key| before.contains(key)));
+            }
+        }
+
+        #[test]
+        fn running_what_is_outstanding_until_nothing_is_ends_with_every_point_done((plan, found) in any_plan_and_outcomes()) {
+            let mut found = found;
+            for _ in 0..=plan.cells.len() {
+                let Some(first) = outstanding(&plan, &found).into_iter().next() else { break };
+                found.insert(first, OutcomeKind::Done);
+            }
+            prop_assert!(plan.points.iter().all(|point| found.get(&point.cell) == Some(&OutcomeKind::Done)));
+        }
+    }
+
+    #[test]
+    fn a_backdoored_model_is_trained_once_for_all_its_defenses() {
+        let plan = grid(&["badnets", "blended"], &["none", "ft", "tsbd"]);
+        assert_eq!((plan.cells.len(), plan.points.len()), (6, 6));
+        assert_eq!(outstanding(&plan, &BTreeMap::new()).len(), 6);
+    }
+}

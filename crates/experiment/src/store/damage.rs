@@ -1,0 +1,90 @@
+//! Records that cannot be believed: found when read, kept aside before the cell is run again.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+
+use super::{Store, StoreError, Verification, file_digest, file_error, sync_folder};
+use crate::cell::CellKey;
+use crate::record::CellRecord;
+
+/// A record that cannot be believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The cell.
+    pub key: CellKey,
+    /// The record.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is no valid result: {}; the cell counts as not done", self.path.display(), self.reason)
+    }
+}
+
+impl Store {
+    /// Moves a damaged record to a name beside it (`record.json.damaged-1`, ...), where nobody takes it for a result
+    /// and somebody can look at it. Gives the new name, or `None` if it is no longer there.
+    pub fn set_aside(&self, damage: &Damage) -> Result<Option<PathBuf>, StoreError> {
+        set_aside(&damage.path).map_err(file_error)
+    }
+}
+
+pub(super) fn set_aside(path: &Path) -> io::Result<Option<PathBuf>> {
+    for number in 1.. {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".damaged-{number}"));
+        let aside = PathBuf::from(name);
+        // A link refuses to overwrite what was set aside before, a rename would not.
+        match fs::hard_link(path, &aside) {
+            Ok(()) => {
+                fs::remove_file(path)?;
+                sync_folder(path.parent().unwrap_or(Path::new(".")))?;
+                return Ok(Some(aside));
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// The record in `bytes` if it and its artefacts can be believed, or what is wrong.
+pub(super) fn check(
+    store: &Store,
+    key: &CellKey,
+    bytes: &[u8],
+    verification: Verification,
+) -> Result<Result<CellRecord, String>, StoreError> {
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => return Ok(Err(format!("it is no text: {error}"))),
+    };
+    let record = match CellRecord::from_json(text, key) {
+        Ok(record) => record,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    for (name, artefact) in &record.artefacts {
+        let path = store.artefact(key, name);
+        let length = match fs::metadata(&path) {
+            Ok(metadata) => metadata.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Err(format!("its file {name} is missing")));
+            }
+            Err(error) => return Err(file_error(error)),
+        };
+        if length != artefact.bytes {
+            return Ok(Err(format!("its file {name} has {length} bytes instead of {}", artefact.bytes)));
+        }
+        if verification == Verification::Digests && file_digest(&path).map_err(file_error)? != artefact.blake3 {
+            return Ok(Err(format!("its file {name} was changed after it was published")));
+        }
+    }
+    Ok(Ok(record))
+}

@@ -1,0 +1,300 @@
+//! The results folder.
+//!
+//! ```text
+//! results/
+//!   coordinator.lock               held by the process that runs a grid; says who it is
+//!   status.json                    what it is doing (the orchestrator writes it)
+//!   cells/<key>/
+//!     cell.toml                    the cell's parameters, readable
+//!     record.json                  the result; exists only whole, never changes
+//!     model.safetensors, ...       the record's artefacts, with their BLAKE3 in the record
+//!     failure.json                 why the last attempt failed, if it did
+//!     publish.lock                 held while a result is being published
+//!     attempts/<n>-<pid>/          private folder of one process, which holds its `lock`
+//!       checkpoint.safetensors     where the next attempt continues
+//!       log                        what the process wrote on standard error
+//! ```
+//!
+//! Publication ends with a hard link of the complete, synced record; that link is the only thing that makes a result.
+//! Whatever happens before it (a kill, a full disk) leaves the cell outstanding; whatever happens after it cannot
+//! change the record, because a link never overwrites. Reading recomputes the key from the parameters, the seal of
+//! the record and the digests of its artefacts, so damage reads as "not there" and is reported, never as a result.
+
+mod attempt;
+mod damage;
+mod lock;
+mod publication;
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+
+pub use attempt::{Attempt, AttemptId};
+pub use damage::Damage;
+pub use lock::{CoordinatorLock, LockHolder};
+pub use publication::Published;
+
+use crate::cell::{Cell, CellKey};
+use crate::plan::Plan;
+use crate::record::{CellRecord, Failure, OutcomeKind, RecordError};
+
+/// A results folder. Opening it creates nothing.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// What can go wrong with a results folder.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file or folder could not be read or written (the message names it).
+    #[error("{0}; nothing that was already published is affected")]
+    File(#[from] io::Error),
+    /// The disk is full.
+    #[error(
+        "{0}: the disk is full; free some space or give another folder with --results, and run the same command again: it continues where it was"
+    )]
+    DiskFull(#[source] io::Error),
+    /// Another coordinator works here.
+    #[error("{} is in use by {holder}; wait for it, stop it, or give another folder with --results", root.display())]
+    InUse {
+        /// The results folder.
+        root: PathBuf,
+        /// Who holds it.
+        holder: LockHolder,
+    },
+    /// There is no such cell.
+    #[error("{} does not exist: no plan that was run here has the cell {key}", path.display())]
+    NoSuchCell {
+        /// The file that would describe it.
+        path: PathBuf,
+        /// Its key.
+        key: CellKey,
+    },
+    /// `cell.toml` is damaged.
+    #[error("{} does not describe the cell it lies in ({reason}); run the experiment again to have it written anew", path.display())]
+    BadCell {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The record to be published is no valid record.
+    #[error("the result of cell {key} cannot be published: {source}")]
+    Unpublishable {
+        /// The cell.
+        key: CellKey,
+        /// What is wrong with the record.
+        source: RecordError,
+    },
+    /// The result that something starts from is not there.
+    #[error("cell {key} has no result to start from ({reason}); run the experiment again to have it made")]
+    NotDone {
+        /// The cell.
+        key: CellKey,
+        /// What was found instead.
+        reason: String,
+    },
+    /// Another process works in this attempt's folder.
+    #[error("{} is in use by another process", path.display())]
+    AttemptInUse {
+        /// The attempt's folder.
+        path: PathBuf,
+    },
+}
+
+impl StoreError {
+    /// Whether the disk was full.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::DiskFull(_))
+    }
+}
+
+/// Sorts an error of the file system: a full disk has its own way out.
+pub(crate) fn file_error(error: io::Error) -> StoreError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::DiskFull(error),
+        _ => StoreError::File(error),
+    }
+}
+
+/// How much of a record's artefacts is verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verification {
+    /// That they are there and have the right length: for reading tables.
+    Sizes,
+    /// Their contents: before something is built on them.
+    Digests,
+}
+
+/// What the store holds of a cell.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Found {
+    /// Neither a result nor a failure.
+    Nothing,
+    /// A result.
+    Done(Box<CellRecord>),
+    /// The last attempt failed.
+    Failed(Box<Failure>),
+    /// A record that cannot be believed; counts as not there.
+    Damaged(Damage),
+}
+
+/// What the store holds of a plan.
+#[derive(Debug, Clone, Default)]
+pub struct Survey {
+    /// The outcomes, for [`crate::outstanding`].
+    pub found: BTreeMap<CellKey, OutcomeKind>,
+    /// Records that cannot be believed.
+    pub damaged: Vec<Damage>,
+}
+
+impl Store {
+    /// The results folder `root`, which need not exist yet.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder of a cell.
+    pub fn cell_directory(&self, key: &CellKey) -> PathBuf {
+        self.root.join("cells").join(key.as_str())
+    }
+
+    /// Path of a published file of a cell, e.g. `model.safetensors`.
+    pub fn artefact(&self, key: &CellKey, name: &str) -> PathBuf {
+        self.cell_directory(key).join(name)
+    }
+
+    /// Writes `cell.toml`, from which `tsbd cell <key>` reads what to do.
+    pub fn describe(&self, cell: &Cell) -> Result<CellKey, StoreError> {
+        let key = cell.key();
+        let path = self.artefact(&key, "cell.toml");
+        if self.read_cell(&key).is_err() {
+            write_atomically(&path, cell.to_toml().as_bytes())?;
+        }
+        Ok(key)
+    }
+
+    /// Reads `cell.toml` and checks that it describes the cell it lies in.
+    pub fn read_cell(&self, key: &CellKey) -> Result<Cell, StoreError> {
+        let path = self.artefact(key, "cell.toml");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(StoreError::NoSuchCell { path, key: key.clone() });
+            }
+            Err(error) => return Err(file_error(error)),
+        };
+        let cell = match Cell::from_toml(&text) {
+            Ok(cell) => cell,
+            Err(error) => return Err(StoreError::BadCell { path, reason: error.message().to_owned() }),
+        };
+        let found = cell.key();
+        if &found != key {
+            return Err(StoreError::BadCell { path, reason: format!("its parameters have the key {found}") });
+        }
+        Ok(cell)
+    }
+
+    /// What is there of a cell. Reads, never writes.
+    pub fn look(&self, key: &CellKey, verification: Verification) -> Result<Found, StoreError> {
+        let path = self.artefact(key, "record.json");
+        match fs::read(&path) {
+            Ok(bytes) => {
+                return Ok(match damage::check(self, key, &bytes, verification)? {
+                    Ok(record) => Found::Done(Box::new(record)),
+                    Err(reason) => Found::Damaged(Damage { key: key.clone(), path, reason }),
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(file_error(error)),
+        }
+        Ok(self.failure(key)?.map_or(Found::Nothing, |failure| Found::Failed(Box::new(failure))))
+    }
+
+    /// What is there of every cell of a plan.
+    pub fn survey(&self, plan: &Plan, verification: Verification) -> Result<Survey, StoreError> {
+        let mut survey = Survey::default();
+        for key in plan.cells.keys() {
+            match self.look(key, verification)? {
+                Found::Nothing => {}
+                Found::Done(_) => {
+                    survey.found.insert(key.clone(), OutcomeKind::Done);
+                }
+                Found::Failed(_) => {
+                    survey.found.insert(key.clone(), OutcomeKind::Failed);
+                }
+                Found::Damaged(damage) => survey.damaged.push(damage),
+            }
+        }
+        Ok(survey)
+    }
+
+    /// The result of a cell, its artefacts verified; an error if there is none.
+    pub fn result(&self, key: &CellKey) -> Result<CellRecord, StoreError> {
+        let reason = match self.look(key, Verification::Digests)? {
+            Found::Done(record) => return Ok(*record),
+            Found::Nothing => "it never finished".to_owned(),
+            Found::Failed(failure) => format!("it failed: {}", failure.reason),
+            Found::Damaged(damage) => damage.to_string(),
+        };
+        Err(StoreError::NotDone { key: key.clone(), reason })
+    }
+
+    /// Why the last attempt of a cell failed, if it did. A `failure.json` that cannot be read is no failure: it is a
+    /// message for people, and nothing is built on it.
+    pub fn failure(&self, key: &CellKey) -> Result<Option<Failure>, StoreError> {
+        match fs::read(self.artefact(key, "failure.json")) {
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(file_error(error)),
+        }
+    }
+
+    /// Notes why an attempt failed. The cell stays outstanding.
+    pub fn write_failure(&self, failure: &Failure) -> Result<(), StoreError> {
+        let text = serde_json::to_string_pretty(failure).expect("a failure has string keys only");
+        write_atomically(&self.artefact(&failure.key, "failure.json"), text.as_bytes())
+    }
+}
+
+/// Writes a file whole or not at all: a synced temporary file beside it takes its place. Creates the folder.
+pub fn write_atomically(path: &Path, contents: &[u8]) -> Result<(), StoreError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(file_error)?;
+    let write = || -> io::Result<()> {
+        let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
+        file.write_all(contents)?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        sync_folder(folder)
+    };
+    write()
+        .map_err(|error| file_error(io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))))
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    fs::File::open(folder)?.sync_all()
+}
+
+/// BLAKE3 of a file, hexadecimal.
+pub(crate) fn file_digest(path: &Path) -> io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    let mut file = fs::File::open(path)?;
+    let mut buffer = vec![0; 1 << 17];
+    loop {
+        let length = file.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(hasher.finalize().to_hex().to_string());
+        }
+        hasher.update(&buffer[..length]);
+    }
+}

@@ -1,0 +1,356 @@
+//! Publication of a result.
+//!
+//! Steps, each of which may be the last one before a kill: sync the artefacts, move them beside the record's place,
+//! write the complete record into the attempt's folder, sync it, link it to `record.json`, sync the folder. Until the
+//! link there is no result; the link never overwrites.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use fs_err as fs;
+
+use super::attempt::Attempt;
+use super::damage::{check, set_aside};
+use super::{StoreError, Verification, file_digest, file_error, sync_folder};
+use crate::record::{Artefact, CellRecord};
+
+/// Whose result counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Published {
+    /// This one.
+    Now,
+    /// Another process was first. Its result stays; this one is dropped.
+    Before,
+}
+
+/// The point a publication has reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    SyncArtefacts,
+    SetAside,
+    MoveArtefact,
+    SyncMoved,
+    WriteRecord,
+    Link,
+    SyncLink,
+    RemoveFailure,
+}
+
+impl Attempt {
+    /// Publishes the cell's result with the files `artefacts` of the attempt's folder, whose lengths and digests are
+    /// written into the record. An existing result wins. After an error nothing is published.
+    pub fn publish(&self, record: CellRecord, artefacts: &[&str]) -> Result<Published, StoreError> {
+        self.publish_watched(record, artefacts, &mut |_| Ok(()))
+    }
+
+    /// [`Attempt::publish`], telling `before` each step before it is taken. An error of `before` leaves the disk as a
+    /// kill at that point would.
+    pub(super) fn publish_watched(
+        &self,
+        mut record: CellRecord,
+        artefacts: &[&str],
+        before: &mut dyn FnMut(Step) -> Result<(), StoreError>,
+    ) -> Result<Published, StoreError> {
+        let directory = self.store.cell_directory(&self.key);
+        before(Step::SyncArtefacts)?;
+        record.artefacts = BTreeMap::new();
+        for name in artefacts {
+            let path = self.directory().join(name);
+            let file = fs::File::open(&path).map_err(file_error)?;
+            file.sync_all().map_err(file_error)?;
+            let bytes = file.metadata().map_err(file_error)?.len();
+            let blake3 = file_digest(&path).map_err(file_error)?;
+            record.artefacts.insert((*name).to_owned(), Artefact { bytes, blake3 });
+        }
+        let unpublishable = |source| StoreError::Unpublishable { key: self.key.clone(), source };
+        let text = record.to_json().map_err(unpublishable)?;
+        // The record is read back before anything is moved: what could not be read later is not published now.
+        CellRecord::from_json(&text, &self.key).map_err(unpublishable)?;
+
+        // Two processes that publish the same cell take turns, so the artefacts of one never stand beside the record
+        // of the other.
+        let lock = fs::OpenOptions::new().write(true).create(true).truncate(false).open(directory.join("publish.lock"));
+        let lock = lock.map_err(file_error)?;
+        lock.file().lock().map_err(file_error)?;
+
+        let published = directory.join("record.json");
+        match fs::read(&published) {
+            Ok(bytes) => {
+                if check(&self.store, &self.key, &bytes, Verification::Digests)?.is_ok() {
+                    return Ok(Published::Before);
+                }
+                before(Step::SetAside)?;
+                set_aside(&published).map_err(file_error)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(file_error(error)),
+        }
+        for name in artefacts {
+            before(Step::MoveArtefact)?;
+            fs::rename(self.directory().join(name), directory.join(name)).map_err(file_error)?;
+        }
+        before(Step::SyncMoved)?;
+        sync_folder(&directory).map_err(file_error)?;
+        before(Step::WriteRecord)?;
+        let complete = self.directory().join("record.json");
+        super::write_atomically(&complete, text.as_bytes())?;
+        before(Step::Link)?;
+        match fs::hard_link(&complete, &published) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Published::Before),
+            Err(error) => return Err(file_error(error)),
+        }
+        before(Step::SyncLink)?;
+        sync_folder(&directory).map_err(file_error)?;
+        before(Step::RemoveFailure)?;
+        match fs::remove_file(directory.join("failure.json")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error(error)),
+            _ => Ok(Published::Now),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::io::Write;
+    use std::path::PathBuf;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cell::tests::train_cell;
+    use crate::cell::{Cell, CellKey};
+    use crate::plan::outstanding;
+    use crate::plan::tests::grid;
+    use crate::record::tests::record;
+    use crate::record::{Failure, OutcomeKind, RECORD_FORMAT};
+    use crate::store::{Found, Store};
+
+    const MODEL: &str = "model.safetensors";
+    const TRACE: &str = "metrics.jsonl";
+
+    /// Runs the cell: `content` stands for the bits of the trained model. Killed before step `kill`, if given.
+    fn run(store: &Store, cell: &Cell, content: u8, kill: Option<usize>) -> Result<Published, StoreError> {
+        let key = store.describe(cell).unwrap();
+        let attempt = store.begin_attempt(&key, None).unwrap();
+        fs::write(attempt.directory().join(MODEL), [content; 100]).unwrap();
+        fs::write(attempt.directory().join(TRACE), [content; 10]).unwrap();
+        let mut step = 0;
+        attempt.publish_watched(record(cell, f64::from(content)), &[MODEL, TRACE], &mut |_| {
+            step += 1;
+            if Some(step - 1) == kill { Err(StoreError::File(io::Error::other("killed"))) } else { Ok(()) }
+        })
+    }
+
+    fn content_of(store: &Store, key: &CellKey) -> Option<u8> {
+        match store.look(key, Verification::Digests).unwrap() {
+            Found::Done(record) => {
+                let model = fs::read(store.artefact(key, MODEL)).unwrap();
+                let trace = fs::read(store.artefact(key, TRACE)).unwrap();
+                assert_eq!((model.len(), trace.len()), (100, 10));
+                assert!(model.iter().chain(&trace).all(|byte| f64::from(*byte) == record.metrics["acc"]));
+                Some(model[0])
+            }
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_result_appears_whole_or_not_at_all_wherever_the_process_is_killed() {
+        for kill in 0..12 {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::new(folder.path());
+            let cell = train_cell("badnets", 0);
+            let first = run(&store, &cell, 1, Some(kill));
+            let found = content_of(&store, &cell.key());
+            assert!(found.is_none() || found == Some(1), "killed before step {kill}");
+            assert!(first.is_err() || found == Some(1), "killed before step {kill}");
+            // The next run either finds the result or makes its own, and then it is there.
+            let second = run(&store, &cell, 2, None).unwrap();
+            let expected = if found.is_some() { (Published::Before, Some(1)) } else { (Published::Now, Some(2)) };
+            assert_eq!((second, content_of(&store, &cell.key())), expected, "killed before step {kill}");
+        }
+    }
+
+    #[test]
+    fn the_first_of_two_processes_that_finish_the_same_cell_wins() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let cell = train_cell("badnets", 0);
+        let key = store.describe(&cell).unwrap();
+        let outcomes: Vec<Published> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (1..=8)
+                .map(|content| {
+                    let (store, cell) = (&store, &cell);
+                    scope.spawn(move || run(store, cell, content, None).unwrap())
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(outcomes.iter().filter(|outcome| **outcome == Published::Now).count(), 1);
+        assert!(content_of(&store, &key).is_some());
+    }
+
+    #[test]
+    fn a_failure_is_outstanding_again_and_forgotten_once_the_cell_is_done() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let plan = grid(&["badnets"], &["none"]);
+        let cell = &plan.cells[0];
+        let key = store.describe(cell).unwrap();
+        let failure = Failure {
+            format: RECORD_FORMAT,
+            key: key.clone(),
+            reason: "loss is NaN in epoch 3".into(),
+            attempt: "1-1".into(),
+            log_tail: vec!["last words".into()],
+            failed_unix: 0,
+        };
+        store.write_failure(&failure).unwrap();
+        assert_eq!(store.look(&key, Verification::Sizes).unwrap(), Found::Failed(Box::new(failure)));
+        let survey = store.survey(&plan, Verification::Digests).unwrap();
+        assert_eq!(survey.found, BTreeMap::from([(key.clone(), OutcomeKind::Failed)]));
+        assert_eq!(outstanding(&plan, &survey.found), vec![key.clone()]);
+        run(&store, cell, 1, None).unwrap();
+        assert_eq!(store.failure(&key).unwrap(), None);
+    }
+
+    #[test]
+    fn a_damaged_record_is_kept_aside_and_the_cell_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let cell = train_cell("badnets", 0);
+        let key = cell.key();
+        run(&store, &cell, 1, None).unwrap();
+        fs::write(store.artefact(&key, MODEL), [7; 100]).unwrap();
+        assert!(matches!(store.look(&key, Verification::Sizes).unwrap(), Found::Done(_)));
+        let Found::Damaged(damage) = store.look(&key, Verification::Digests).unwrap() else { panic!("not noticed") };
+        assert!(damage.to_string().contains("model.safetensors was changed"), "{damage}");
+        let error = store.result(&key).unwrap_err().to_string();
+        assert!(error.contains("run the experiment again"), "{error}");
+        assert_eq!(run(&store, &cell, 2, None).unwrap(), Published::Now);
+        assert_eq!(content_of(&store, &key), Some(2));
+        assert!(store.artefact(&key, "record.json.damaged-1").exists());
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_with_the_path_and_publishes_nothing() {
+        let Some(disk) = SmallDisk::mount() else {
+            eprintln!("skipped: a small disk cannot be mounted here (needs root)");
+            return;
+        };
+        let store = Store::new(disk.path.join("results"));
+        let cell = train_cell("badnets", 0);
+        let key = store.describe(&cell).unwrap();
+        let attempt = store.begin_attempt(&key, None).unwrap();
+        fs::write(attempt.directory().join(MODEL), [1; 100]).unwrap();
+        let filler = disk.path.join("filler");
+        let mut file = fs::File::create(&filler).unwrap();
+        while file.write_all(&[0; 512]).is_ok() {}
+        let error = attempt.publish(record(&cell, 0.5), &[MODEL]).unwrap_err();
+        assert!(error.is_disk_full(), "{error}");
+        assert!(error.to_string().contains(&key.to_string()) && error.to_string().contains("disk is full"), "{error}");
+        assert_eq!(store.look(&key, Verification::Digests).unwrap(), Found::Nothing);
+        drop((attempt, file));
+        fs::remove_file(filler).unwrap();
+        assert_eq!(run(&store, &cell, 2, None).unwrap(), Published::Now);
+    }
+
+    struct SmallDisk {
+        path: PathBuf,
+        _folder: tempfile::TempDir,
+    }
+
+    impl SmallDisk {
+        fn mount() -> Option<Self> {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("disk");
+            fs::create_dir(&path).unwrap();
+            let mut mount = std::process::Command::new("mount");
+            mount.args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&path);
+            let mounted = mount.output().is_ok_and(|output| output.status.success());
+            mounted.then_some(Self { path, _folder: folder })
+        }
+    }
+
+    impl Drop for SmallDisk {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("umount").arg(&self.path).status();
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Event {
+        /// Run cell `cell`, killed before a step.
+        Run { cell: usize, kill: Option<usize> },
+        /// Cut the record of a cell to a share of its length.
+        Truncate { cell: usize, share: f64 },
+        /// Flip a bit of the model of a cell.
+        Flip { cell: usize, byte: usize },
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            6 => (0_usize..4, proptest::option::of(0_usize..12)).prop_map(|(cell, kill)| Event::Run { cell, kill }),
+            1 => (0_usize..4, 0.0..0.99).prop_map(|(cell, share)| Event::Truncate { cell, share }),
+            1 => (0_usize..4, 0_usize..100).prop_map(|(cell, byte)| Event::Flip { cell, byte }),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        /// The model of the store: per cell, the content of the first publication that was not damaged since.
+        #[test]
+        fn nothing_published_is_ever_lost_or_wrong(events in proptest::collection::vec(any_event(), 1..24)) {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::new(folder.path());
+            let plan = grid(&["badnets", "blended"], &["none", "ft"]);
+            let cells: Vec<&Cell> = plan.cells.values().collect();
+            let mut truth: [Option<u8>; 4] = [None; 4];
+            for (time, event) in events.into_iter().enumerate() {
+                let content = time as u8 + 1;
+                match event {
+                    Event::Run { cell, kill } => {
+                        let published = run(&store, cells[cell], content, kill);
+                        let found = content_of(&store, &cells[cell].key());
+                        match (truth[cell], published) {
+                            (Some(before), outcome) => {
+                                prop_assert_eq!(found, Some(before));
+                                prop_assert!(!matches!(outcome, Ok(Published::Now)));
+                            }
+                            (None, Ok(outcome)) => {
+                                prop_assert_eq!((outcome, found), (Published::Now, Some(content)));
+                            }
+                            (None, Err(_)) => prop_assert!(found.is_none() || found == Some(content)),
+                        }
+                        truth[cell] = found;
+                    }
+                    Event::Truncate { cell, share } => {
+                        let path = store.artefact(&cells[cell].key(), "record.json");
+                        if let Ok(bytes) = fs::read(&path) {
+                            let length = (bytes.len() as f64 * share) as usize;
+                            fs::remove_file(&path).unwrap();
+                            fs::write(&path, &bytes[..length]).unwrap();
+                            truth[cell] = None;
+                        }
+                    }
+                    Event::Flip { cell, byte } => {
+                        let path = store.artefact(&cells[cell].key(), MODEL);
+                        if let Ok(mut bytes) = fs::read(&path) {
+                            bytes[byte] ^= 1;
+                            fs::write(&path, bytes).unwrap();
+                            truth[cell] = None;
+                        }
+                    }
+                }
+                let survey = store.survey(&plan, Verification::Digests).unwrap();
+                let expected: Vec<CellKey> = (0..4).filter(|cell| truth[*cell].is_none()).map(|cell| cells[cell].key()).collect();
+                let needs = |key: &CellKey| expected.contains(key);
+                prop_assert!(outstanding(&plan, &survey.found).iter().all(needs));
+                prop_assert_eq!(outstanding(&plan, &survey.found).len(), expected.len());
+            }
+        }
+    }
+}
