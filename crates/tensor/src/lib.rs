@@ -1,1 +1,48 @@
 //! Differentiable operations on Candle tensors.
+//!
+//! Candle's [`Tensor`] is the storage; its automatic differentiation is not used. Networks are built
+//! from [`Var`]s: a value and, when a gradient is wanted, a place on a [`Tape`]. The operations are
+//! methods of `Var`; each records one closure that turns the gradient of its output into the gradients
+//! of its inputs. Gradients are moved from one operation to the next: the first contribution is taken as
+//! it is, a second one is added (where possible inside the kernel that makes it), nothing is filled with
+//! zeros first. What an operation keeps for its backward pass is freed as the backward pass goes on.
+//!
+//! Conventions, everywhere in the workspace:
+//! - images and activations are `[batch, height, width, channels]` (NHWC), contiguous;
+//! - convolution weights are `[kernel height, kernel width, in, out]` (HWIO); linear weights `[out, in]`;
+//! - `f32` for work, `f64` for references and gradient checks: every operation takes both, never mixed;
+//! - results do not depend on the number of threads: work is cut into pieces of fixed size and partial
+//!   sums are added in a fixed order.
+//!
+//! ```
+//! use tsbd_tensor::{Device, Tape, Tensor};
+//!
+//! # fn main() -> tsbd_tensor::Result<()> {
+//! let tape = Tape::new();
+//! let x = tape.leaf(&Tensor::new(&[1f32, -2., 3.], &Device::Cpu)?);
+//! let loss = x.relu()?.mul(&x)?.sum()?; // relu(x)·x = 1 + 9
+//! assert_eq!(loss.tensor().to_scalar::<f32>()?, 10.);
+//! let gradients = tape.backward(&loss)?;
+//! assert_eq!(gradients.get(&x).unwrap().to_vec1::<f32>()?, [2., 0., 6.]);
+//! # Ok(())
+//! # }
+//! ```
+
+#![deny(unsafe_code)]
+
+pub use candle_core::{DType, Device, Tensor};
+
+pub mod check;
+mod error;
+#[allow(unsafe_code)]
+mod kernels;
+pub mod memory;
+mod operand;
+mod ops;
+mod sgd;
+mod tape;
+
+pub use error::{Error, Result};
+pub use ops::{BatchNorm, BatchStatistics, Conv2d, CrossEntropy, Statistics};
+pub use sgd::{Sgd, sgd_step};
+pub use tape::{Gradients, Tape, Var};

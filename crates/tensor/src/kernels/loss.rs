@@ -1,0 +1,47 @@
+//! Softmax cross-entropy, row by row, computed in `f64`: the tensors are small and the sums delicate.
+
+use super::Element;
+
+/// `ln Σ exp(row)`, with the largest element taken out first.
+fn log_sum_exp<T: Element>(row: &[T]) -> f64 {
+    let largest = row.iter().map(|value| value.to_f64()).fold(f64::NEG_INFINITY, f64::max);
+    largest + row.iter().map(|value| (value.to_f64() - largest).exp()).sum::<f64>().ln()
+}
+
+/// The loss of every row of `logits: [rows, classes]`. With smoothing `s` the target is `1 - s` on the
+/// label plus `s / classes` everywhere. The labels have been checked.
+pub(crate) fn cross_entropy<T: Element>(logits: &[T], labels: &[u32], classes: usize, smoothing: f64) -> Vec<f64> {
+    logits
+        .chunks_exact(classes)
+        .zip(labels)
+        .map(|(row, &label)| {
+            let normalizer = log_sum_exp(row);
+            let on_label = normalizer - row[label as usize].to_f64();
+            if smoothing == 0. {
+                return on_label;
+            }
+            let everywhere = normalizer - row.iter().map(|value| value.to_f64()).sum::<f64>() / classes as f64;
+            (1. - smoothing) * on_label + smoothing * everywhere
+        })
+        .collect()
+}
+
+/// The gradient of `factor · Σ` [`cross_entropy`]: `factor · (softmax - target)`.
+pub(crate) fn cross_entropy_backward<T: Element>(
+    logits: &[T],
+    labels: &[u32],
+    classes: usize,
+    smoothing: f64,
+    factor: f64,
+) -> Vec<T> {
+    let mut gradient = Vec::with_capacity(logits.len());
+    for (row, &label) in logits.chunks_exact(classes).zip(labels) {
+        let normalizer = log_sum_exp(row);
+        gradient.extend(row.iter().enumerate().map(|(class, value)| {
+            let on_label = if class == label as usize { 1. - smoothing } else { 0. };
+            let target = on_label + smoothing / classes as f64;
+            T::from_f64(factor * ((value.to_f64() - normalizer).exp() - target))
+        }));
+    }
+    gradient
+}

@@ -1,0 +1,80 @@
+//! The loops over numbers. Everything here works on slices whose lengths the caller has checked, knows
+//! nothing of tensors or tapes, and returns freshly written vectors. The only unsafe code of the crate is
+//! in this folder: outputs that are written without being zeroed first, matrix products through raw
+//! pointers, and functions compiled for instruction sets found at run time.
+//!
+//! Work is cut into pieces whose size depends on the shapes alone, and partial sums are added in the order
+//! of the pieces: the bits of a result do not depend on the number of threads.
+
+use std::mem::MaybeUninit;
+use std::ops::AddAssign;
+
+use candle_core::CpuStorage;
+
+pub(crate) mod allocator;
+pub(crate) mod convolution;
+pub(crate) mod elementwise;
+pub(crate) mod loss;
+pub(crate) mod matrix;
+pub(crate) mod normalization;
+pub(crate) mod pooling;
+mod simd;
+
+/// An element type the kernels are compiled for.
+pub(crate) trait Element: candle_core::WithDType + Default + AddAssign {
+    /// Lends a piece of memory of this thread, `length` elements of unspecified value. Not reentrant: the
+    /// closure must not start parallel work, which could run another kernel on this thread.
+    fn with_scratch<R>(length: usize, run: impl FnOnce(&mut [Self]) -> R) -> R;
+
+    /// The elements of a storage, to be changed in place; `None` if it holds another type.
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+}
+
+macro_rules! element {
+    ($T:ty, $variant:ident) => {
+        impl Element for $T {
+            fn with_scratch<R>(length: usize, run: impl FnOnce(&mut [Self]) -> R) -> R {
+                thread_local! {
+                    static SCRATCH: std::cell::RefCell<Vec<$T>> = const { std::cell::RefCell::new(Vec::new()) };
+                }
+                SCRATCH.with_borrow_mut(|scratch| {
+                    if scratch.len() < length {
+                        scratch.clear();
+                        scratch.resize(length, 0.);
+                    }
+                    run(&mut scratch[..length])
+                })
+            }
+
+            fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+                match storage {
+                    CpuStorage::$variant(values) => Some(values),
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+element!(f32, F32);
+element!(f64, F64);
+
+/// A vector of `length` elements, all of them written by `fill`.
+///
+/// # Safety
+/// `fill` must write every element.
+unsafe fn written<T>(length: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
+    let mut values = Vec::with_capacity(length);
+    fill(&mut values.spare_capacity_mut()[..length]);
+    // SAFETY: the capacity is at least `length`, and the caller vouches that `fill` wrote every element.
+    unsafe { values.set_len(length) };
+    values
+}
+
+/// A slice of which every element has been written.
+///
+/// # Safety
+/// All elements must have been written.
+unsafe fn assume_written<T>(slice: &mut [MaybeUninit<T>]) -> &mut [T] {
+    // SAFETY: `MaybeUninit<T>` has the layout of `T`; the caller vouches for the values.
+    unsafe { &mut *(std::ptr::from_mut(slice) as *mut [T]) }
+}

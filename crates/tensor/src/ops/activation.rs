@@ -1,0 +1,34 @@
+//! Activation functions.
+
+use candle_core::Tensor;
+
+use crate::error::Result;
+use crate::kernels::elementwise;
+use crate::operand::{Operand, by_element, tensor};
+use crate::tape::Var;
+
+impl Var {
+    /// `max(x, 0)`. The gradient at 0 is 0, as in PyTorch; what is not a number stays so.
+    pub fn relu(&self) -> Result<Var> {
+        const OPERATION: &str = "relu";
+        let x = self.tensor().clone();
+        let y = by_element!(OPERATION, "x", x, T => {
+            tensor(elementwise::relu(&*Operand::<T>::read(OPERATION, "x", &x)?), x.dims())
+        })?;
+        let node = self.node();
+        Var::computed(OPERATION, y, &[self], || {
+            Box::new(move |dy, flow| match node {
+                Some(node) => flow.add(node, relu_backward(&dy, &x)?),
+                None => Ok(()),
+            })
+        })
+    }
+}
+
+fn relu_backward(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+    const OPERATION: &str = "relu backward";
+    by_element!(OPERATION, "x", x, T => {
+        let (dy, values) = (Operand::<T>::read(OPERATION, "dy", dy)?, Operand::<T>::read(OPERATION, "x", x)?);
+        tensor(elementwise::relu_backward(&dy, &values), x.dims())
+    })
+}

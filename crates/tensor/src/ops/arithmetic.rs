@@ -1,0 +1,144 @@
+//! Sums, products and shapes. Shapes must be equal: nothing is broadcast.
+
+use candle_core::Tensor;
+
+use crate::error::{Error, Result};
+use crate::kernels::elementwise;
+use crate::operand::{Operand, by_element, exact, tensor};
+use crate::tape::Var;
+
+macro_rules! same_shape {
+    ($operation:expr, $kernel:ident, $a:expr, $b:expr) => {{
+        let (a, b): (&Tensor, &Tensor) = ($a, $b);
+        exact($operation, "other", b, a.dims(), "the shape of the first operand")?;
+        by_element!($operation, "self", a, T => {
+            let (x, y) = (Operand::<T>::read($operation, "self", a)?, Operand::<T>::read($operation, "other", b)?);
+            tensor(elementwise::$kernel(&x, &y), a.dims())
+        })
+    }};
+}
+
+pub(crate) fn add_tensors(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    same_shape!("add", add, a, b)
+}
+
+fn multiply_tensors(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    same_shape!("mul", multiply, a, b)
+}
+
+fn scale_tensor(a: &Tensor, factor: f64) -> Result<Tensor> {
+    const OPERATION: &str = "scale";
+    by_element!(OPERATION, "self", a, T => {
+        tensor(elementwise::scale(&*Operand::<T>::read(OPERATION, "self", a)?, factor as T), a.dims())
+    })
+}
+
+impl Var {
+    /// `self + other`, of equal shape.
+    pub fn add(&self, other: &Var) -> Result<Var> {
+        let sum = add_tensors(self.tensor(), other.tensor())?;
+        let nodes = (self.node(), other.node());
+        Var::computed("add", sum, &[self, other], || {
+            Box::new(move |gradient, flow| {
+                if let Some(node) = nodes.0 {
+                    flow.add(node, gradient.clone())?;
+                }
+                nodes.1.map_or(Ok(()), |node| flow.add(node, gradient))
+            })
+        })
+    }
+
+    /// `self - other`, of equal shape.
+    pub fn sub(&self, other: &Var) -> Result<Var> {
+        let difference = same_shape!("sub", subtract, self.tensor(), other.tensor())?;
+        let nodes = (self.node(), other.node());
+        Var::computed("sub", difference, &[self, other], || {
+            Box::new(move |gradient, flow| {
+                if let Some(node) = nodes.1 {
+                    flow.add(node, scale_tensor(&gradient, -1.)?)?;
+                }
+                nodes.0.map_or(Ok(()), |node| flow.add(node, gradient))
+            })
+        })
+    }
+
+    /// `self · other`, element by element, of equal shape.
+    pub fn mul(&self, other: &Var) -> Result<Var> {
+        let product = multiply_tensors(self.tensor(), other.tensor())?;
+        let nodes = (self.node(), other.node());
+        let (a, b) = (self.tensor().clone(), other.tensor().clone());
+        Var::computed("mul", product, &[self, other], || {
+            Box::new(move |gradient, flow| {
+                if let Some(node) = nodes.0 {
+                    flow.add(node, multiply_tensors(&gradient, &b)?)?;
+                }
+                nodes.1.map_or(Ok(()), |node| flow.add(node, multiply_tensors(&gradient, &a)?))
+            })
+        })
+    }
+
+    /// `self · factor`.
+    pub fn scale(&self, factor: f64) -> Result<Var> {
+        let scaled = scale_tensor(self.tensor(), factor)?;
+        let node = self.node();
+        Var::computed("scale", scaled, &[self], || {
+            Box::new(move |gradient, flow| node.map_or(Ok(()), |node| flow.add(node, scale_tensor(&gradient, factor)?)))
+        })
+    }
+
+    /// The sum of all elements, a scalar (shape `[]`).
+    pub fn sum(&self) -> Result<Var> {
+        self.total("sum", 1.)
+    }
+
+    /// The mean of all elements, a scalar (shape `[]`).
+    pub fn mean(&self) -> Result<Var> {
+        let count = self.tensor().elem_count();
+        if count == 0 {
+            return Err(Error::shape("mean", "self", "at least one element", self.dims()));
+        }
+        self.total("mean", 1. / count as f64)
+    }
+
+    /// `factor` times the sum of all elements.
+    fn total(&self, operation: &'static str, factor: f64) -> Result<Var> {
+        let x = self.tensor();
+        let value = by_element!(operation, "self", x, T => {
+            let sum = elementwise::sum(&*Operand::<T>::read(operation, "self", x)?);
+            tensor(vec![(sum * factor) as T], &[])
+        })?;
+        let (node, dims) = (self.node(), x.dims().to_vec());
+        Var::computed(operation, value, &[self], || {
+            Box::new(move |gradient, flow| {
+                let Some(node) = node else { return Ok(()) };
+                let count = dims.iter().product();
+                let spread = by_element!(operation, "gradient", gradient, T => {
+                    let each = Operand::<T>::read(operation, "gradient", &gradient)?[0] * factor as T;
+                    tensor(vec![each; count], &dims)
+                })?;
+                flow.add(node, spread)
+            })
+        })
+    }
+
+    /// The same elements in another shape; nothing is moved.
+    pub fn reshape(&self, dims: &[usize]) -> Result<Var> {
+        const OPERATION: &str = "reshape";
+        if dims.iter().product::<usize>() != self.tensor().elem_count() {
+            let expected = format!("as many elements as {dims:?}");
+            return Err(Error::shape(OPERATION, "self", expected, self.dims()));
+        }
+        if !self.tensor().is_contiguous() {
+            return Err(Error::NotContiguous {
+                operation: OPERATION,
+                argument: "self",
+                dims: self.dims().to_vec(),
+                strides: self.tensor().stride().to_vec(),
+            });
+        }
+        let (node, original) = (self.node(), self.dims().to_vec());
+        Var::computed(OPERATION, self.tensor().reshape(dims)?, &[self], || {
+            Box::new(move |gradient, flow| node.map_or(Ok(()), |node| flow.add(node, gradient.reshape(original)?)))
+        })
+    }
+}

@@ -1,0 +1,164 @@
+//! Two-dimensional convolution (cross-correlation, as everywhere in deep learning).
+
+use candle_core::Tensor;
+
+use crate::error::{Error, Result};
+use crate::kernels::convolution::{self, Geometry, Start};
+use crate::kernels::elementwise;
+use crate::operand::{Operand, by_element, dims4, exact, tensor};
+use crate::tape::Var;
+
+/// How the window of a convolution moves, the same along height and width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv2d {
+    /// Step of the window in pixels, at least 1.
+    pub stride: usize,
+    /// Rows and columns of zeros around the image, less than the kernel's size.
+    pub padding: usize,
+}
+
+impl Default for Conv2d {
+    fn default() -> Self {
+        Self { stride: 1, padding: 0 }
+    }
+}
+
+/// What is added to the products.
+#[derive(Clone, Copy)]
+enum Addend<'a> {
+    Nothing,
+    Bias(&'a Var),
+    Residual(&'a Var),
+}
+
+impl Var {
+    /// The convolution of images `self: [n, h, w, in]` with `weight: [kh, kw, in, out]` plus `bias: [out]`;
+    /// the result is `[n, (h + 2·padding - kh) / stride + 1, (w + 2·padding - kw) / stride + 1, out]`.
+    pub fn conv2d(&self, weight: &Var, bias: Option<&Var>, options: Conv2d) -> Result<Var> {
+        convolve("conv2d", self, weight, options, bias.map_or(Addend::Nothing, Addend::Bias))
+    }
+
+    /// [`Self::conv2d`] without bias, plus a `residual` of the shape of the result, in one pass.
+    pub fn conv2d_add(&self, weight: &Var, options: Conv2d, residual: &Var) -> Result<Var> {
+        convolve("conv2d_add", self, weight, options, Addend::Residual(residual))
+    }
+}
+
+fn geometry(operation: &'static str, x: &Tensor, weight: &Tensor, options: Conv2d) -> Result<Geometry> {
+    let [images, height, width, in_channels] = dims4(operation, "x", x, "[batch, height, width, channels]")?;
+    let [kernel_height, kernel_width, weight_in, out_channels] =
+        dims4(operation, "weight", weight, "[kernel height, kernel width, in, out]")?;
+    if weight_in != in_channels {
+        let expected = format!("[_, _, {in_channels}, _], as the input has {in_channels} channels");
+        return Err(Error::shape(operation, "weight", expected, weight.dims()));
+    }
+    let Conv2d { stride, padding } = options;
+    if stride == 0 {
+        return Err(Error::value(operation, "stride", stride, "the window must move; use at least 1"));
+    }
+    if padding >= kernel_height.min(kernel_width) {
+        let reason = format!("windows of {kernel_height}x{kernel_width} would lie in the padding; use less");
+        return Err(Error::value(operation, "padding", padding, reason));
+    }
+    let out = |size: usize, kernel: usize| (size + 2 * padding).checked_sub(kernel).map(|room| room / stride + 1);
+    let (Some(out_height), Some(out_width)) = (out(height, kernel_height), out(width, kernel_width)) else {
+        let expected = format!("images of at least {kernel_height}x{kernel_width} with their padding of {padding}");
+        return Err(Error::shape(operation, "x", expected, x.dims()));
+    };
+    Ok(Geometry {
+        images,
+        height,
+        width,
+        in_channels,
+        out_channels,
+        kernel_height,
+        kernel_width,
+        stride,
+        padding,
+        out_height,
+        out_width,
+    })
+}
+
+fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, addend: Addend) -> Result<Var> {
+    let g = geometry(operation, x.tensor(), weight.tensor(), options)?;
+    let out_dims = [g.images, g.out_height, g.out_width, g.out_channels];
+    match addend {
+        Addend::Nothing => {}
+        Addend::Bias(bias) => exact(operation, "bias", bias.tensor(), &[g.out_channels], "[out]")?,
+        Addend::Residual(residual) => {
+            exact(operation, "residual", residual.tensor(), &out_dims, "the shape of the result")?;
+        }
+    }
+    let y = by_element!(operation, "x", x.tensor(), T => {
+        let image = Operand::<T>::read(operation, "x", x.tensor())?;
+        let filter = Operand::<T>::read(operation, "weight", weight.tensor())?;
+        let output = match addend {
+            Addend::Nothing => convolution::forward(&g, &image, &filter, Start::Nothing),
+            Addend::Bias(bias) => {
+                let bias = Operand::<T>::read(operation, "bias", bias.tensor())?;
+                convolution::forward(&g, &image, &filter, Start::Bias(&bias))
+            }
+            Addend::Residual(residual) => {
+                let residual = Operand::<T>::read(operation, "residual", residual.tensor())?;
+                convolution::forward(&g, &image, &filter, Start::Residual(&residual))
+            }
+        };
+        tensor(output, &out_dims)
+    })?;
+    let (bias, residual) = match addend {
+        Addend::Nothing => (None, None),
+        Addend::Bias(bias) => (Some(bias), None),
+        Addend::Residual(residual) => (None, Some(residual)),
+    };
+    let mut inputs = vec![x, weight];
+    inputs.extend(bias.or(residual));
+    Var::computed(operation, y, &inputs, || {
+        let (x_node, weight_node) = (x.node(), weight.node());
+        let (bias_node, residual_node) = (bias.and_then(Var::node), residual.and_then(Var::node));
+        // Only what the wanted gradients need is kept: the weight for the input's, the input for the weight's.
+        let kept_weight = x_node.map(|node| (node, weight.tensor().clone()));
+        let kept_x = weight_node.map(|node| (node, x.tensor().clone()));
+        Box::new(move |dy, flow| {
+            if let Some(node) = bias_node {
+                flow.add(node, bias_gradient(&g, &dy)?)?;
+            }
+            if let Some((node, x)) = kept_x {
+                flow.add(node, weight_gradient(&g, &x, &dy)?)?;
+            }
+            if let Some((node, weight)) = kept_weight {
+                let existing = flow.take(node);
+                flow.add(node, input_gradient(&g, &dy, &weight, existing)?)?;
+            }
+            // Last, because the gradient itself is moved.
+            residual_node.map_or(Ok(()), |node| flow.add(node, dy))
+        })
+    })
+}
+
+const BACKWARD: &str = "conv2d backward";
+
+fn input_gradient(g: &Geometry, dy: &Tensor, weight: &Tensor, existing: Option<Tensor>) -> Result<Tensor> {
+    by_element!(BACKWARD, "dy", dy, T => {
+        let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;
+        let weight = Operand::<T>::read(BACKWARD, "weight", weight)?;
+        let existing = existing.as_ref().map(|sum| Operand::<T>::read(BACKWARD, "dx", sum)).transpose()?;
+        let dx = convolution::backward_input(g, &dy, &weight, existing.as_deref());
+        tensor(dx, &[g.images, g.height, g.width, g.in_channels])
+    })
+}
+
+fn weight_gradient(g: &Geometry, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    by_element!(BACKWARD, "dy", dy, T => {
+        let (x, dy) = (Operand::<T>::read(BACKWARD, "x", x)?, Operand::<T>::read(BACKWARD, "dy", dy)?);
+        let dw = convolution::backward_weight(g, &x, &dy);
+        tensor(dw, &[g.kernel_height, g.kernel_width, g.in_channels, g.out_channels])
+    })
+}
+
+fn bias_gradient(g: &Geometry, dy: &Tensor) -> Result<Tensor> {
+    by_element!(BACKWARD, "dy", dy, T => {
+        let sums = elementwise::column_sums(&*Operand::<T>::read(BACKWARD, "dy", dy)?, g.out_channels);
+        tensor(sums, &[g.out_channels])
+    })
+}

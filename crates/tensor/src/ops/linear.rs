@@ -1,0 +1,82 @@
+//! The linear (fully connected) layer.
+
+use candle_core::Tensor;
+
+use crate::error::{Error, Result};
+use crate::kernels::{elementwise, matrix};
+use crate::operand::{Operand, by_element, exact, tensor};
+use crate::tape::Var;
+
+impl Var {
+    /// `self · weightᵀ + bias`, for `self: [n, in]`, `weight: [out, in]` (PyTorch's layout), `bias: [out]`;
+    /// the result is `[n, out]`.
+    pub fn linear(&self, weight: &Var, bias: Option<&Var>) -> Result<Var> {
+        const OPERATION: &str = "linear";
+        let (x, w) = (self.tensor(), weight.tensor());
+        let &[rows, inputs] = x.dims() else {
+            return Err(Error::shape(OPERATION, "x", "[batch, in]", x.dims()));
+        };
+        let &[outputs, weight_inputs] = w.dims() else {
+            return Err(Error::shape(OPERATION, "weight", "[out, in]", w.dims()));
+        };
+        if rows * inputs * outputs == 0 {
+            return Err(Error::shape(OPERATION, "x", "no dimension of zero in input or weight", x.dims()));
+        }
+        if weight_inputs != inputs {
+            let expected = format!("[_, {inputs}], as the input has {inputs} columns");
+            return Err(Error::shape(OPERATION, "weight", expected, w.dims()));
+        }
+        if let Some(bias) = bias {
+            exact(OPERATION, "bias", bias.tensor(), &[outputs], "[out]")?;
+        }
+        let y = by_element!(OPERATION, "x", x, T => {
+            let x = Operand::<T>::read(OPERATION, "x", x)?;
+            let w = Operand::<T>::read(OPERATION, "weight", w)?;
+            let bias = bias.map(|bias| Operand::<T>::read(OPERATION, "bias", bias.tensor())).transpose()?;
+            tensor(matrix::linear(&x, &w, bias.as_deref(), inputs, outputs), &[rows, outputs])
+        })?;
+        let mut operands = vec![self, weight];
+        operands.extend(bias);
+        Var::computed(OPERATION, y, &operands, || {
+            let bias_node = bias.and_then(Var::node);
+            let kept_weight = self.node().map(|node| (node, w.clone()));
+            let kept_x = weight.node().map(|node| (node, x.clone()));
+            Box::new(move |dy, flow| {
+                if let Some(node) = bias_node {
+                    flow.add(node, bias_gradient(&dy, outputs)?)?;
+                }
+                if let Some((node, x)) = kept_x {
+                    flow.add(node, weight_gradient(&x, &dy, inputs, outputs)?)?;
+                }
+                match kept_weight {
+                    Some((node, weight)) => flow.add(node, input_gradient(&dy, &weight, inputs, outputs)?),
+                    None => Ok(()),
+                }
+            })
+        })
+    }
+}
+
+const BACKWARD: &str = "linear backward";
+
+fn bias_gradient(dy: &Tensor, outputs: usize) -> Result<Tensor> {
+    by_element!(BACKWARD, "dy", dy, T => {
+        tensor(elementwise::column_sums(&*Operand::<T>::read(BACKWARD, "dy", dy)?, outputs), &[outputs])
+    })
+}
+
+fn weight_gradient(x: &Tensor, dy: &Tensor, inputs: usize, outputs: usize) -> Result<Tensor> {
+    by_element!(BACKWARD, "dy", dy, T => {
+        let (x, dy) = (Operand::<T>::read(BACKWARD, "x", x)?, Operand::<T>::read(BACKWARD, "dy", dy)?);
+        tensor(matrix::linear_backward_weight(&x, &dy, inputs, outputs), &[outputs, inputs])
+    })
+}
+
+fn input_gradient(dy: &Tensor, weight: &Tensor, inputs: usize, outputs: usize) -> Result<Tensor> {
+    by_element!(BACKWARD, "dy", dy, T => {
+        let rows = dy.dims()[0];
+        let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;
+        let weight = Operand::<T>::read(BACKWARD, "weight", weight)?;
+        tensor(matrix::linear_backward_input(&dy, &weight, inputs, outputs), &[rows, inputs])
+    })
+}

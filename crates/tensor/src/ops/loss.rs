@@ -1,0 +1,91 @@
+//! Classification losses.
+
+use candle_core::{DType, Tensor};
+
+use crate::error::{Error, Result};
+use crate::kernels::loss;
+use crate::operand::{Operand, by_element, exact, tensor};
+use crate::tape::Var;
+
+/// Options of [`Var::cross_entropy`].
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+pub struct CrossEntropy {
+    /// Share of the target spread evenly over all classes, in `[0, 1]`; 0 is the plain loss. As PyTorch's
+    /// `label_smoothing`.
+    pub label_smoothing: f64,
+}
+
+impl Var {
+    /// The mean over the batch of the softmax cross-entropy of `self: [n, classes]` with
+    /// `labels: [n]` (`u32`): a scalar (shape `[]`).
+    pub fn cross_entropy(&self, labels: &Tensor, options: CrossEntropy) -> Result<Var> {
+        const OPERATION: &str = "cross_entropy";
+        let smoothing = options.label_smoothing;
+        if !(0. ..=1.).contains(&smoothing) {
+            return Err(Error::value(OPERATION, "label_smoothing", smoothing, "it is a share; use 0 to 1"));
+        }
+        let [rows, classes] = check(OPERATION, self.tensor(), labels)?;
+        let losses = losses(OPERATION, self.tensor(), labels, classes, smoothing)?;
+        let mean = losses.iter().sum::<f64>() / rows as f64;
+        let value = by_element!(OPERATION, "logits", self.tensor(), T => tensor(vec![mean as T], &[]))?;
+        Var::computed(OPERATION, value, &[self], || {
+            let (node, logits, labels) = (self.node(), self.tensor().clone(), labels.clone());
+            Box::new(move |gradient, flow| {
+                let Some(node) = node else { return Ok(()) };
+                let gradient = by_element!(OPERATION, "logits", logits, T => {
+                    let factor = f64::from(Operand::<T>::read(OPERATION, "gradient", &gradient)?[0]) / rows as f64;
+                    let values = Operand::<T>::read(OPERATION, "logits", &logits)?;
+                    let labels = Operand::<u32>::read(OPERATION, "labels", &labels)?;
+                    let gradient = loss::cross_entropy_backward(&values, &labels, classes, smoothing, factor);
+                    tensor(gradient, &[rows, classes])
+                })?;
+                flow.add(node, gradient)
+            })
+        })
+    }
+
+    /// The softmax cross-entropy of every row of `self: [n, classes]` with `labels: [n]` (`u32`), `[n]`, in
+    /// the element type of the logits. Not differentiated.
+    pub fn cross_entropy_per_sample(&self, labels: &Tensor) -> Result<Tensor> {
+        const OPERATION: &str = "cross_entropy_per_sample";
+        let [rows, classes] = check(OPERATION, self.tensor(), labels)?;
+        let losses = losses(OPERATION, self.tensor(), labels, classes, 0.)?;
+        by_element!(OPERATION, "logits", self.tensor(), T => {
+            tensor(losses.into_iter().map(|loss| loss as T).collect(), &[rows])
+        })
+    }
+}
+
+fn losses(
+    operation: &'static str,
+    logits: &Tensor,
+    labels: &Tensor,
+    classes: usize,
+    smoothing: f64,
+) -> Result<Vec<f64>> {
+    let labels = Operand::<u32>::read(operation, "labels", labels)?;
+    by_element!(operation, "logits", logits, T => {
+        let logits = Operand::<T>::read(operation, "logits", logits)?;
+        Ok(loss::cross_entropy(&logits, &labels, classes, smoothing))
+    })
+}
+
+/// Checks shapes and labels; returns rows and classes.
+fn check(operation: &'static str, logits: &Tensor, labels: &Tensor) -> Result<[usize; 2]> {
+    let &[rows, classes] = logits.dims() else {
+        return Err(Error::shape(operation, "logits", "[batch, classes]", logits.dims()));
+    };
+    if rows * classes == 0 {
+        return Err(Error::shape(operation, "logits", "[batch, classes], none of them zero", logits.dims()));
+    }
+    if labels.dtype() != DType::U32 {
+        let (argument, expected) = ("labels", "U32".to_owned());
+        return Err(Error::DType { operation, argument, expected, found: labels.dtype() });
+    }
+    exact(operation, "labels", labels, &[rows], "one label per row of the logits")?;
+    let labels = Operand::<u32>::read(operation, "labels", labels)?;
+    match labels.iter().position(|&label| label as usize >= classes) {
+        Some(row) => Err(Error::Label { operation, row, label: labels[row], classes }),
+        None => Ok([rows, classes]),
+    }
+}

@@ -1,0 +1,15 @@
+//! The operations, one module per family. Each checks its arguments, calls its kernel, and records how
+//! gradients flow back; inputs that want no gradient cost nothing in the backward pass.
+
+mod activation;
+mod arithmetic;
+mod convolution;
+mod linear;
+mod loss;
+mod normalization;
+mod pooling;
+
+pub(crate) use arithmetic::add_tensors;
+pub use convolution::Conv2d;
+pub use loss::CrossEntropy;
+pub use normalization::{BatchNorm, BatchStatistics, Statistics};

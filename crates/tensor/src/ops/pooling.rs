@@ -1,0 +1,105 @@
+//! Pooling. Windows are square, without padding; rows and columns that do not fill a window are left out,
+//! as PyTorch does by default.
+
+use candle_core::Tensor;
+
+use crate::error::{Error, Result};
+use crate::kernels::pooling::{self, Windows};
+use crate::operand::{Operand, by_element, dims4, tensor};
+use crate::tape::Var;
+
+const IMAGES: &str = "[batch, height, width, channels]";
+
+impl Var {
+    /// The maximum of every window of `kernel`×`kernel` pixels, `stride` apart:
+    /// `[n, h, w, c]` to `[n, (h - kernel) / stride + 1, (w - kernel) / stride + 1, c]`. The gradient goes
+    /// to the first of equal maxima, as in PyTorch.
+    pub fn max_pool2d(&self, kernel: usize, stride: usize) -> Result<Var> {
+        const OPERATION: &str = "max_pool2d";
+        let x = self.tensor();
+        let (w, in_dims, out_dims) = windows(OPERATION, x, kernel, stride)?;
+        if u32::try_from(w.image()).is_err() {
+            return Err(Error::shape(OPERATION, "x", "images of fewer than 2^32 elements", x.dims()));
+        }
+        let (y, from) = by_element!(OPERATION, "x", x, T => {
+            let (y, from) = pooling::max(&w, &Operand::<T>::read(OPERATION, "x", x)?);
+            Ok::<_, Error>((tensor(y, &out_dims)?, from))
+        })?;
+        Var::computed(OPERATION, y, &[self], || {
+            let node = self.node();
+            Box::new(move |dy, flow| {
+                let Some(node) = node else { return Ok(()) };
+                let dx = by_element!(OPERATION, "dy", dy, T => {
+                    let dy = Operand::<T>::read(OPERATION, "dy", &dy)?;
+                    tensor(pooling::max_backward(&w, &dy, &from), &in_dims)
+                })?;
+                flow.add(node, dx)
+            })
+        })
+    }
+
+    /// The mean of every window; shapes as [`Self::max_pool2d`].
+    pub fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Var> {
+        const OPERATION: &str = "avg_pool2d";
+        let x = self.tensor();
+        let (w, in_dims, out_dims) = windows(OPERATION, x, kernel, stride)?;
+        let y = by_element!(OPERATION, "x", x, T => {
+            tensor(pooling::average(&w, &*Operand::<T>::read(OPERATION, "x", x)?), &out_dims)
+        })?;
+        Var::computed(OPERATION, y, &[self], || {
+            let node = self.node();
+            Box::new(move |dy, flow| {
+                let Some(node) = node else { return Ok(()) };
+                let dx = by_element!(OPERATION, "dy", dy, T => {
+                    let dy = Operand::<T>::read(OPERATION, "dy", &dy)?;
+                    tensor(pooling::average_backward(&w, &dy), &in_dims)
+                })?;
+                flow.add(node, dx)
+            })
+        })
+    }
+
+    /// The mean over all pixels of each image: `[n, h, w, c]` to `[n, c]`.
+    pub fn global_average_pool(&self) -> Result<Var> {
+        const OPERATION: &str = "global_average_pool";
+        let x = self.tensor();
+        let in_dims = dims4(OPERATION, "x", x, IMAGES)?;
+        let [images, height, width, channels] = in_dims;
+        let pixels = height * width;
+        let y = by_element!(OPERATION, "x", x, T => {
+            let x = Operand::<T>::read(OPERATION, "x", x)?;
+            tensor(pooling::global_average(&x, pixels, channels), &[images, channels])
+        })?;
+        Var::computed(OPERATION, y, &[self], || {
+            let node = self.node();
+            Box::new(move |dy, flow| {
+                let Some(node) = node else { return Ok(()) };
+                let dx = by_element!(OPERATION, "dy", dy, T => {
+                    let dy = Operand::<T>::read(OPERATION, "dy", &dy)?;
+                    tensor(pooling::global_average_backward(&dy, pixels, channels), &in_dims)
+                })?;
+                flow.add(node, dx)
+            })
+        })
+    }
+}
+
+fn windows(
+    operation: &'static str,
+    x: &Tensor,
+    kernel: usize,
+    stride: usize,
+) -> Result<(Windows, [usize; 4], [usize; 4])> {
+    let in_dims = dims4(operation, "x", x, IMAGES)?;
+    let [images, height, width, channels] = in_dims;
+    if stride == 0 {
+        return Err(Error::value(operation, "stride", stride, "the window must move; use at least 1"));
+    }
+    if kernel == 0 || kernel > height.min(width) {
+        let reason = format!("use 1 to {}, as the images are {height}x{width}", height.min(width));
+        return Err(Error::value(operation, "kernel", kernel, reason));
+    }
+    let (out_height, out_width) = ((height - kernel) / stride + 1, (width - kernel) / stride + 1);
+    let w = Windows { height, width, channels, kernel, stride, out_height, out_width };
+    Ok((w, in_dims, [images, out_height, out_width, channels]))
+}

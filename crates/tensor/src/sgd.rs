@@ -1,0 +1,111 @@
+//! The optimiser's step, the one operation that changes tensors in place.
+
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Tensor};
+
+use crate::error::{Error, Result};
+use crate::kernels::{Element, elementwise};
+use crate::operand::{Operand, by_element, exact};
+
+/// Options of [`sgd_step`], as PyTorch's `torch.optim.SGD`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sgd {
+    /// Step size.
+    pub learning_rate: f64,
+    /// Share of the previous velocity that is kept, 0 to 1.
+    pub momentum: f64,
+    /// Multiple of the parameter added to its gradient (L2 penalty).
+    pub weight_decay: f64,
+}
+
+/// One step, in place: `velocity = momentum·velocity + gradient + weight_decay·parameter`, then
+/// `parameter -= learning_rate·velocity`. With a velocity of zeros before the first step this is PyTorch's
+/// rule without dampening and Nesterov.
+///
+/// Clones of the parameter and the velocity share their memory and see the change. All three have the
+/// same shape and element type, and separate memory.
+pub fn sgd_step(parameter: &Tensor, velocity: &Tensor, gradient: &Tensor, options: Sgd) -> Result<()> {
+    const OPERATION: &str = "sgd_step";
+    exact(OPERATION, "velocity", velocity, parameter.dims(), "the shape of the parameter")?;
+    exact(OPERATION, "gradient", gradient, parameter.dims(), "the shape of the parameter")?;
+    if parameter.elem_count() == 0 {
+        return Ok(());
+    }
+    by_element!(OPERATION, "parameter", parameter, T => {
+        // Reading them all checks type, device and layout, and shows which memory they use. The guards are
+        // gone before the storage is locked for writing.
+        {
+            let p = Operand::<T>::read(OPERATION, "parameter", parameter)?;
+            let v = Operand::<T>::read(OPERATION, "velocity", velocity)?;
+            let g = Operand::<T>::read(OPERATION, "gradient", gradient)?;
+            for (first, a, second, b) in
+                [("parameter", &p, "velocity", &v), ("parameter", &p, "gradient", &g), ("velocity", &v, "gradient", &g)]
+            {
+                if a.shares_storage(b) {
+                    return Err(Error::SharedStorage { operation: OPERATION, first, second });
+                }
+            }
+        }
+        let coefficients = [options.learning_rate as T, options.momentum as T, options.weight_decay as T];
+        Ok(velocity.inplace_op1(&WithVelocity { parameter, gradient, coefficients })?)
+    })
+}
+
+/// Holds the velocity's memory and goes on to the parameter's.
+struct WithVelocity<'a, T> {
+    parameter: &'a Tensor,
+    gradient: &'a Tensor,
+    coefficients: [T; 3],
+}
+
+impl<T: Element> InplaceOp1 for WithVelocity<'_, T> {
+    fn name(&self) -> &'static str {
+        "sgd_step"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let velocity = RefCell::new(slice_mut::<T>(storage, layout)?);
+        self.parameter.inplace_op2(self.gradient, &Step { velocity, coefficients: self.coefficients })
+    }
+}
+
+/// Holds all three.
+struct Step<'a, T> {
+    velocity: RefCell<&'a mut [T]>,
+    coefficients: [T; 3],
+}
+
+impl<T: Element> InplaceOp2 for Step<'_, T> {
+    fn name(&self) -> &'static str {
+        "sgd_step"
+    }
+
+    fn cpu_fwd(
+        &self,
+        parameter: &mut CpuStorage,
+        parameter_layout: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let parameter = slice_mut::<T>(parameter, parameter_layout)?;
+        let gradient = &T::cpu_storage_as_slice(gradient)?[contiguous(gradient_layout)?];
+        elementwise::sgd(parameter, &mut self.velocity.borrow_mut(), gradient, self.coefficients);
+        Ok(())
+    }
+}
+
+fn contiguous(layout: &Layout) -> candle_core::Result<std::ops::Range<usize>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(start..end),
+        None => candle_core::bail!("sgd_step: a strided view cannot be changed in place"),
+    }
+}
+
+fn slice_mut<'a, T: Element>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::Result<&'a mut [T]> {
+    let range = contiguous(layout)?;
+    match T::slice_mut(storage) {
+        Some(slice) => Ok(&mut slice[range]),
+        None => candle_core::bail!("sgd_step: the storage does not hold {:?}", T::DTYPE),
+    }
+}
