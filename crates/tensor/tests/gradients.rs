@@ -1,0 +1,140 @@
+//! Every differentiable operation against central finite differences, in `f64`.
+
+use tsbd_tensor::check::finite_differences;
+use tsbd_tensor::{BatchNorm, Conv2d, CrossEntropy, Device, Statistics, Tensor, Var};
+
+/// Central differences in `f64` with a step of 1e-5 are good to about 1e-9.
+const TOLERANCE: f64 = 1e-7;
+
+/// Values in (-1, 1) without a pattern, no two equal, none close to 0 (where ReLU has a kink): a sequence
+/// of multiples of an irrational number.
+fn values(dims: &[usize], start: usize) -> Tensor {
+    let count = dims.iter().product();
+    let values: Vec<f64> = (0..count)
+        .map(|index| {
+            let value = ((start * 1000 + index + 1) as f64 * 0.754_877_666_246_692_8).fract() * 2. - 1.;
+            value + 0.01 * value.signum()
+        })
+        .collect();
+    Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
+}
+
+#[track_caller]
+fn check(inputs: &[Tensor], function: impl Fn(&[Var]) -> tsbd_tensor::Result<Var>) {
+    finite_differences(function, inputs, TOLERANCE).unwrap();
+}
+
+#[test]
+fn convolution_has_the_right_gradients_for_every_geometry() {
+    for (images, height, width, inputs, outputs, [kernel_height, kernel_width], stride, padding) in [
+        (2, 5, 5, 2, 3, [3, 3], 1, 1),
+        (2, 4, 7, 3, 2, [3, 3], 2, 1),
+        (1, 6, 5, 2, 2, [3, 3], 2, 0),
+        (1, 7, 4, 1, 3, [3, 3], 1, 0),
+        (2, 3, 5, 2, 3, [1, 1], 1, 0),
+        (2, 5, 4, 3, 2, [1, 1], 2, 0),
+        (1, 5, 6, 2, 2, [2, 3], 3, 1),
+        (1, 5, 5, 1, 2, [5, 5], 1, 2),
+        (1, 3, 3, 2, 1, [3, 3], 1, 0),
+    ] {
+        let x = values(&[images, height, width, inputs], 1);
+        let weight = values(&[kernel_height, kernel_width, inputs, outputs], 2);
+        let bias = values(&[outputs], 3);
+        let options = Conv2d { stride, padding };
+        check(&[x.clone(), weight.clone()], |v| v[0].conv2d(&v[1], None, options));
+        check(&[x.clone(), weight.clone(), bias], |v| v[0].conv2d(&v[1], Some(&v[2]), options));
+        let out = |size: usize, kernel: usize| (size + 2 * padding - kernel) / stride + 1;
+        let residual = values(&[images, out(height, kernel_height), out(width, kernel_width), outputs], 4);
+        check(&[x, weight, residual], |v| v[0].conv2d_add(&v[1], options, &v[2]));
+    }
+}
+
+#[test]
+fn convolution_adds_its_gradient_to_one_that_is_already_there() {
+    // The input is used by an addition recorded after the convolution, whose gradient therefore arrives
+    // before: pointwise and unrolled paths.
+    for (kernel, padding) in [(1, 0), (3, 1)] {
+        let x = values(&[2, 4, 3, 2], 1);
+        let weight = values(&[kernel, kernel, 2, 2], 2);
+        check(&[x, weight], |v| v[0].conv2d(&v[1], None, Conv2d { stride: 1, padding })?.add(&v[0]));
+    }
+}
+
+#[test]
+fn a_residual_block_before_activation_has_the_right_gradients() {
+    let x = values(&[2, 4, 4, 2], 1);
+    let (weight, bias) = (values(&[2], 2), values(&[2], 3));
+    let filter = values(&[3, 3, 2, 2], 4);
+    check(&[x, weight, bias, filter], |v| {
+        let options = BatchNorm { statistics: Statistics::Batch, epsilon: 1e-5, relu: true };
+        let (activated, _) = v[0].batch_norm(&v[1], &v[2], options)?;
+        activated.conv2d_add(&v[3], Conv2d { stride: 1, padding: 1 }, &v[0])
+    });
+}
+
+#[test]
+fn batch_norm_has_the_right_gradients_in_both_modes() {
+    let mean = values(&[3], 8);
+    let variance = values(&[3], 9).abs().unwrap();
+    for dims in [&[2, 3, 4, 3][..], &[7, 3]] {
+        for relu in [false, true] {
+            for running in [false, true] {
+                let inputs = [values(dims, 1), values(&[3], 2), values(&[3], 3)];
+                check(&inputs, |v| {
+                    let statistics = if running {
+                        Statistics::Running { mean: &mean, variance: &variance }
+                    } else {
+                        Statistics::Batch
+                    };
+                    Ok(v[0].batch_norm(&v[1], &v[2], BatchNorm { statistics, epsilon: 1e-3, relu })?.0)
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn relu_has_the_right_gradient_on_both_sides() {
+    check(&[values(&[5, 7], 1)], |v| v[0].relu());
+}
+
+#[test]
+fn pooling_has_the_right_gradients_also_when_windows_overlap_or_leave_a_rest() {
+    for (height, width, kernel, stride) in [(4, 4, 2, 2), (5, 7, 2, 2), (5, 6, 3, 2), (6, 5, 2, 3), (3, 4, 3, 1)] {
+        let x = values(&[2, height, width, 3], 1);
+        check(std::slice::from_ref(&x), |v| v[0].max_pool2d(kernel, stride));
+        check(&[x], |v| v[0].avg_pool2d(kernel, stride));
+    }
+    check(&[values(&[2, 3, 5, 4], 1)], |v| v[0].global_average_pool());
+}
+
+#[test]
+fn linear_has_the_right_gradients() {
+    let (x, weight, bias) = (values(&[3, 5], 1), values(&[4, 5], 2), values(&[4], 3));
+    check(&[x.clone(), weight.clone()], |v| v[0].linear(&v[1], None));
+    check(&[x, weight, bias], |v| v[0].linear(&v[1], Some(&v[2])));
+}
+
+#[test]
+fn cross_entropy_has_the_right_gradient_with_and_without_smoothing() {
+    let labels = Tensor::new(&[2u32, 0, 4], &Device::Cpu).unwrap();
+    for label_smoothing in [0., 0.1, 1.] {
+        check(&[values(&[3, 5], 1)], |v| {
+            v[0].scale(3.)?.cross_entropy(&labels, CrossEntropy { label_smoothing })?.scale(2.)
+        });
+    }
+}
+
+#[test]
+fn arithmetic_has_the_right_gradients() {
+    let (a, b) = (values(&[3, 4], 1), values(&[3, 4], 2));
+    let both = [a.clone(), b];
+    check(&both, |v| v[0].add(&v[1]));
+    check(&both, |v| v[0].sub(&v[1]));
+    check(&both, |v| v[0].mul(&v[1]));
+    check(&both, |v| v[0].mul(&v[0])?.sub(&v[1])?.add(&v[0]));
+    check(std::slice::from_ref(&a), |v| v[0].scale(-2.5));
+    check(std::slice::from_ref(&a), |v| v[0].mul(&v[0])?.sum());
+    check(std::slice::from_ref(&a), |v| v[0].mul(&v[0])?.mean());
+    check(&[a], |v| v[0].reshape(&[2, 6])?.mul(&v[0].reshape(&[2, 6])?));
+}
