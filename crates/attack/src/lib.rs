@@ -1,1 +1,40 @@
-//! What every backdoor attack shares.
+//! What every backdoor attack shares: parameters and their checks, the choice of the poisoned images, the poisoned
+//! training set, the triggered test set, and what is measured with it.
+//!
+//! An attack is a crate of its own (`crates/attacks/<name>`) that exports one [`AttackEntry`]. This crate trains
+//! nothing: it gives the training loop a [`TrainingSource`].
+
+pub mod entry;
+pub mod evaluation;
+pub mod export;
+pub mod none;
+pub mod overlay;
+pub mod parameters;
+pub mod picture;
+pub mod selection;
+pub mod trigger;
+
+pub use entry::{Attack, AttackEntry, PoisonFacts, Poisoner, TrainingSource};
+pub use evaluation::{Evaluation, evaluate};
+pub use none::NONE;
+pub use overlay::{PoisonedImages, TriggeredTest};
+pub use parameters::{DatasetFacts, LabelRule, ParameterError, Poisoning};
+pub use selection::Candidates;
+pub use trigger::ImageTrigger;
+
+/// What can go wrong between a configured attack and its numbers.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A parameter that the data set does not allow.
+    #[error(transparent)]
+    Parameter(#[from] ParameterError),
+    /// The data set could not be read or batched.
+    #[error(transparent)]
+    Data(#[from] tsbd_data::Error),
+    /// The network failed.
+    #[error(transparent)]
+    Network(#[from] tsbd_nn::Error),
+    /// A file could not be read or written (the message names it).
+    #[error(transparent)]
+    File(#[from] std::io::Error),
+}

@@ -1,0 +1,94 @@
+//! The neurons of a network, as the TSBD paper counts them: the output filters of its convolutions, in network order,
+//! without those on shortcuts.
+
+use tsbd_nn::{Architecture, Layer};
+
+/// A convolution whose filters are neurons.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NeuronLayer {
+    /// Name of the module, e.g. `layer4.1.conv2`.
+    pub module: String,
+    /// Number of output filters.
+    pub filters: usize,
+    /// Number of weights of each filter: input channels times kernel area.
+    pub weights_per_filter: usize,
+}
+
+impl NeuronLayer {
+    /// Name of the convolution's weight in a state dict.
+    pub fn weight(&self) -> String {
+        format!("{}.weight", self.module)
+    }
+}
+
+/// One neuron: a filter of a layer of [`Neurons::layers`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Neuron {
+    /// Place of the layer among [`Neurons::layers`].
+    pub layer: usize,
+    /// Place of the filter in its layer.
+    pub filter: usize,
+}
+
+/// All neurons of a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neurons {
+    layers: Vec<NeuronLayer>,
+    all: Vec<Neuron>,
+}
+
+impl Neurons {
+    /// The neurons of `architecture`: filters of the convolutions whose name does not contain `shortcut`, in definition
+    /// order (as the released code of TSBD enumerates them).
+    pub fn of(architecture: &dyn Architecture) -> Neurons {
+        let layers: Vec<NeuronLayer> = architecture
+            .modules()
+            .iter()
+            .filter(|module| !module.name.contains("shortcut"))
+            .filter_map(|module| match module.layer {
+                Layer::Conv2d { in_channels, out_channels, kernel, .. } => Some(NeuronLayer {
+                    module: module.name.clone(),
+                    filters: out_channels,
+                    weights_per_filter: in_channels * kernel * kernel,
+                }),
+                _ => None,
+            })
+            .collect();
+        let all = layers
+            .iter()
+            .enumerate()
+            .flat_map(|(layer, of)| (0..of.filters).map(move |filter| Neuron { layer, filter }))
+            .collect();
+        Neurons { layers, all }
+    }
+
+    /// The layers, in network order.
+    pub fn layers(&self) -> &[NeuronLayer] {
+        &self.layers
+    }
+
+    /// All neurons, in network order: the position of a neuron here is its number.
+    pub fn all(&self) -> &[Neuron] {
+        &self.all
+    }
+
+    /// Number of neurons.
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether the network has no convolution.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Number of weights of all neurons.
+    pub fn weights(&self) -> usize {
+        self.layers.iter().map(|layer| layer.filters * layer.weights_per_filter).sum()
+    }
+
+    /// The name of a neuron's module.
+    pub fn module(&self, neuron: Neuron) -> &str {
+        &self.layers[neuron.layer].module
+    }
+}

@@ -1,0 +1,90 @@
+//! What an attack is: its entry in the registry, its checked form, and what it makes of a clean data set.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tsbd_data::{Dataset, Picture};
+use tsbd_nn::random::Streams;
+
+use crate::overlay::{PoisonedImages, TriggeredTest};
+use crate::parameters::{self, DatasetFacts, ParameterError, Poisoning};
+use crate::Error;
+
+/// One attack in the registry.
+pub struct AttackEntry {
+    /// Name as the user writes it, e.g. `badnets`.
+    pub name: &'static str,
+    /// Name as papers print it, e.g. `BadNets`.
+    pub title: &'static str,
+    /// Where it was published.
+    pub paper: &'static str,
+    /// One sentence: what the attack does to an image.
+    pub summary: &'static str,
+    /// Raised whenever results of the same parameters change; part of a cell's key.
+    pub revision: u32,
+    /// JSON schema of the attack's own parameters (without the shared ones of [`Poisoning`]).
+    pub schema: fn() -> schemars::Schema,
+    /// Checks the parameters as far as it goes without a data set. Reads trigger pictures if they name one.
+    pub configure: fn(&Poisoning, Value) -> Result<Box<dyn Attack>, ParameterError>,
+}
+
+impl AttackEntry {
+    /// The attack from one flat table of shared and own parameters, as [`Attack::parameters`] gives it.
+    pub fn from_parameters(&self, value: &Value) -> Result<Box<dyn Attack>, ParameterError> {
+        let (shared, own) = parameters::split(value, &schemars::schema_for!(Poisoning))?;
+        (self.configure)(&parameters::read(&shared)?, own)
+    }
+}
+
+impl Debug for AttackEntry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AttackEntry").field("name", &self.name).field("revision", &self.revision).finish()
+    }
+}
+
+/// A configured attack.
+pub trait Attack: Send + Sync + Debug {
+    /// All parameters in one flat table, defaults filled: what identifies the attack in a cell's key.
+    /// [`AttackEntry::from_parameters`] reads it back.
+    fn parameters(&self) -> Value;
+
+    /// Refuses what this data set does not allow.
+    fn check(&self, dataset: &DatasetFacts) -> Result<(), ParameterError>;
+
+    /// Makes the training source and the triggered test set. `streams` carries the cell's seed.
+    fn prepare(&self, clean: &Arc<Dataset>, streams: &Streams) -> Result<Poisoner, Error>;
+
+    /// The trigger as a picture of `height x width` pixels, for attacks that have one.
+    fn trigger_picture(&self, height: usize, width: usize) -> Result<Option<Picture>, Error>;
+}
+
+/// What the backdoored model is trained on.
+#[derive(Debug, Clone)]
+pub enum TrainingSource {
+    /// Images that are poisoned once, before training (augmented afterwards, as clean ones are).
+    Static(Arc<PoisonedImages>),
+}
+
+/// What an attack makes of a clean data set.
+#[derive(Debug, Clone)]
+pub struct Poisoner {
+    /// The training source.
+    pub train: TrainingSource,
+    /// The triggered test images; `None` for the attack `none`, whose ASR and RA are undefined.
+    pub test: Option<Arc<TriggeredTest>>,
+    /// How many images were changed.
+    pub facts: PoisonFacts,
+}
+
+/// Counts that go into a cell's record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoisonFacts {
+    /// Number of poisoned training images.
+    pub poison_count: usize,
+    /// The same for each original class.
+    pub poison_per_class: Vec<usize>,
+    /// Number of triggered test images that ASR and RA are shares of; 0 if the attack has none.
+    pub asr_denominator: usize,
+}

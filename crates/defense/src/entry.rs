@@ -1,0 +1,169 @@
+//! What a defense is: its entry in the registry, its checked form, and what it leaves.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tsbd_attack::parameters::{read, split};
+use tsbd_attack::{DatasetFacts, Evaluation, ParameterError};
+use tsbd_nn::{Architecture, Model};
+
+use crate::{CleanSubset, Context, Error};
+
+/// One defense in the registry.
+pub struct DefenseEntry {
+    /// Name as the user writes it, e.g. `fp`.
+    pub name: &'static str,
+    /// Name as papers print it, e.g. `FP`.
+    pub title: &'static str,
+    /// Where it was published.
+    pub paper: &'static str,
+    /// One sentence: what the defense does to the model.
+    pub summary: &'static str,
+    /// Raised whenever results of the same parameters change; part of a cell's key.
+    pub revision: u32,
+    /// JSON schema of the defense's own parameters (without the shared ones of [`DefenseCommon`]).
+    pub schema: fn() -> schemars::Schema,
+    /// Checks the parameters as far as it goes without network and data set.
+    pub configure: fn(&DefenseCommon, Value) -> Result<Box<dyn Defense>, ParameterError>,
+}
+
+impl DefenseEntry {
+    /// The defense from one flat table of shared and own parameters, as [`Defense::parameters`] gives it.
+    pub fn from_parameters(&self, value: &Value) -> Result<Box<dyn Defense>, ParameterError> {
+        let (shared, own) = split(value, &schemars::schema_for!(DefenseCommon))?;
+        (self.configure)(&read(&shared)?, own)
+    }
+}
+
+impl Debug for DefenseEntry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DefenseEntry").field("name", &self.name).field("revision", &self.revision).finish()
+    }
+}
+
+/// What every defense shares. Defaults as in BackdoorBench's defense configurations and the TSBD paper.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct DefenseCommon {
+    /// Share of the clean training set that the defender has; greater than 0, at most 1.
+    pub clean_ratio: f64,
+    /// Images per batch, for every pass of the defense over its clean images.
+    pub batch_size: usize,
+}
+
+impl Default for DefenseCommon {
+    fn default() -> DefenseCommon {
+        DefenseCommon { clean_ratio: 0.05, batch_size: 256 }
+    }
+}
+
+impl DefenseCommon {
+    /// Number of clean images out of `train_images`: `int(train_images * clean_ratio)`, as BackdoorBench counts.
+    pub fn clean_count(&self, train_images: usize) -> usize {
+        (train_images as f64 * self.clean_ratio) as usize
+    }
+
+    /// Refuses what no data set allows.
+    pub fn check_ranges(&self) -> Result<(), ParameterError> {
+        ParameterError::unless_nonzero("batch_size", self.batch_size)?;
+        if self.clean_ratio > 0.0 && self.clean_ratio <= 1.0 {
+            return Ok(());
+        }
+        let way_out = "give a number greater than 0 and at most 1";
+        Err(ParameterError::new("clean_ratio", self.clean_ratio, "out of range", way_out))
+    }
+
+    /// Refuses a share of the data set that is less than one image for each class.
+    pub fn check(&self, dataset: &DatasetFacts) -> Result<(), ParameterError> {
+        self.check_ranges()?;
+        let count = self.clean_count(dataset.train_images);
+        if count >= dataset.classes {
+            return Ok(());
+        }
+        Err(ParameterError::new(
+            "clean_ratio",
+            self.clean_ratio,
+            format!("{count} of {} training images, fewer than one for each class", dataset.train_images),
+            format!("give at least {}", dataset.classes as f64 / dataset.train_images.max(1) as f64),
+        ))
+    }
+}
+
+/// What a defense tunes itself on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Selection {
+    /// Clean images held out of the defender's subset.
+    #[default]
+    Validation,
+    /// The test sets, as the published code does: an upper bound, no defender has them.
+    Oracle,
+}
+
+/// A configured defense.
+pub trait Defense: Send + Sync + Debug {
+    /// All parameters in one flat table, defaults filled: what identifies the defense in a cell's key.
+    /// [`DefenseEntry::from_parameters`] reads it back.
+    fn parameters(&self) -> Value;
+
+    /// The shared parameters.
+    fn common(&self) -> &DefenseCommon;
+
+    /// Refuses what this network or data set does not allow.
+    fn check(&self, architecture: &dyn Architecture, dataset: &DatasetFacts) -> Result<(), ParameterError>;
+
+    /// Repairs `backdoored` with the images of `clean`. The same arguments give the same bits.
+    fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error>;
+}
+
+/// A repaired model, and how it came about.
+#[derive(Debug, Clone)]
+pub struct Repaired {
+    /// The model.
+    pub model: Model,
+    /// What was pruned or reset, in network order. Fine-tuning changes everything and is not listed.
+    pub changed: Vec<ChangedNeuron>,
+    /// Metrics on the way.
+    pub trace: Vec<TracePoint>,
+    /// Counts, thresholds and choices, for the record.
+    pub facts: serde_json::Map<String, Value>,
+}
+
+/// A neuron that a defense pruned or reset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedNeuron {
+    /// Name of the module, e.g. `layer4.1.conv2`.
+    pub layer: String,
+    /// Number of the filter (or input feature) in its layer.
+    pub neuron: usize,
+    /// What was done, e.g. `zeroed 12 of 144 weights`.
+    pub what: String,
+}
+
+/// Metrics at one point of a stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TracePoint {
+    /// The stage, e.g. `unlearning`.
+    pub stage: String,
+    /// Epoch (or step) of the stage, from 0.
+    pub epoch: usize,
+    /// Rates as fractions, losses, seconds.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+impl TracePoint {
+    /// A point with these metrics.
+    pub fn new(stage: &str, epoch: usize, metrics: impl IntoIterator<Item = (&'static str, f64)>) -> TracePoint {
+        let metrics = metrics.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        TracePoint { stage: stage.to_owned(), epoch, metrics }
+    }
+
+    /// Adds the rates of an evaluation: `acc`, and `asr`, `ra` where they are defined.
+    pub fn add(&mut self, evaluation: &Evaluation) {
+        let rates = [("acc", Some(evaluation.acc)), ("asr", evaluation.asr), ("ra", evaluation.ra)];
+        self.metrics.extend(rates.into_iter().filter_map(|(name, rate)| Some((name.to_owned(), rate?))));
+    }
+}

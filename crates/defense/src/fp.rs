@@ -1,0 +1,322 @@
+//! FP: fine-pruning, which removes the features that clean images do not use, then fine-tunes.
+//!
+//! K. Liu, B. Dolan-Gavitt, S. Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks",
+//! RAID 2018 (arXiv 1805.12185), in the form of BackdoorBench's `defense/fp.py`:
+//!
+//! 1. The mean input of the last linear layer over the clean images (evaluation mode, augmented) orders its input
+//!    features, ascending.
+//! 2. Features are removed in steps of 1 %, by zeros in the columns of that layer's weight, while the accuracy falls by
+//!    less than a tenth of its first value.
+//! 3. All parameters are fine-tuned, pruned columns stay zero.
+//!
+//! Only the last layer changes in step 2, so the features are computed once.
+
+use std::time::Instant;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tsbd_attack::parameters::{join, read};
+use tsbd_attack::{DatasetFacts, ParameterError};
+use tsbd_data::Loader;
+use tsbd_nn::{
+    Architecture, Batch, BatchSource, CrossEntropyStep, Mode, Model, Step, StepRule,
+};
+use tsbd_tensor::Tensor;
+
+use crate::entry::{ChangedNeuron, Defense, DefenseCommon, DefenseEntry, Repaired, Selection, TracePoint};
+use crate::training::{FineTuning, nothing};
+use crate::{CleanSubset, Context, Error};
+
+/// The registry's entry.
+pub static FP: DefenseEntry = DefenseEntry {
+    name: "fp",
+    title: "FP",
+    paper: "Liu et al., RAID 2018, arXiv 1805.12185",
+    summary: "prunes the features that clean images use least, then fine-tunes",
+    revision: 1,
+    schema: || schemars::schema_for!(Parameters),
+    configure: |common, own| {
+        let parameters: Parameters = read(&own)?;
+        common.check_ranges()?;
+        parameters.check()?;
+        Ok(Box::new(Fp { common: common.clone(), parameters }))
+    },
+};
+
+/// Where BackdoorBench's code departs from the paper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Variant {
+    /// As BackdoorBench: a step of n features prunes n - 1, and the network that first lost too much accuracy is the
+    /// one that is fine-tuned.
+    #[default]
+    Reference,
+    /// As the paper: a step of n features prunes n, and the last network within the tolerance is fine-tuned.
+    Paper,
+}
+
+/// FP's own parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Parameters {
+    /// Which accuracy decides how much is pruned: `validation` (clean images held out of the subset) or `oracle` (the
+    /// clean test set, as BackdoorBench does).
+    pub selection: Selection,
+    /// `reference` or `paper`.
+    pub variant: Variant,
+    /// Share of the clean images that is held out with `selection = "validation"`; greater than 0, less than 1.
+    pub validation_share: f64,
+    /// Share of the features that each step prunes (rounded up to a whole feature).
+    pub step: f64,
+    /// Pruning goes on while the accuracy has lost less than this share of its first value.
+    pub tolerance: f64,
+    /// Passes of fine-tuning over the clean images.
+    pub epochs: usize,
+    /// Learning rate of the first epoch.
+    pub learning_rate: f64,
+    /// Momentum of SGD.
+    pub momentum: f64,
+    /// Weight decay of all parameters.
+    pub weight_decay: f64,
+    /// Epochs after which the cosine schedule reaches 0, whatever `epochs` is.
+    pub cosine_period: usize,
+}
+
+impl Default for Parameters {
+    fn default() -> Parameters {
+        Parameters {
+            selection: Selection::Validation,
+            variant: Variant::Reference,
+            validation_share: 0.2,
+            step: 0.01,
+            tolerance: 0.1,
+            epochs: 100,
+            learning_rate: 0.01,
+            momentum: 0.9,
+            weight_decay: 5e-4,
+            cosine_period: 100,
+        }
+    }
+}
+
+impl Parameters {
+    fn check(&self) -> Result<(), ParameterError> {
+        for (field, share) in
+            [("validation_share", self.validation_share), ("step", self.step), ("tolerance", self.tolerance)]
+        {
+            if !(share > 0.0 && share < 1.0) {
+                let way_out = "give a number greater than 0 and less than 1";
+                return Err(ParameterError::new(field, share, "out of range", way_out));
+            }
+        }
+        self.fine_tuning().check()
+    }
+
+    fn fine_tuning(&self) -> FineTuning {
+        let Parameters { epochs, learning_rate, momentum, weight_decay, cosine_period, .. } = *self;
+        FineTuning { epochs, learning_rate, momentum, weight_decay, cosine_period }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Fp {
+    common: DefenseCommon,
+    parameters: Parameters,
+}
+
+impl Defense for Fp {
+    fn parameters(&self) -> Value {
+        join(&self.common, &self.parameters)
+    }
+
+    fn common(&self) -> &DefenseCommon {
+        &self.common
+    }
+
+    fn check(&self, _: &dyn Architecture, dataset: &DatasetFacts) -> Result<(), ParameterError> {
+        self.common.check(dataset)?;
+        let count = self.common.clean_count(dataset.train_images) as f64;
+        if self.parameters.selection == Selection::Validation && count * self.parameters.validation_share < 10.0 {
+            return Err(ParameterError::new(
+                "validation_share",
+                self.parameters.validation_share,
+                format!("of {count} clean images leaves fewer than 10 to measure an accuracy on"),
+                "give a greater share, a greater `clean_ratio`, or `selection = \"oracle\"`",
+            ));
+        }
+        Ok(())
+    }
+
+    fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
+        let Parameters { selection, variant, validation_share, .. } = self.parameters;
+        let batch_size = self.common.batch_size;
+        let start = Instant::now();
+        let (used, measured) = match selection {
+            Selection::Oracle => (clean.images(), context.clean_test.clone()),
+            Selection::Validation => clean.hold_out(validation_share),
+        };
+        let order = activation_order(backdoored, &context.augmented(used.clone(), "fp/activations", batch_size))?;
+        let features = HeadInputs::of(backdoored, &context.plain(measured, batch_size))?;
+        let head = format!("{}.weight", backdoored.architecture.head());
+
+        let mut model = backdoored.clone();
+        let mut trace = Vec::new();
+        let pruning = self.prune(&order, &features, &mut model, &head, context, &mut trace)?;
+        let pruning_seconds = start.elapsed().as_secs_f64();
+
+        let start = Instant::now();
+        let source = context.shuffled(used, "fp/fine-tuning", batch_size);
+        let mut rule = MaskedStep { plain: CrossEntropyStep::default(), head, pruned: pruning.pruned.clone() };
+        let stage = self.parameters.fine_tuning().stage();
+        stage.train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
+
+        let facts = [
+            ("clean_count", json!(clean.len())),
+            ("selection", json!(selection)),
+            ("variant", json!(variant)),
+            ("selection_images", json!(features.labels.len())),
+            ("features", json!(order.len())),
+            ("features_pruned", json!(pruning.pruned.len())),
+            ("accuracy_before_pruning", json!(pruning.first_accuracy)),
+            ("accuracy_after_pruning", json!(pruning.accuracy)),
+            ("pruning_seconds", json!(pruning_seconds)),
+            ("fine_tuning_seconds", json!(start.elapsed().as_secs_f64())),
+        ];
+        let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let layer = backdoored.architecture.head();
+        let mut pruned = pruning.pruned;
+        pruned.sort_unstable();
+        let changed = pruned
+            .into_iter()
+            .map(|neuron| ChangedNeuron { layer: layer.to_owned(), neuron, what: "input feature pruned".to_owned() })
+            .collect();
+        Ok(Repaired { model, changed, trace, facts })
+    }
+}
+
+/// What pruning left.
+#[derive(Debug)]
+struct Pruning {
+    /// The pruned features, in the order of pruning.
+    pruned: Vec<usize>,
+    first_accuracy: f64,
+    accuracy: f64,
+}
+
+impl Fp {
+    /// Prunes `model` in steps; each leaves a point of the trace.
+    fn prune(
+        &self,
+        order: &[usize],
+        features: &HeadInputs,
+        model: &mut Model,
+        head: &str,
+        context: &mut Context,
+        trace: &mut Vec<TracePoint>,
+    ) -> Result<Pruning, Error> {
+        const STAGE: &str = "pruning";
+        let step = ((order.len() as f64 * self.parameters.step).ceil() as usize).max(1);
+        let first_accuracy = features.accuracy(model)?;
+        let mut kept = Pruning { pruned: Vec::new(), first_accuracy, accuracy: first_accuracy };
+        let original = model.state.get(head)?.copy()?;
+        context.observer.stage(STAGE, order.len().div_ceil(step));
+        for (number, n) in (0..order.len()).step_by(step).enumerate() {
+            let count = match self.parameters.variant {
+                Variant::Reference => n.saturating_sub(1),
+                Variant::Paper => n,
+            };
+            let pruned = &order[..count];
+            model.state.set(head, &without_columns(&original, pruned)?)?;
+            let accuracy = features.accuracy(model)?;
+            let within = (accuracy - first_accuracy).abs() < self.parameters.tolerance * first_accuracy;
+            let metrics = [("features_pruned", count as f64), ("selection_accuracy", accuracy)];
+            context.trace(trace, TracePoint::new(STAGE, number, metrics));
+            context.step(STAGE, number + 1, order.len().div_ceil(step))?;
+            if within || self.parameters.variant == Variant::Reference {
+                kept = Pruning { pruned: pruned.to_vec(), accuracy, ..kept };
+            }
+            if !within {
+                break;
+            }
+        }
+        model.state.set(head, &without_columns(&original, &kept.pruned)?)?;
+        Ok(kept)
+    }
+}
+
+/// The input features of the last linear layer by ascending mean over `source`; ties in the layer's order.
+pub fn activation_order(model: &Model, source: &Loader) -> Result<Vec<usize>, Error> {
+    let means = model.mean_output(source, model.architecture.features())?;
+    let mut order: Vec<usize> = (0..means.len()).collect();
+    order.sort_by(|a, b| means[*a].total_cmp(&means[*b]));
+    Ok(order)
+}
+
+/// A linear layer's weight `[out, in]` with zeros in the columns `pruned`.
+pub fn without_columns(weight: &Tensor, pruned: &[usize]) -> Result<Tensor, Error> {
+    let mut rows = weight.to_vec2::<f32>()?;
+    for row in &mut rows {
+        for column in pruned {
+            row[*column] = 0.0;
+        }
+    }
+    Ok(Tensor::new(rows, weight.device())?)
+}
+
+/// The inputs of the last linear layer for a set of images, and the images' labels.
+struct HeadInputs {
+    /// `f32` `[images, features]`.
+    inputs: Tensor,
+    labels: Vec<u32>,
+}
+
+impl HeadInputs {
+    fn of(model: &Model, source: &Loader) -> Result<HeadInputs, Error> {
+        let tap = model.architecture.features();
+        let (mut inputs, mut labels) = (Vec::new(), Vec::new());
+        for batch in source.epoch(0) {
+            let batch = batch?;
+            let (_, outputs) = model.tapped(&batch.images, Mode::Eval, &[tap])?;
+            inputs.push(outputs[tap].clone());
+            labels.extend(batch.labels.to_vec1::<u32>()?);
+        }
+        Ok(HeadInputs { inputs: Tensor::cat(&inputs, 0)?, labels })
+    }
+
+    /// Accuracy with the present weight and bias of the model's last linear layer.
+    fn accuracy(&self, model: &Model) -> Result<f64, Error> {
+        let head = model.architecture.head();
+        let weight = model.state.get(&format!("{head}.weight"))?;
+        let bias = model.state.get(&format!("{head}.bias"))?;
+        let logits = self.inputs.matmul(&weight.t()?)?.broadcast_add(bias)?;
+        let classes = logits.argmax(1)?.to_vec1::<u32>()?;
+        let correct = classes.iter().zip(&self.labels).filter(|(class, label)| class == label).count();
+        Ok(correct as f64 / self.labels.len() as f64)
+    }
+}
+
+/// Cross-entropy whose gradient is 0 in the pruned columns of the last linear layer: weights that are 0 stay 0, since
+/// weight decay of 0 is 0.
+struct MaskedStep {
+    plain: CrossEntropyStep,
+    /// Name of the layer's weight.
+    head: String,
+    pruned: Vec<usize>,
+}
+
+impl StepRule for MaskedStep {
+    fn compute(&mut self, model: &Model, batch: &Batch) -> tsbd_nn::Result<Step> {
+        let mut step = self.plain.compute(model, batch)?;
+        let gradient = without_columns(step.gradients.get(&self.head)?, &self.pruned);
+        step.gradients.set(&self.head, gradient.map_err(tsbd_nn::Error::source)?);
+        Ok(step)
+    }
+
+    fn describe(&self) -> String {
+        format!("{:?}, {} without columns {:?}", self.plain, self.head, self.pruned)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,96 @@
+//! FT: fine-tuning of the whole network on the clean images, the simplest baseline.
+//!
+//! As BackdoorBench's `defense/ft.py`: SGD 0.01, momentum 0.9, weight decay 5e-4 on all parameters, cosine schedule of
+//! period 100, 100 epochs, shuffled and augmented; the model after the last epoch.
+
+use std::time::Instant;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tsbd_attack::parameters::{join, read};
+use tsbd_attack::{DatasetFacts, ParameterError};
+use tsbd_nn::{Architecture, CrossEntropyStep, Model};
+
+use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired};
+use crate::training::{FineTuning, nothing};
+use crate::{CleanSubset, Context, Error};
+
+/// The registry's entry.
+pub static FT: DefenseEntry = DefenseEntry {
+    name: "ft",
+    title: "FT",
+    paper: "fine-tuning as in BackdoorBench (Wu et al., NeurIPS 2022)",
+    summary: "trains the whole network further on the clean images",
+    revision: 1,
+    schema: || schemars::schema_for!(Parameters),
+    configure: |common, own| {
+        let parameters: Parameters = read(&own)?;
+        let defense = Ft { common: common.clone(), parameters };
+        common.check_ranges()?;
+        defense.fine_tuning().check()?;
+        Ok(Box::new(defense))
+    },
+};
+
+/// FT's own parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Parameters {
+    /// Passes over the clean images.
+    pub epochs: usize,
+    /// Learning rate of the first epoch.
+    pub learning_rate: f64,
+    /// Momentum of SGD.
+    pub momentum: f64,
+    /// Weight decay of all parameters.
+    pub weight_decay: f64,
+    /// Epochs after which the cosine schedule reaches 0, whatever `epochs` is.
+    pub cosine_period: usize,
+}
+
+impl Default for Parameters {
+    fn default() -> Parameters {
+        Parameters { epochs: 100, learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4, cosine_period: 100 }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Ft {
+    common: DefenseCommon,
+    parameters: Parameters,
+}
+
+impl Ft {
+    fn fine_tuning(&self) -> FineTuning {
+        let Parameters { epochs, learning_rate, momentum, weight_decay, cosine_period } = self.parameters;
+        FineTuning { epochs, learning_rate, momentum, weight_decay, cosine_period }
+    }
+}
+
+impl Defense for Ft {
+    fn parameters(&self) -> Value {
+        join(&self.common, &self.parameters)
+    }
+
+    fn common(&self) -> &DefenseCommon {
+        &self.common
+    }
+
+    fn check(&self, _: &dyn Architecture, dataset: &DatasetFacts) -> Result<(), ParameterError> {
+        self.common.check(dataset)
+    }
+
+    fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
+        let start = Instant::now();
+        let (mut model, mut trace) = (backdoored.clone(), Vec::new());
+        let source = context.shuffled(clean.images(), "ft", self.common.batch_size);
+        let mut rule = CrossEntropyStep::default();
+        self.fine_tuning().stage().train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
+        let facts = [
+            ("clean_count".to_owned(), json!(clean.len())),
+            ("fine_tuning_seconds".to_owned(), json!(start.elapsed().as_secs_f64())),
+        ];
+        Ok(Repaired { model, changed: Vec::new(), trace, facts: facts.into_iter().collect() })
+    }
+}

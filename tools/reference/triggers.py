@@ -1,0 +1,97 @@
+"""Reference values for the triggers of BadNets and Blended, computed with numpy and Pillow.
+
+Makes golden/triggers/triggers.safetensors:
+
+    python tools/reference/triggers.py
+
+Needs numpy, Pillow and safetensors. Images are random 8-bit values from numpy's generator with seed 0. The rules are
+those of BackdoorBench (patch overwrite where the trigger is not 0; blend in double precision with the picture's share in
+single precision, then truncation), written anew.
+
+With the path of a JPEG it makes nothing but prints the picture's contrast at 32 x 32 and writes the decoded picture as
+PNG, for the optional comparison of JPEG decoders in crates/attacks/blended:
+
+    python tools/reference/triggers.py hello_kitty.jpeg hello_kitty.png
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import save_file
+
+GOLDEN = Path(__file__).parent / "golden" / "triggers" / "triggers.safetensors"
+
+
+def resize(picture, size):
+    return np.asarray(Image.fromarray(picture).resize((size, size), Image.BILINEAR))
+
+
+def corner(grid):
+    picture = np.zeros((32, 32, 3), np.uint8)
+    picture[29:, 29:] = 255
+    if grid:
+        for row in range(3):
+            for column in range(3):
+                if (row + column) % 2:
+                    picture[29 + row, 29 + column] = 1
+    return picture
+
+
+def patch(image, trigger):
+    return np.where(trigger == 0, image, trigger).astype(np.uint8)
+
+
+def blend(image, picture, alpha):
+    # torchvision's ToTensor, then * 255: single precision throughout.
+    trigger = (picture.astype(np.float32) / np.float32(255)) * np.float32(255)
+    share = trigger * np.float32(alpha)
+    out = (1 - alpha) * image.astype(np.float64) + share
+    return np.clip(out, 0, 255).astype(np.uint8)
+
+
+def drawing():
+    """The built-in picture of crates/attacks/blended, drawn by numpy masks."""
+    y, x = np.mgrid[0:256, 0:256]
+
+    def disc(cx, cy, radius):
+        return (x - cx) ** 2 + (y - cy) ** 2 < radius**2
+
+    bands = ((x + y) // 52) % 2 == 0
+    picture = np.where(bands[..., None], 255, 0) * np.ones(3)
+    for mask, color in [
+        (disc(40, 40, 34), (230, 20, 60)),
+        (disc(128, 132, 100), (0, 0, 0)),
+        (disc(128, 132, 84), (255, 225, 40)),
+        (disc(128, 150, 40) & (y >= 160), (0, 0, 0)),
+        (disc(92, 112, 17) | disc(164, 112, 17), (0, 0, 0)),
+    ]:
+        picture[mask] = color
+    return picture.astype(np.uint8)
+
+
+def main():
+    if len(sys.argv) == 3:
+        picture = np.asarray(Image.open(sys.argv[1]).convert("RGB"))
+        small = resize(picture, 32).astype(float)
+        print(f"at 32 x 32: mean {small.mean():.1f}, standard deviation {small.std():.1f}")
+        small = resize(drawing(), 32).astype(float)
+        print(f"built-in:   mean {small.mean():.1f}, standard deviation {small.std():.1f}")
+        Image.fromarray(picture).save(sys.argv[2])
+        return
+    rng = np.random.default_rng(0)
+    tensors = {"picture": rng.integers(0, 256, (23, 17, 3), np.uint8), "drawing.32": resize(drawing(), 32)}
+    for size in (32, 64):
+        image = rng.integers(0, 256, (size, size, 3), np.uint8)
+        tensors[f"image.{size}"] = image
+        tensors[f"square.{size}"] = patch(image, resize(corner(False), size))
+        tensors[f"grid.{size}"] = patch(image, resize(corner(True), size))
+        for alpha in (0.2, 0.1):
+            tensors[f"blended.{alpha}.{size}"] = blend(image, resize(tensors["picture"], size), alpha)
+    GOLDEN.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, GOLDEN)
+    print(f"{GOLDEN}: {GOLDEN.stat().st_size} bytes")
+
+
+main()
