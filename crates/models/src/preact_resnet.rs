@@ -127,21 +127,23 @@ mod tests {
         let slots: Vec<String> = network.modules().iter().flat_map(Module::slots).map(|slot| slot.name).collect();
         assert_eq!(slots.len(), 102);
         assert_eq!(slots[0], "conv1.weight");
-        assert_eq!(slots[1..8], [
-            "layer1.0.bn1.weight",
-            "layer1.0.bn1.bias",
-            "layer1.0.bn1.running_mean",
-            "layer1.0.bn1.running_var",
-            "layer1.0.bn1.num_batches_tracked",
-            "layer1.0.conv1.weight",
-            "layer1.0.bn2.weight",
-        ]);
+        assert_eq!(
+            slots[1..8],
+            [
+                "layer1.0.bn1.weight",
+                "layer1.0.bn1.bias",
+                "layer1.0.bn1.running_mean",
+                "layer1.0.bn1.running_var",
+                "layer1.0.bn1.num_batches_tracked",
+                "layer1.0.conv1.weight",
+                "layer1.0.bn2.weight",
+            ]
+        );
         let shortcuts: Vec<&String> = slots.iter().filter(|name| name.contains("shortcut")).collect();
-        assert_eq!(shortcuts, [
-            "layer2.0.shortcut.0.weight",
-            "layer3.0.shortcut.0.weight",
-            "layer4.0.shortcut.0.weight"
-        ]);
+        assert_eq!(
+            shortcuts,
+            ["layer2.0.shortcut.0.weight", "layer3.0.shortcut.0.weight", "layer4.0.shortcut.0.weight"]
+        );
         assert_eq!(slots[100..], ["linear.weight", "linear.bias"]);
     }
 }

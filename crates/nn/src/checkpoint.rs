@@ -5,6 +5,7 @@
 //! was cut off or changed does not match its digest and is refused before anything of it is used.
 
 use crate::sgd::Sgd;
+use crate::state::deep_copy;
 use crate::storage::{FileTensors, read, refuse_others};
 use crate::{EpochReport, Error, Model, Module, Result, Role, ScheduleState, Slot, StateDict, write_atomically};
 use indexmap::IndexMap;
@@ -17,13 +18,27 @@ const MAGIC: &[u8; 8] = b"tsbdckp1";
 const DIGEST: usize = 32;
 
 /// Everything that training after epoch k depends on: resuming gives the same bits as never having stopped.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Checkpoint {
     pub(crate) run: String,
     pub(crate) state: StateDict,
     pub(crate) velocities: IndexMap<String, Tensor>,
     pub(crate) schedule: ScheduleState,
     pub(crate) history: Vec<EpochReport>,
+}
+
+impl Clone for Checkpoint {
+    /// A deep copy, which later steps do not change.
+    fn clone(&self) -> Checkpoint {
+        let velocities = self.velocities.iter().map(|(name, velocity)| (name.clone(), deep_copy(name, velocity)));
+        Checkpoint {
+            run: self.run.clone(),
+            state: self.state.clone(),
+            velocities: velocities.collect(),
+            schedule: self.schedule.clone(),
+            history: self.history.clone(),
+        }
+    }
 }
 
 impl Checkpoint {
@@ -73,7 +88,7 @@ impl Checkpoint {
         };
         numbers(self.schedule.to_numbers().to_vec(), "schedule", &mut file)?;
         if !self.history.is_empty() {
-            let values = self.history.iter().flat_map(EpochReport::to_numbers).collect();
+            let values = self.history.iter().flat_map(|report| report.to_numbers()).collect();
             numbers(values, "history", &mut file)?;
         }
         let payload = file.serialize(Some(("run", self.run.clone())), path)?;

@@ -161,7 +161,9 @@ pub enum Error {
         reason: String,
     },
     /// A checkpoint belongs to another training run.
-    #[error("the checkpoint was made with another {field}: {found}, now {expected}; delete it, or train with the old value")]
+    #[error(
+        "the checkpoint was made with another {field}: {found}, now {expected}; delete it, or train with the old value"
+    )]
     ForeignCheckpoint {
         /// What differs.
         field: &'static str,

@@ -28,3 +28,34 @@ fn initial(module: &Module, slot: &Slot, stream: &mut RandomStream) -> Result<Te
     let values = (0..slot.dims.iter().product()).map(|_| stream.uniform_in(-bound, bound) as f32).collect();
     Ok(Tensor::from_vec(values, slot.dims.as_slice(), &Device::Cpu)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{Layer, Module, Streams};
+
+    #[test]
+    fn weights_fill_the_interval_that_pytorch_fills_and_batch_norms_begin_as_the_identity() {
+        let modules = [
+            Module::new(
+                "conv",
+                Layer::Conv2d { in_channels: 16, out_channels: 64, kernel: 3, stride: 1, padding: 1, bias: true },
+            ),
+            Module::new("bn", Layer::BatchNorm2d { channels: 3 }),
+            Module::new("linear", Layer::Linear { in_features: 64, out_features: 1000 }),
+        ];
+        let state = super::initialize(&modules, &mut Streams::new(0).stream("weights", 0)).unwrap();
+        let values = |name: &str| state.get(name).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (name, bound) in [("conv.weight", 1.0 / 12.0), ("linear.weight", 0.125), ("linear.bias", 0.125)] {
+            let values = values(name);
+            let largest = values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
+            assert!(largest <= bound && largest > 0.98 * bound, "{name}: {largest}");
+            // A uniform distribution on ±b has variance b²/3.
+            let variance = values.iter().map(|value| value * value).sum::<f32>() / values.len() as f32;
+            assert!((variance / (bound * bound / 3.0) - 1.0).abs() < 0.1, "{name}: {variance}");
+        }
+        assert_eq!(values("conv.bias").len(), 64);
+        assert_eq!([values("bn.weight"), values("bn.bias")], [[1.0; 3], [0.0; 3]]);
+        assert_eq!([values("bn.running_mean"), values("bn.running_var")], [[0.0; 3], [1.0; 3]]);
+        assert_eq!(state.get("bn.num_batches_tracked").unwrap().to_scalar::<i64>().unwrap(), 0);
+    }
+}

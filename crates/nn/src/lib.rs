@@ -20,6 +20,8 @@ mod schedule;
 mod sgd;
 mod state;
 mod storage;
+#[cfg(test)]
+mod tiny;
 mod training;
 
 pub use architecture::Architecture;

@@ -139,9 +139,8 @@ mod tests {
     fn streams_never_change_from_version_to_version() {
         // Made once with this code; it may not move, because results are stored under their seeds.
         let mut stream = Streams::new(0).stream("shuffle", 0);
-        assert_eq!(stream.permutation(10), PERMUTATION);
+        assert_eq!(stream.permutation(10), [0, 9, 5, 8, 2, 4, 3, 6, 1, 7]);
     }
-    const PERMUTATION: [u32; 10] = [0; 10];
 
     #[test]
     fn shuffling_makes_every_order_equally_likely() {

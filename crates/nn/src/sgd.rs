@@ -53,12 +53,7 @@ impl Sgd {
     }
 
     /// Changes the parameters in place, with this learning rate.
-    pub fn step_at(
-        &mut self,
-        learning_rate: f64,
-        state: &mut StateDict,
-        gradients: &ParameterGradients,
-    ) -> Result<()> {
+    pub fn step_at(&mut self, learning_rate: f64, state: &mut StateDict, gradients: &ParameterGradients) -> Result<()> {
         let SgdConfig { momentum, weight_decay, .. } = self.config;
         let options = tsbd_tensor::Sgd { learning_rate, momentum, weight_decay };
         for (name, velocity) in &self.velocities {

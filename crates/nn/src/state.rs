@@ -29,9 +29,7 @@ impl Clone for StateDict {
     /// A deep copy: training one leaves the other as it was.
     fn clone(&self) -> StateDict {
         let entries = self.entries.iter().map(|(name, entry)| {
-            // A copy of a tensor that exists can only fail for want of memory, which aborts elsewhere too.
-            let tensor = entry.tensor.copy().unwrap_or_else(|error| panic!("cannot copy `{name}`: {error}"));
-            (name.clone(), Entry { tensor, role: entry.role, layout: entry.layout })
+            (name.clone(), Entry { tensor: deep_copy(name, &entry.tensor), role: entry.role, layout: entry.layout })
         });
         StateDict { entries: entries.collect() }
     }
@@ -212,8 +210,104 @@ impl StateDict {
     }
 }
 
+/// A copy for `Clone`, which cannot fail.
+pub(crate) fn deep_copy(name: &str, tensor: &Tensor) -> Tensor {
+    // A copy of a tensor that exists can only fail for want of memory, which aborts elsewhere too.
+    tensor.copy().unwrap_or_else(|error| panic!("cannot copy `{name}`: {error}"))
+}
+
 /// A contiguous tensor that shares its memory with no other.
 pub(crate) fn owned(tensor: &Tensor) -> Result<Tensor> {
     // `copy` keeps the layout of a view, and `contiguous` copies only a view.
     Ok(if tensor.is_contiguous() { tensor.copy()? } else { tensor.contiguous()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::tiny::model;
+    use crate::{Error, ParameterGradients};
+    use tsbd_tensor::{DType, Device, Tensor};
+
+    #[test]
+    fn a_clone_shares_no_memory_with_the_original() {
+        let original = model(0).state;
+        let digest = original.digest().unwrap();
+        let clone = original.clone();
+        let options = tsbd_tensor::Sgd { learning_rate: 1.0, momentum: 0.0, weight_decay: 0.5 };
+        for (_, tensor) in clone.parameters() {
+            tsbd_tensor::sgd_step(tensor, &tensor.zeros_like().unwrap(), &tensor.ones_like().unwrap(), options)
+                .unwrap();
+        }
+        assert_ne!(clone.digest().unwrap(), digest);
+        assert_eq!(original.digest().unwrap(), digest);
+    }
+
+    #[test]
+    fn a_tensor_that_was_set_does_not_move_with_its_source() {
+        let mut state = model(0).state;
+        let bias = Tensor::ones(5, DType::F32, &Device::Cpu).unwrap();
+        state.set("linear.bias", &bias).unwrap();
+        let options = tsbd_tensor::Sgd { learning_rate: 1.0, momentum: 0.0, weight_decay: 0.0 };
+        tsbd_tensor::sgd_step(&bias, &bias.zeros_like().unwrap(), &bias.ones_like().unwrap(), options).unwrap();
+        assert_eq!(state.get("linear.bias").unwrap().to_vec1::<f32>().unwrap(), [1.0; 5]);
+    }
+
+    #[test]
+    fn filters_are_rows_in_pytorchs_order_and_return_unchanged() {
+        let mut state = model(0).state;
+        let digest = state.digest().unwrap();
+        let filters = state.filters("conv1.weight").unwrap();
+        assert_eq!(filters.dims(), [4, 27]);
+        let rows = state.filter_rows("conv1.weight").unwrap();
+        let memory: Vec<f32> = state.get("conv1.weight").unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        for (output, row) in rows.iter().enumerate() {
+            for input in 0..3 {
+                for place in 0..9 {
+                    assert_eq!(row[input * 9 + place], memory[(place * 3 + input) * 4 + output]);
+                }
+            }
+        }
+        state.set_filters("conv1.weight", &filters).unwrap();
+        state.set_filter_rows("linear.weight", &state.filter_rows("linear.weight").unwrap()).unwrap();
+        assert_eq!(state.digest().unwrap(), digest);
+    }
+
+    #[test]
+    fn wrong_names_and_shapes_are_refused_with_what_would_be_right() {
+        let mut state = model(0).state;
+        let unknown = state.get("conv.weight").unwrap_err();
+        assert!(unknown.to_string().contains("`conv.weight`") && unknown.to_string().contains("conv1.weight"));
+        let wrong = Tensor::ones(6, DType::F32, &Device::Cpu).unwrap();
+        assert!(matches!(state.set("linear.bias", &wrong), Err(Error::Replacement { .. })));
+        assert!(matches!(state.set_filters("conv1.weight", &wrong), Err(Error::Replacement { .. })));
+        assert!(matches!(state.filters("bn1.weight"), Err(Error::NoFilters { .. })));
+    }
+
+    #[test]
+    fn moving_along_a_difference_leads_from_one_state_to_the_other() {
+        let (mut from, to) =
+            (model(0).state.to_dtype(DType::F64).unwrap(), model(1).state.to_dtype(DType::F64).unwrap());
+        let way = to.difference(&from).unwrap();
+        from.add_scaled(&way, |_| 0.25).unwrap();
+        from.add_scaled(&way, |name| if name == "linear.bias" { 0.0 } else { 0.75 }).unwrap();
+        let rest = to.difference(&from).unwrap();
+        for (name, norm) in rest.norms().unwrap() {
+            let expected = if name == "linear.bias" { 0.75 * way.norm(&name).unwrap() } else { 0.0 };
+            assert!((norm - expected).abs() < 1e-14, "{name}: {norm}");
+        }
+    }
+
+    #[test]
+    fn norms_are_euclidean_per_tensor_and_over_all() {
+        let tensor = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap();
+        let a: ParameterGradients =
+            [("a".to_owned(), tensor(&[3.0, 4.0])), ("b".to_owned(), tensor(&[12.0]))].into_iter().collect();
+        assert_eq!([a.norm("a").unwrap(), a.norm("b").unwrap(), a.global_norm().unwrap()], [5.0, 12.0, 13.0]);
+        let long = tensor(&(0..1000).map(|i| i as f32).collect::<Vec<_>>());
+        let long: ParameterGradients = [("c".to_owned(), long)].into_iter().collect();
+        assert_eq!(long.norm("c").unwrap(), f64::sqrt(332_833_500.0));
+        let mixed = a.mix(0.5, &a.scale(-1.0).unwrap(), 0.25).unwrap();
+        assert_eq!(mixed.get("a").unwrap().to_vec1::<f32>().unwrap(), [0.75, 1.0]);
+        assert!(matches!(a.mix(1.0, &long, 1.0), Err(Error::NoGradient { .. })));
+    }
 }

@@ -120,7 +120,9 @@ impl StateDict {
     }
 
     pub(crate) fn read_from(file: &SafeTensors, prefix: &str, modules: &[Module], path: &Path) -> Result<StateDict> {
-        StateDict::build(modules, |_, slot| read(file, &format!("{prefix}{}", slot.name), slot, path, !prefix.is_empty()))
+        StateDict::build(modules, |_, slot| {
+            read(file, &format!("{prefix}{}", slot.name), slot, path, !prefix.is_empty())
+        })
     }
 
     /// Writes a safetensors file with PyTorch's names and layouts, whole or not at all.
@@ -145,5 +147,85 @@ impl StateDict {
         let state = StateDict::read_from(&file, "", modules, path)?;
         refuse_others(&file, |name| state.get(name).is_ok(), path)?;
         Ok(state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::tiny::{model, tiny};
+    use crate::{Architecture, Error, Layer, Module, StateDict};
+    use safetensors::{Dtype, SafeTensors};
+    use tsbd_tensor::Tensor;
+
+    #[test]
+    fn a_saved_state_dict_loads_with_the_same_bits_and_saves_to_the_same_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = model(0).state;
+        let [first, second] = ["a.safetensors", "b.safetensors"].map(|name| folder.path().join(name));
+        state.save(&first).unwrap();
+        let loaded = StateDict::load(&first, tiny().modules()).unwrap();
+        assert_eq!(loaded.digest().unwrap(), state.digest().unwrap());
+        loaded.save(&second).unwrap();
+        assert_eq!(std::fs::read(&first).unwrap(), std::fs::read(&second).unwrap());
+        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+        assert_eq!(left.len(), 2, "temporary files stayed");
+    }
+
+    #[test]
+    fn files_have_pytorchs_layouts_and_types() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let state = model(0).state;
+        state.save(&path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let weight = file.tensor("conv1.weight").unwrap();
+        assert_eq!(weight.shape(), [4, 3, 3, 3]);
+        let counter = file.tensor("bn1.num_batches_tracked").unwrap();
+        assert_eq!((counter.dtype(), counter.shape()), (Dtype::I64, [].as_slice()));
+        // Element [out 2, in 1, row 0, column 2] of the file is element [0, 2, 1, 2] in memory.
+        let place = ((2 * 3 + 1) * 3) * 3 + 2;
+        let number = f32::from_le_bytes(weight.data()[4 * place..][..4].try_into().unwrap());
+        let memory = state.get("conv1.weight").unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(number, memory[((2 * 3) + 1) * 4 + 2]);
+    }
+
+    #[test]
+    fn a_file_of_another_network_is_refused_with_the_tensor_and_both_shapes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        model(0).state.save(&path).unwrap();
+        let error = |modules: &[Module]| StateDict::load(&path, modules).unwrap_err();
+
+        let mut wider = tiny().modules().to_vec();
+        wider[2].layer = Layer::Linear { in_features: 4, out_features: 7 };
+        let message = error(&wider).to_string();
+        assert!(
+            message.contains("model.safetensors: tensor `linear.weight` has shape [5, 4], the network needs [7, 4]"),
+            "{message}"
+        );
+        assert!(
+            matches!(error(&tiny().modules()[..2]), Error::TensorUnexpected { ref name, .. } if name == "linear.bias")
+        );
+        wider[2].name = "head".into();
+        assert!(matches!(error(&wider), Error::TensorMissing { ref name, .. } if name == "head.weight"));
+        let missing = StateDict::load(folder.path().join("none"), tiny().modules()).unwrap_err();
+        assert!(matches!(missing, Error::File { .. }) && missing.to_string().contains("none"));
+        std::fs::write(&path, b"not a model").unwrap();
+        assert!(matches!(error(tiny().modules()), Error::Safetensors { .. }));
+    }
+
+    #[test]
+    fn a_counter_of_another_type_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let state = model(0).state;
+        let mut file = super::FileTensors::new();
+        state.add_to(&mut file, "").unwrap();
+        let zero = Tensor::zeros((), tsbd_tensor::DType::F32, &tsbd_tensor::Device::Cpu).unwrap();
+        file.add("bn1.num_batches_tracked".into(), &zero, crate::Layout::Same).unwrap();
+        std::fs::write(&path, file.serialize(None, &path).unwrap()).unwrap();
+        let error = StateDict::load(&path, tiny().modules()).unwrap_err();
+        assert!(matches!(error, Error::TensorType { ref name, .. } if name == "bn1.num_batches_tracked"), "{error}");
     }
 }

@@ -58,8 +58,8 @@ pub struct EpochReport {
 }
 
 impl EpochReport {
-    pub(crate) fn to_numbers(&self) -> [f64; 6] {
-        let EpochReport { epoch, learning_rate, mean_loss, train_accuracy, images, seconds } = *self;
+    pub(crate) fn to_numbers(self) -> [f64; 6] {
+        let EpochReport { epoch, learning_rate, mean_loss, train_accuracy, images, seconds } = self;
         [epoch as f64, learning_rate, mean_loss, train_accuracy, images as f64, seconds]
     }
 
@@ -275,3 +275,6 @@ fn run_description(rule: &dyn StepRule, model: &Model, source: &dyn BatchSource,
         rule.describe(),
     )
 }
+
+#[cfg(test)]
+mod tests;
