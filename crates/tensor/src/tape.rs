@@ -266,3 +266,26 @@ impl Gradients {
         var.place.as_ref().filter(|place| place.tape.is(&self.tape)).map(|place| place.node)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tape_is_freed_with_its_last_value_whether_or_not_backward_ran() {
+        for run in [false, true] {
+            let tape = Tape::new();
+            let alive = Rc::downgrade(&tape.record);
+            let x = tape.leaf(&Tensor::new(&[1f32, 2.], &candle_core::Device::Cpu).unwrap());
+            let y = x.mul(&x).unwrap().sum().unwrap();
+            if run {
+                tape.backward(&y).unwrap();
+            } else {
+                drop(tape);
+            }
+            assert!(alive.upgrade().is_some(), "the values still know their tape");
+            drop((x, y));
+            assert!(alive.upgrade().is_none(), "an operation keeps its own tape alive");
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! The fast `f32` kernels against the same operation in `f64`, over random shapes; the same bits with any
+//! number of threads; and what is not a number stays visible.
+
+use proptest::prelude::*;
+use tsbd_tensor::{BatchNorm, Conv2d, CrossEntropy, DType, Device, Result, Statistics, Tape, Tensor, Var};
+
+/// Values in (-1, 1) without a pattern.
+fn values(dims: &[usize], start: u64) -> Tensor {
+    let count: usize = dims.iter().product();
+    let value = |index: u64| ((start * 7919 + index + 1) as f64 * 0.754_877_666_246_692_8).fract() * 2. - 1.;
+    Tensor::from_vec((0..count as u64).map(value).collect::<Vec<_>>(), dims, &Device::Cpu).unwrap()
+}
+
+fn read(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The output and the gradients of all inputs, for a gradient of the output without a pattern.
+fn run(inputs: &[Tensor], function: &dyn Fn(&[Var]) -> Result<Var>) -> Vec<Tensor> {
+    let tape = Tape::new();
+    let leaves: Vec<Var> = inputs.iter().map(|input| tape.leaf(input)).collect();
+    let output = function(&leaves).unwrap();
+    let seed = values(output.dims(), 99).to_dtype(output.tensor().dtype()).unwrap();
+    let mut gradients = tape.backward_from(&[(&output, &seed)]).unwrap();
+    let mut results = vec![output.tensor().clone()];
+    results.extend(leaves.iter().map(|leaf| gradients.take(leaf).unwrap()));
+    results
+}
+
+/// Compares `f32` with `f64`. The tolerance is relative to the largest value of each tensor. The inputs are
+/// rounded to `f32` first, so that both compute from the same numbers.
+fn compare(inputs: &[Tensor], tolerance: f64, function: &dyn Fn(&[Var]) -> Result<Var>) {
+    let single: Vec<Tensor> = inputs.iter().map(|input| input.to_dtype(DType::F32).unwrap()).collect();
+    let double: Vec<Tensor> = single.iter().map(|input| input.to_dtype(DType::F64).unwrap()).collect();
+    for (index, (found, expected)) in run(&single, function).iter().zip(&run(&double, function)).enumerate() {
+        let (found, expected) = (read(found), read(expected));
+        let size = expected.iter().fold(1e-2, |largest: f64, value| largest.max(value.abs()));
+        for (element, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let error = (found - expected).abs() / size;
+            assert!(error < tolerance, "result {index} element {element}: {found} for {expected} ({error:e})");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn convolution_in_f32_is_convolution_in_f64(
+        images in 1usize..4, height in 3usize..14, width in 3usize..14, inputs in 1usize..20, outputs in 1usize..20,
+        kernel in 1usize..4, stride in 1usize..4, padding in 0usize..2,
+    ) {
+        let options = Conv2d { stride, padding: padding.min(kernel - 1) };
+        let inputs = [values(&[images, height, width, inputs], 1), values(&[kernel, kernel, inputs, outputs], 2)];
+        compare(&inputs, 1e-5, &|v| v[0].conv2d(&v[1], None, options));
+    }
+
+    #[test]
+    fn convolution_over_whole_tiles_in_f32_is_convolution_in_f64(
+        images in 1usize..5, height in 1usize..4, width in 1usize..4, inputs in 1usize..4, outputs in 1usize..4,
+        residual: bool,
+    ) {
+        // 3x3, stride 1, sizes and channels in multiples of 4 and 16: the shapes of most layers of a network.
+        let (dims, outputs) = ([images, 4 * height, 4 * width, 16 * inputs], 16 * outputs);
+        let mut arguments = vec![values(&dims, 1), values(&[3, 3, dims[3], outputs], 2)];
+        let options = Conv2d { stride: 1, padding: 1 };
+        if residual {
+            arguments.push(values(&[dims[0], dims[1], dims[2], outputs], 3));
+            compare(&arguments, 2e-5, &|v| v[0].conv2d_add(&v[1], options, &v[2]));
+        } else {
+            compare(&arguments, 2e-5, &|v| v[0].conv2d(&v[1], None, options));
+        }
+    }
+
+    #[test]
+    fn batch_norm_in_f32_is_batch_norm_in_f64(
+        rows in 2usize..700, channels in 1usize..70, offset in -3f64..3., relu: bool, existing: bool,
+    ) {
+        let x = (values(&[rows, channels], 1) + offset).unwrap();
+        let inputs = [x, values(&[channels], 2), values(&[channels], 3)];
+        // Close to its kink the ReLU of f32 and f64 can differ; so the comparison with ReLU is made on
+        // values that are kept away from it by the bias's size.
+        let shift = if relu { 40. } else { 0. };
+        compare(&inputs, 2e-4, &|v| {
+            let options = BatchNorm { statistics: Statistics::Batch, epsilon: 1e-2, relu };
+            let ones = Tensor::ones(channels, v[2].tensor().dtype(), &Device::Cpu)?;
+            let bias = v[2].add(&Var::constant(ones).scale(shift)?)?;
+            let y = v[0].batch_norm(&v[1], &bias, options)?.0;
+            if existing { y.add(&v[0]) } else { Ok(y) }
+        });
+    }
+
+    #[test]
+    fn pooling_in_f32_is_pooling_in_f64(
+        height in 3usize..10, width in 3usize..10, channels in 1usize..20, kernel in 1usize..4, stride in 1usize..4,
+    ) {
+        let x = [values(&[2, height, width, channels], 1)];
+        compare(&x, 1e-6, &|v| v[0].max_pool2d(kernel, stride));
+        compare(&x, 1e-6, &|v| v[0].avg_pool2d(kernel, stride));
+        compare(&x, 1e-6, &|v| v[0].global_average_pool());
+    }
+
+    #[test]
+    fn linear_and_sums_in_f32_are_those_in_f64(rows in 1usize..150, inputs in 1usize..40, outputs in 1usize..90) {
+        let arguments = [values(&[rows, inputs], 1), values(&[outputs, inputs], 2), values(&[outputs], 3)];
+        compare(&arguments, 1e-5, &|v| v[0].linear(&v[1], Some(&v[2])));
+        compare(&arguments, 1e-4, &|v| v[0].linear(&v[1], Some(&v[2]))?.relu()?.mean());
+    }
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_a_bit() {
+    // Big enough that every kernel has several pieces of work.
+    let shapes: [&[usize]; 5] = [&[9, 16, 16, 16], &[3, 3, 16, 16], &[16], &[16], &[3, 3, 16, 20]];
+    let inputs: Vec<Tensor> =
+        shapes.iter().zip(1..).map(|(dims, start)| values(dims, start).to_dtype(DType::F32).unwrap()).collect();
+    let labels = Tensor::from_vec((0..9).collect::<Vec<u32>>(), 9, &Device::Cpu).unwrap();
+    let network = |v: &[Var]| {
+        let options = BatchNorm { statistics: Statistics::Batch, epsilon: 1e-5, relu: true };
+        let activated = v[0].batch_norm(&v[2], &v[3], options)?.0;
+        let x = activated.conv2d_add(&v[1], Conv2d { stride: 1, padding: 1 }, &v[0])?;
+        let x = x.conv2d(&v[4], None, Conv2d { stride: 2, padding: 1 })?;
+        let x = x.max_pool2d(2, 2)?.avg_pool2d(2, 1)?;
+        x.global_average_pool()?.cross_entropy(&labels, CrossEntropy { label_smoothing: 0.1 })
+    };
+    let bits = |threads: usize| -> Vec<Vec<u32>> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let results = run(&inputs, &network);
+            results
+                .iter()
+                .map(|result| {
+                    let values: Vec<f32> = result.flatten_all().unwrap().to_vec1().unwrap();
+                    values.into_iter().map(f32::to_bits).collect()
+                })
+                .collect()
+        })
+    };
+    let one = bits(1);
+    assert_eq!(one, bits(2));
+    assert_eq!(one, bits(5));
+}
+
+#[test]
+fn what_is_not_a_number_stays_visible() {
+    for poison in [f32::NAN, f32::INFINITY] {
+        let mut image = vec![0.5f32; 2 * 4 * 4 * 16];
+        image[100] = poison;
+        let x = Var::constant(Tensor::from_vec(image, (2, 4, 4, 16), &Device::Cpu).unwrap());
+        let spoiled = |y: Result<Var>| {
+            let y = y.unwrap();
+            assert!(read(y.tensor()).iter().any(|value| !value.is_finite()), "{poison} vanished");
+        };
+        let weight = Var::constant(values(&[3, 3, 16, 16], 1).to_dtype(DType::F32).unwrap());
+        let ones = Var::constant(Tensor::ones(16, DType::F32, &Device::Cpu).unwrap());
+        spoiled(x.conv2d(&weight, None, Conv2d { stride: 1, padding: 1 }));
+        spoiled(x.conv2d(&weight, None, Conv2d { stride: 2, padding: 0 }));
+        for relu in [false, true] {
+            let options = BatchNorm { statistics: Statistics::Batch, epsilon: 1e-5, relu };
+            spoiled(x.batch_norm(&ones, &ones, options).map(|(y, _)| y));
+        }
+        spoiled(x.relu());
+        spoiled(x.max_pool2d(2, 2));
+        spoiled(x.avg_pool2d(3, 1));
+        spoiled(x.global_average_pool());
+        spoiled(x.sum());
+        let logits = x.reshape(&[4, 128]).unwrap();
+        let labels = Tensor::zeros(4, DType::U32, &Device::Cpu).unwrap();
+        spoiled(logits.cross_entropy(&labels, CrossEntropy { label_smoothing: 0.1 }));
+        spoiled(logits.linear(&Var::constant(Tensor::ones((3, 128), DType::F32, &Device::Cpu).unwrap()), None));
+    }
+    let bad = Var::constant(Tensor::new(&[[f32::NAN, 1.]], &Device::Cpu).unwrap());
+    let labels = Tensor::new(&[1u32], &Device::Cpu).unwrap();
+    assert!(bad.cross_entropy_per_sample(&labels).unwrap().to_vec1::<f32>().unwrap()[0].is_nan());
+}
+
+#[test]
+fn batch_norm_survives_a_mean_much_larger_than_the_deviation() {
+    // Sums of squares in f32 would lose all digits of the variance here.
+    let x = (values(&[4096, 3], 1) + 3000.).unwrap().to_dtype(DType::F32).unwrap();
+    let parameter = Var::constant(Tensor::ones(3, DType::F32, &Device::Cpu).unwrap());
+    let options = BatchNorm { statistics: Statistics::Batch, epsilon: 0., relu: false };
+    let (_, statistics) = Var::constant(x.clone()).batch_norm(&parameter, &parameter, options).unwrap();
+    let found = read(&statistics.unwrap().variance);
+    let x = read(&x);
+    for (channel, found) in found.iter().enumerate() {
+        let column: Vec<f64> = x.iter().skip(channel).step_by(3).copied().collect();
+        let mean = column.iter().sum::<f64>() / 4096.;
+        let expected = column.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / 4095.;
+        assert!((found / expected - 1.).abs() < 1e-5, "channel {channel}: {found} for {expected}");
+    }
+}

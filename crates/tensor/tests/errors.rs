@@ -1,0 +1,125 @@
+//! Wrong arguments are refused with a message that names the operation, the argument and the way out.
+
+use tsbd_tensor::{BatchNorm, Conv2d, CrossEntropy, DType, Device, Result, Statistics, Tensor, Var};
+
+fn zeros(dims: &[usize]) -> Var {
+    Var::constant(Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap())
+}
+
+#[track_caller]
+fn refused<T>(result: Result<T>, expected: &str) {
+    let message = result.err().expect("the call should have been refused").to_string();
+    assert_eq!(message, expected);
+}
+
+#[test]
+fn convolutions_refuse_shapes_that_do_not_fit() {
+    let (x, weight) = (zeros(&[2, 5, 5, 3]), zeros(&[3, 3, 3, 4]));
+    let options = Conv2d { stride: 1, padding: 1 };
+    refused(
+        zeros(&[5, 5, 3]).conv2d(&weight, None, options),
+        "conv2d: `x` has shape [5, 5, 3], expected [batch, height, width, channels], none of them zero",
+    );
+    refused(
+        x.conv2d(&zeros(&[3, 3, 2, 4]), None, options),
+        "conv2d: `weight` has shape [3, 3, 2, 4], expected [_, _, 3, _], as the input has 3 channels",
+    );
+    refused(x.conv2d(&weight, Some(&zeros(&[3])), options), "conv2d: `bias` has shape [3], expected [4] ([out])");
+    refused(
+        x.conv2d_add(&weight, options, &zeros(&[2, 5, 5, 3])),
+        "conv2d_add: `residual` has shape [2, 5, 5, 3], expected [2, 5, 5, 4] (the shape of the result)",
+    );
+    refused(
+        x.conv2d(&weight, None, Conv2d { stride: 0, padding: 1 }),
+        "conv2d: stride = 0 is not possible: the window must move; use at least 1",
+    );
+    refused(
+        x.conv2d(&weight, None, Conv2d { stride: 1, padding: 3 }),
+        "conv2d: padding = 3 is not possible: windows of 3x3 would lie in the padding; use less",
+    );
+    refused(
+        zeros(&[1, 2, 5, 3]).conv2d(&weight, None, Conv2d::default()),
+        "conv2d: `x` has shape [1, 2, 5, 3], expected images of at least 3x3 with their padding of 0",
+    );
+}
+
+#[test]
+fn element_types_are_not_mixed_and_integers_are_refused() {
+    let single = zeros(&[2, 3]);
+    let double = Var::constant(Tensor::zeros((2, 3), DType::F64, &Device::Cpu).unwrap());
+    let integer = Var::constant(Tensor::zeros((2, 3), DType::U32, &Device::Cpu).unwrap());
+    refused(single.add(&double), "add: `other` has element type F64, expected F32; convert it with `to_dtype`");
+    refused(integer.relu(), "relu: `x` has element type U32, expected F32 or F64; convert it with `to_dtype`");
+}
+
+#[test]
+fn strided_views_are_refused() {
+    let view = Var::constant(zeros(&[2, 3]).tensor().t().unwrap());
+    refused(view.relu(), "relu: `x` (shape [3, 2], strides [1, 3]) is not contiguous; call `contiguous()` on it");
+    assert!(view.reshape(&[6]).is_err());
+}
+
+#[test]
+fn a_contiguous_part_of_a_tensor_is_read_at_its_place() {
+    let whole = Tensor::new(&[[1f32, -2.], [-3., 4.]], &Device::Cpu).unwrap();
+    let row = Var::constant(whole.narrow(0, 1, 1).unwrap());
+    assert_eq!(row.relu().unwrap().tensor().to_vec2::<f32>().unwrap(), [[0., 4.]]);
+}
+
+#[test]
+fn labels_are_checked() {
+    let logits = zeros(&[2, 3]);
+    let labels = |values: &[u32]| Tensor::new(values, &Device::Cpu).unwrap();
+    let options = CrossEntropy::default();
+    refused(
+        logits.cross_entropy(&labels(&[0, 3]), options),
+        "cross_entropy: label 3 of row 1 is not a class; the logits have 3 classes (0..3)",
+    );
+    refused(
+        logits.cross_entropy_per_sample(&labels(&[0])),
+        "cross_entropy_per_sample: `labels` has shape [1], expected [2] (one label per row of the logits)",
+    );
+    refused(
+        logits.cross_entropy(zeros(&[2]).tensor(), options),
+        "cross_entropy: `labels` has element type F32, expected U32; convert it with `to_dtype`",
+    );
+    refused(
+        logits.cross_entropy(&labels(&[0, 0]), CrossEntropy { label_smoothing: 1.5 }),
+        "cross_entropy: label_smoothing = 1.5 is not possible: it is a share; use 0 to 1",
+    );
+}
+
+#[test]
+fn batch_norm_refuses_a_batch_of_one_value_per_channel() {
+    let (one, parameter) = (zeros(&[1, 1, 1, 3]), zeros(&[3]));
+    let options = BatchNorm { statistics: Statistics::Batch, epsilon: 1e-5, relu: false };
+    refused(
+        one.batch_norm(&parameter, &parameter, options),
+        "batch_norm: `x` has shape [1, 1, 1, 3], expected more than one value per channel for the statistics of a batch",
+    );
+    refused(
+        zeros(&[2, 2, 2, 3]).batch_norm(&zeros(&[2]), &parameter, options),
+        "batch_norm: `weight` has shape [2], expected [3] (one value per channel)",
+    );
+}
+
+#[test]
+fn pooling_and_linear_refuse_sizes_that_do_not_fit() {
+    refused(
+        zeros(&[1, 4, 3, 2]).max_pool2d(4, 1),
+        "max_pool2d: kernel = 4 is not possible: use 1 to 3, as the images are 4x3",
+    );
+    refused(
+        zeros(&[1, 4, 4, 2]).avg_pool2d(2, 0),
+        "avg_pool2d: stride = 0 is not possible: the window must move; use at least 1",
+    );
+    refused(
+        zeros(&[2, 3]).linear(&zeros(&[4, 5]), None),
+        "linear: `weight` has shape [4, 5], expected [_, 3], as the input has 3 columns",
+    );
+    refused(zeros(&[2, 3]).reshape(&[5]), "reshape: `self` has shape [2, 3], expected as many elements as [5]");
+    refused(
+        zeros(&[2, 3]).sub(&zeros(&[3, 2])),
+        "sub: `other` has shape [3, 2], expected [2, 3] (the shape of the first operand)",
+    );
+}

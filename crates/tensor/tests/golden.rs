@@ -1,0 +1,149 @@
+//! Outputs and gradients against PyTorch's, in `f64` and in `f32`. The files are made by
+//! `tools/reference/ops.py golden`.
+
+use std::collections::HashMap;
+
+use safetensors::SafeTensors;
+use tsbd_tensor::{
+    BatchNorm, Conv2d, CrossEntropy, DType, Device, Gradients, Result, Sgd, Statistics, Tape, Tensor, Var, sgd_step,
+};
+
+struct Golden(HashMap<String, Tensor>);
+
+impl Golden {
+    fn read(name: &str) -> Self {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tools/reference/golden/ops");
+        let bytes = std::fs::read(format!("{folder}/{name}.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let tensors = file.tensors().into_iter().map(|(name, view)| {
+            let data = view.data();
+            let tensor = match view.dtype() {
+                safetensors::Dtype::F64 => {
+                    let values: Vec<f64> = data.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+                    Tensor::from_vec(values, view.shape(), &Device::Cpu)
+                }
+                safetensors::Dtype::U32 => {
+                    let values: Vec<u32> = data.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+                    Tensor::from_vec(values, view.shape(), &Device::Cpu)
+                }
+                other => panic!("{name}: unexpected element type {other:?}"),
+            };
+            (name, tensor.unwrap())
+        });
+        Self(tensors.collect())
+    }
+
+    fn get(&self, name: &str, dtype: DType) -> Tensor {
+        let tensor = self.0.get(name).unwrap_or_else(|| panic!("no tensor {name}"));
+        if tensor.dtype() == DType::U32 { tensor.clone() } else { tensor.to_dtype(dtype).unwrap() }
+    }
+}
+
+/// The largest difference, relative to the largest absolute value expected.
+fn distance(found: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(found.dims(), expected.dims());
+    let values = |tensor: &Tensor| -> Vec<f64> {
+        tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let (found, expected) = (values(found), values(expected));
+    let size = expected.iter().fold(1e-3, |largest: f64, value| largest.max(value.abs()));
+    found.iter().zip(&expected).map(|(a, b)| (a - b).abs() / size).fold(0., f64::max)
+}
+
+/// Runs `function` on the inputs of the golden file `name` and compares its output and the gradients of all
+/// its inputs.
+#[track_caller]
+fn compare(name: &str, inputs: &[&str], function: impl Fn(&[Var], &Golden, DType) -> Result<Var>) {
+    let golden = Golden::read(name);
+    for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 5e-6)] {
+        let tape = Tape::new();
+        let leaves: Vec<Var> = inputs.iter().map(|input| tape.leaf(&golden.get(input, dtype))).collect();
+        let output = function(&leaves, &golden, dtype).unwrap();
+        let error = distance(output.tensor(), &golden.get("output", dtype));
+        assert!(error < tolerance, "{name} {dtype:?}: output differs by {error:e}");
+        let gradients: Gradients = tape.backward_from(&[(&output, &golden.get("seed", dtype))]).unwrap();
+        for (input, leaf) in inputs.iter().zip(&leaves) {
+            let error = distance(gradients.get(leaf).unwrap(), &golden.get(&format!("{input}.gradient"), dtype));
+            assert!(error < tolerance, "{name} {dtype:?}: gradient of {input} differs by {error:e}");
+        }
+    }
+}
+
+#[test]
+fn convolutions_agree() {
+    for (name, stride, padding) in [("conv_3x3_stride2", 2, 1), ("conv_1x1_stride2", 2, 0), ("conv_3x3_tiles", 1, 1)] {
+        compare(name, &["x", "weight"], |v, _, _| v[0].conv2d(&v[1], None, Conv2d { stride, padding }));
+    }
+    let options = Conv2d { stride: 1, padding: 1 };
+    compare("conv_3x3", &["x", "weight", "bias"], |v, _, _| v[0].conv2d(&v[1], Some(&v[2]), options));
+}
+
+#[test]
+fn batch_norm_agrees_in_both_modes_and_moves_the_running_estimates_alike() {
+    for (name, batch, relu) in
+        [("bn_batch", true, false), ("bn_batch_relu", true, true), ("bn_running_relu", false, true)]
+    {
+        compare(name, &["x", "weight", "bias"], |v, golden, dtype| {
+            let (mean, variance) = (golden.get("mean_before", dtype), golden.get("variance_before", dtype));
+            let statistics =
+                if batch { Statistics::Batch } else { Statistics::Running { mean: &mean, variance: &variance } };
+            let (y, found) = v[0].batch_norm(&v[1], &v[2], BatchNorm { statistics, epsilon: 1e-5, relu })?;
+            assert_eq!(found.is_some(), batch);
+            if let Some(found) = found {
+                // PyTorch's running estimate: 0.9 of the old, 0.1 of the new.
+                for (old, new, after) in
+                    [(mean, found.mean, "mean_after"), (variance, found.variance, "variance_after")]
+                {
+                    let moved = ((old * 0.9)? + (new * 0.1)?)?;
+                    assert!(distance(&moved, &golden.get(after, dtype)) < 1e-6, "{name} {dtype:?} {after}");
+                }
+            }
+            Ok(y)
+        });
+    }
+}
+
+#[test]
+fn pooling_agrees_also_where_windows_have_ties() {
+    for (name, kernel, stride) in [("2_2", 2, 2), ("3_2", 3, 2), ("2_3", 2, 3)] {
+        compare(&format!("max_pool_{name}"), &["x"], |v, _, _| v[0].max_pool2d(kernel, stride));
+        compare(&format!("avg_pool_{name}"), &["x"], |v, _, _| v[0].avg_pool2d(kernel, stride));
+    }
+}
+
+#[test]
+fn relu_agrees_also_at_zero() {
+    compare("relu", &["x"], |v, _, _| v[0].relu());
+}
+
+#[test]
+fn linear_agrees() {
+    compare("linear", &["x", "weight", "bias"], |v, _, _| v[0].linear(&v[1], Some(&v[2])));
+}
+
+#[test]
+fn cross_entropy_agrees() {
+    for (name, label_smoothing) in [("cross_entropy", 0.), ("cross_entropy_smoothed", 0.1)] {
+        compare(name, &["x"], |v, golden, dtype| {
+            let labels = golden.get("labels", dtype);
+            let per_sample = v[0].cross_entropy_per_sample(&labels)?;
+            assert!(distance(&per_sample, &golden.get("per_sample", dtype)) < 1e-6);
+            v[0].cross_entropy(&labels, CrossEntropy { label_smoothing })
+        });
+    }
+}
+
+#[test]
+fn three_steps_of_sgd_agree() {
+    let golden = Golden::read("sgd");
+    for (dtype, tolerance) in [(DType::F64, 1e-14), (DType::F32, 1e-6)] {
+        let parameter = golden.get("before", dtype).copy().unwrap();
+        let velocity = parameter.zeros_like().unwrap();
+        let options = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.01 };
+        for step in 0..3 {
+            sgd_step(&parameter, &velocity, &golden.get(&format!("gradient{step}"), dtype), options).unwrap();
+            let error = distance(&parameter, &golden.get(&format!("after{step}"), dtype));
+            assert!(error < tolerance, "{dtype:?} step {step}: {error:e}");
+        }
+    }
+}
