@@ -4,26 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Which images.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DatasetParameters {
-    /// Name in the registry of data sets, e.g. `cifar10`.
-    pub name: String,
-    /// Number of training images; `None`: all there are.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub train_images: Option<usize>,
-    /// Number of test images; `None`: all there are.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub test_images: Option<usize>,
-    /// Height and width in pixels; `None`: as published.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image_size: Option<usize>,
-    /// Seed of procedural images and of the choice of a subset. Not the seed of the experiment, so that its runs
-    /// differ in training alone.
-    #[serde(default)]
-    pub seed: u64,
-}
+pub use tsbd_data::DatasetParameters;
 
 /// Which network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +14,13 @@ pub struct ModelParameters {
     pub name: String,
     /// Channels of the first layer; 64 is the paper's.
     pub width: usize,
+}
+
+impl ModelParameters {
+    /// What the registry of models needs to make the network for images of a data set.
+    pub fn for_images(&self, classes: usize, image_size: usize) -> tsbd_models::ModelParameters {
+        tsbd_models::ModelParameters { name: self.name.clone(), width: self.width, classes, image_size }
+    }
 }
 
 /// How a backdoored (or clean) model is trained: SGD over shuffled batches, the last incomplete batch dropped.

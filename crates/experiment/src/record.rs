@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use tsbd_defense::TracePoint;
+
 use crate::cell::{Cell, CellKey, canonical_json};
 
 /// Version of the record on disk. A record of another version is treated as not there.
@@ -63,18 +65,6 @@ pub enum OutcomeKind {
     Failed,
     /// A parent failed.
     Skipped,
-}
-
-/// Metrics after one epoch of one stage.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TracePoint {
-    /// `train`, `unlearn`, `reinitialise`, `fine-tune`, ...
-    pub stage: String,
-    /// Epoch of the stage, from 0; `None` for stages without epochs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub epoch: Option<usize>,
-    /// Fractions, losses and rates by name.
-    pub metrics: BTreeMap<String, f64>,
 }
 
 /// A file that belongs to a record.

@@ -1,1 +1,50 @@
 //! Runs a grid of cells and resumes it.
+//!
+//! The coordinator (`tsbd run`) calls [`run()`]. It works out what is outstanding, and the *dispatcher*, which alone owns
+//! the state, lets the *executor* start one child process per cell, `tsbd cell <key> ...` ([`CellArguments`]). The two
+//! talk over channels; nothing is shared. A child tells its progress in lines of JSON on its standard output
+//! ([`CellEvent`]), its standard error is the attempt's log, and its result is what it publishes in the store.
+//! Everything the coordinator does is told to whoever draws it as [`RunEvent`]s, and written to `status.json`.
+//!
+//! The child calls [`run_cell`] with the function that does the work:
+//!
+//! ```no_run
+//! use tsbd_orchestrator::{CellArguments, CellError, CellWorkspace, Conclusion, Findings, Versions, run_cell};
+//!
+//! fn execute(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
+//!     let cell = workspace.cell();                         // what to do
+//!     let reporter = workspace.reporter();                 // progress to the coordinator; cheap to clone
+//!     reporter.stage("train");
+//!     // Written atomically by training at the end of every epoch; if it is there, continue from it:
+//!     let _resume = workspace.checkpoint().exists();
+//!     // ... after each checkpoint: workspace.checkpointed()
+//!     if workspace.cancellation().is_cancelled() {
+//!         return Ok(Conclusion::Stopped);                  // the next run continues from the checkpoint
+//!     }
+//!     let _model = workspace.directory().join("model.safetensors"); // written here, moved when it is published
+//!     Ok(Conclusion::Done(Findings { artefacts: vec!["model.safetensors".into()], ..Findings::default() }))
+//! }
+//!
+//! # fn main() { let arguments: CellArguments = todo!();
+//! let exit_code = run_cell(&arguments, Versions::default(), execute);
+//! # }
+//! ```
+
+mod dispatcher;
+mod event;
+mod executor;
+mod interrupt;
+mod ledger;
+mod lifeline;
+mod protocol;
+mod status;
+mod workspace;
+
+pub use dispatcher::{RunError, RunOptions, run};
+pub use event::{RunEvent, RunSummary};
+pub use interrupt::{InterruptSender, Interrupts};
+pub use ledger::{Ending, Ledger};
+pub use protocol::{CellArguments, CellEvent, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED};
+pub use status::{RunStatus, RunningCell, StatusState, read_status};
+pub use tsbd_experiment::Versions;
+pub use workspace::{Cancellation, CellError, CellWorkspace, Conclusion, Findings, ProgressReporter, run_cell};

@@ -90,7 +90,7 @@ fn read_holder(file: &mut fs::File) -> LockHolder {
 }
 
 /// The machine's name, from the kernel; empty where there is none to be read.
-pub(crate) fn host_name() -> String {
+pub fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default()
 }
 

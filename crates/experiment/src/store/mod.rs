@@ -33,7 +33,7 @@ use fs_err as fs;
 
 pub use attempt::{Attempt, AttemptId};
 pub use damage::Damage;
-pub use lock::{CoordinatorLock, LockHolder};
+pub use lock::{CoordinatorLock, LockHolder, host_name};
 pub use publication::Published;
 
 use crate::cell::{Cell, CellKey};

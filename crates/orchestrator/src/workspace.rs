@@ -1,0 +1,409 @@
+//! The child's side: where a cell works, how it tells its progress, and how its result is published.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use fs_err as fs;
+use serde_json::{Map, Value};
+use tsbd_experiment::store::{AttemptId, write_atomically};
+use tsbd_experiment::{
+    Attempt, Cell, CellKey, CellRecord, Found, Outcome, Provenance, Published, RECORD_FORMAT, Store, StoreError,
+    TracePoint, Verification, Versions,
+};
+
+use crate::lifeline;
+use crate::protocol::{CellArguments, CellEvent, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED};
+
+/// Any error of the work inside a cell: its text, with the causes below it, is the reason in `failure.json`.
+pub type CellError = Box<dyn std::error::Error + Send + Sync>;
+
+/// How the work of a cell ended.
+#[derive(Debug)]
+pub enum Conclusion {
+    /// With a result.
+    Done(Findings),
+    /// On request. The checkpoint stays, and the next run continues from it.
+    Stopped,
+}
+
+/// What a cell found out.
+#[derive(Debug, Clone, Default)]
+pub struct Findings {
+    /// Fractions: `acc`, `asr`, `ra`, ...; what is undefined is left out. All must be finite.
+    pub metrics: BTreeMap<String, f64>,
+    /// Counts and choices beside the metrics.
+    pub facts: Map<String, Value>,
+    /// Metrics per stage and epoch; published as `metrics.jsonl` too.
+    pub trace: Vec<TracePoint>,
+    /// Names of the files in [`CellWorkspace::directory`] that are published with the record.
+    pub artefacts: Vec<String>,
+}
+
+/// Where one process works on one cell. The folder is its own for as long as it lives.
+#[derive(Debug)]
+pub struct CellWorkspace {
+    store: Store,
+    cell: Cell,
+    attempt: Attempt,
+    arguments: CellArguments,
+    reporter: ProgressReporter,
+    cancellation: Cancellation,
+    began: Instant,
+    /// Seconds that earlier processes spent in this attempt up to its checkpoint.
+    earlier_seconds: f64,
+}
+
+impl CellWorkspace {
+    /// File with the seconds spent up to the checkpoint.
+    const SECONDS: &'static str = "seconds";
+    /// The record's trace, one point a line.
+    const METRICS: &'static str = "metrics.jsonl";
+
+    /// Begins to work on the cell: in the attempt that the arguments name if it is free, else in one whose process has
+    /// ended and left a checkpoint, else in a new one.
+    pub fn open(arguments: &CellArguments) -> Result<Self, StoreError> {
+        let store = Store::new(&arguments.results);
+        let cell = store.read_cell(&arguments.key)?;
+        let wanted: Option<AttemptId> = arguments.attempt.as_deref().and_then(|id| id.parse().ok());
+        let attempt = store.begin_attempt(&arguments.key, wanted.as_ref())?;
+        let seconds = fs::read_to_string(attempt.directory().join(Self::SECONDS)).ok();
+        let earlier_seconds = match attempt.checkpoint().exists() {
+            true => seconds.and_then(|text| text.trim().parse().ok()).unwrap_or(0.0),
+            false => 0.0,
+        };
+        let reporter = ProgressReporter::to(Box::new(std::io::stdout()));
+        Ok(Self {
+            store,
+            cell,
+            attempt,
+            arguments: arguments.clone(),
+            reporter,
+            cancellation: Cancellation::default(),
+            began: Instant::now(),
+            earlier_seconds,
+        })
+    }
+
+    /// What to do.
+    pub fn cell(&self) -> &Cell {
+        &self.cell
+    }
+
+    /// How the process was started: device, threads, data folder.
+    pub fn arguments(&self) -> &CellArguments {
+        &self.arguments
+    }
+
+    /// The private folder. Files that are to be published are written here.
+    pub fn directory(&self) -> &Path {
+        self.attempt.directory()
+    }
+
+    /// Path of the checkpoint, in the private folder. If the file is there, the work continues from it.
+    pub fn checkpoint(&self) -> PathBuf {
+        self.attempt.checkpoint()
+    }
+
+    /// To be called after the checkpoint was written: keeps the time spent, so that the record of a cell that was
+    /// interrupted tells what it took as a whole.
+    pub fn checkpointed(&self) -> Result<(), StoreError> {
+        write_atomically(&self.directory().join(Self::SECONDS), self.seconds().to_string().as_bytes())
+    }
+
+    /// The result of a cell that this one starts from, its files verified.
+    pub fn parent(&self, key: &CellKey) -> Result<CellRecord, StoreError> {
+        self.store.result(key)
+    }
+
+    /// Path of a published file of a parent, e.g. `model.safetensors`. Verified by [`CellWorkspace::parent`].
+    pub fn parent_artefact(&self, key: &CellKey, name: &str) -> PathBuf {
+        self.store.artefact(key, name)
+    }
+
+    /// Tells progress.
+    pub fn reporter(&self) -> ProgressReporter {
+        self.reporter.clone()
+    }
+
+    /// Whether to stop.
+    pub fn cancellation(&self) -> Cancellation {
+        self.cancellation.clone()
+    }
+
+    /// Wall-clock seconds spent on the cell, those before the checkpoint included.
+    pub fn seconds(&self) -> f64 {
+        self.earlier_seconds + self.began.elapsed().as_secs_f64()
+    }
+
+    /// Publishes what was found. An existing result wins.
+    fn publish(&self, findings: Findings, versions: Versions) -> Result<Published, StoreError> {
+        let lines: String = findings
+            .trace
+            .iter()
+            .map(|point| serde_json::to_string(point).expect("a point has string keys only") + "\n")
+            .collect();
+        write_atomically(&self.directory().join(Self::METRICS), lines.as_bytes())?;
+        let elapsed = self.began.elapsed();
+        let started = SystemTime::now() - elapsed;
+        let record = CellRecord {
+            format: RECORD_FORMAT,
+            key: self.arguments.key.clone(),
+            cell: self.cell.clone(),
+            outcome: Outcome::Done,
+            metrics: findings.metrics,
+            facts: findings.facts,
+            trace: findings.trace,
+            artefacts: BTreeMap::new(),
+            provenance: Provenance {
+                device: self.arguments.device.clone(),
+                threads: self.arguments.threads,
+                seconds: self.earlier_seconds + elapsed.as_secs_f64(),
+                peak_memory_bytes: peak_memory_bytes(),
+                started_unix: started.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+                versions,
+                host: tsbd_experiment::store::host_name(),
+            },
+        };
+        let mut artefacts: Vec<&str> = findings.artefacts.iter().map(String::as_str).collect();
+        if !artefacts.contains(&Self::METRICS) {
+            artefacts.push(Self::METRICS);
+        }
+        self.attempt.publish(record, &artefacts)
+    }
+}
+
+/// The life of a child: opens the workspace, does the work, publishes, and gives the exit code.
+///
+/// The process ends with its coordinator, and its [`Cancellation`] is set on SIGTERM. A panic is a failure like any
+/// other. A cell that is already published is not worked on again.
+pub fn run_cell<F>(arguments: &CellArguments, versions: Versions, execute: F) -> u8
+where
+    F: FnOnce(&CellWorkspace) -> Result<Conclusion, CellError>,
+{
+    let reporter = ProgressReporter::to(Box::new(std::io::stdout()));
+    match try_run_cell(arguments, versions, execute) {
+        Ok(event @ CellEvent::Stopped) => {
+            reporter.send(&event);
+            EXIT_STOPPED
+        }
+        Ok(event) => {
+            reporter.send(&event);
+            EXIT_DONE
+        }
+        Err(error) => {
+            let reason = with_causes(error.as_ref());
+            eprintln!("cell {} failed: {reason}", arguments.key);
+            reporter.send(&CellEvent::Failed { reason });
+            EXIT_FAILED
+        }
+    }
+}
+
+fn try_run_cell<F>(arguments: &CellArguments, versions: Versions, execute: F) -> Result<CellEvent, CellError>
+where
+    F: FnOnce(&CellWorkspace) -> Result<Conclusion, CellError>,
+{
+    lifeline::die_with_coordinator()?;
+    let store = Store::new(&arguments.results);
+    if let Found::Done(record) = store.look(&arguments.key, Verification::Digests)? {
+        return Ok(CellEvent::Finished { metrics: record.metrics, seconds: record.provenance.seconds });
+    }
+    let workspace = CellWorkspace::open(arguments)?;
+    lifeline::stop_on_request(Arc::clone(&workspace.cancellation.flag))?;
+    workspace.reporter.send(&CellEvent::Started {
+        pid: std::process::id(),
+        attempt: workspace.attempt.id().to_string(),
+        continues: workspace.checkpoint().exists(),
+    });
+    let conclusion = match catch_unwind(AssertUnwindSafe(|| execute(&workspace))) {
+        Ok(conclusion) => conclusion?,
+        Err(panic) => return Err(format!("a defect of this program: {}", panic_message(panic.as_ref())).into()),
+    };
+    match conclusion {
+        Conclusion::Stopped => Ok(CellEvent::Stopped),
+        Conclusion::Done(findings) => {
+            let metrics = findings.metrics.clone();
+            workspace.publish(findings, versions)?;
+            Ok(CellEvent::Finished { metrics, seconds: workspace.seconds() })
+        }
+    }
+}
+
+/// Tells progress to the coordinator, as lines of JSON on standard output. Cheap to clone; usable from any thread.
+///
+/// A coordinator that no longer listens does not disturb the work.
+#[derive(Clone)]
+pub struct ProgressReporter {
+    shared: Arc<Mutex<Reporter>>,
+}
+
+struct Reporter {
+    output: Box<dyn Write + Send>,
+    last_step: Option<Instant>,
+}
+
+impl std::fmt::Debug for ProgressReporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ProgressReporter")
+    }
+}
+
+impl ProgressReporter {
+    /// Steps are told at most so often.
+    const STEP_INTERVAL: Duration = Duration::from_millis(100);
+
+    /// Writes to `output`; in a child, that is standard output.
+    pub fn to(output: Box<dyn Write + Send>) -> Self {
+        Self { shared: Arc::new(Mutex::new(Reporter { output, last_step: None })) }
+    }
+
+    /// Tells nobody: for work outside of a grid.
+    pub fn silent() -> Self {
+        Self::to(Box::new(std::io::sink()))
+    }
+
+    /// A stage begins.
+    pub fn stage(&self, stage: &str) {
+        self.send(&CellEvent::Stage { stage: stage.to_owned() });
+    }
+
+    /// A step is done: `epoch` of `epochs` (from 0), `step` of `steps` (from 1). May be called for every step: those
+    /// that follow each other too closely are left out.
+    pub fn step(
+        &self,
+        stage: &str,
+        epoch: (usize, usize),
+        step: (usize, usize),
+        loss: Option<f64>,
+        speed: Option<f64>,
+    ) {
+        {
+            let mut reporter = self.shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            if reporter.last_step.is_some_and(|last| last.elapsed() < Self::STEP_INTERVAL) {
+                return;
+            }
+            reporter.last_step = Some(Instant::now());
+        }
+        self.send(&CellEvent::Step {
+            stage: stage.to_owned(),
+            epoch: epoch.0,
+            epochs: epoch.1,
+            step: step.0,
+            steps: step.1,
+            loss,
+            images_per_second: speed,
+        });
+    }
+
+    /// An epoch is done, with these metrics (those that are not finite are left out).
+    pub fn epoch(&self, stage: &str, epoch: usize, epochs: usize, metrics: &BTreeMap<String, f64>) {
+        let finite = metrics.iter().filter(|(_, value)| value.is_finite());
+        let metrics = finite.map(|(name, value)| (name.clone(), *value)).collect();
+        self.send(&CellEvent::Epoch { stage: stage.to_owned(), epoch, epochs, metrics });
+    }
+
+    /// Something worth telling the user.
+    pub fn note(&self, text: impl Into<String>) {
+        self.send(&CellEvent::Note { text: text.into() });
+    }
+
+    fn send(&self, event: &CellEvent) {
+        let mut reporter = self.shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // One write per line, so lines of several threads do not mix; if nobody listens, the work goes on.
+        let _ = reporter.output.write_all((event.to_line() + "\n").as_bytes()).and_then(|()| reporter.output.flush());
+    }
+}
+
+/// Whether the work should stop: set once the coordinator (or a person) asked for it.
+#[derive(Debug, Clone, Default)]
+pub struct Cancellation {
+    flag: Arc<AtomicBool>,
+}
+
+impl Cancellation {
+    /// Whether to stop at the next opportunity.
+    pub fn is_cancelled(&self) -> bool {
+        self.flag.load(Ordering::Relaxed)
+    }
+}
+
+fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        if !text.contains(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let literal = panic.downcast_ref::<&str>().copied();
+    literal.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it gave no message")
+}
+
+/// Largest resident memory of this process so far; 0 where the system does not tell.
+fn peak_memory_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kibibytes: Option<u64> = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
+    kibibytes.unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_that_follow_each_other_closely_are_told_once() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        struct Shared(Arc<Mutex<Vec<u8>>>);
+        impl Write for Shared {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().write(bytes)
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let reporter = ProgressReporter::to(Box::new(Shared(Arc::clone(&told))));
+        for step in 1..=1000 {
+            reporter.step("train", (0, 1), (step, 1000), Some(1.0), None);
+        }
+        reporter.epoch("train", 0, 1, &BTreeMap::from([("loss".into(), f64::NAN), ("acc".into(), 0.5)]));
+        let text = String::from_utf8(told.lock().unwrap().clone()).unwrap();
+        let events: Vec<_> = text.lines().map(|line| CellEvent::from_line(line).unwrap()).collect();
+        assert!(events.len() < 10, "{}", events.len());
+        let CellEvent::Epoch { metrics, .. } = events.last().unwrap() else { panic!("no epoch") };
+        assert_eq!(metrics, &BTreeMap::from([("acc".to_owned(), 0.5)]));
+    }
+
+    #[test]
+    fn the_largest_memory_of_this_process_is_known_on_linux() {
+        if cfg!(target_os = "linux") {
+            assert!(peak_memory_bytes() > 1 << 20);
+        }
+    }
+
+    #[test]
+    fn a_cause_that_the_error_already_tells_is_not_told_twice() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("outer: {0}")]
+        struct Telling(#[source] std::io::Error);
+        #[derive(Debug, thiserror::Error)]
+        #[error("outer")]
+        struct Silent(#[source] std::io::Error);
+        assert_eq!(with_causes(&Telling(std::io::Error::other("inner"))), "outer: inner");
+        assert_eq!(with_causes(&Silent(std::io::Error::other("inner"))), "outer: inner");
+    }
+}
