@@ -92,3 +92,19 @@ impl Neurons {
         &self.layers[neuron.layer].module
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn preact_resnet18_has_the_3904_neurons_that_the_paper_counts() {
+        let neurons = Neurons::of(tsbd_models::preact_resnet18(64, 10).as_ref());
+        assert_eq!((neurons.layers().len(), neurons.len(), neurons.weights()), (17, 3_904, 10_987_200));
+        assert_eq!(neurons.layers()[0].module, "conv1");
+        assert_eq!(neurons.layers()[16].module, "layer4.1.conv2");
+        assert!(neurons.layers().iter().all(|layer| !layer.module.contains("shortcut")));
+        assert_eq!(neurons.all()[64], Neuron { layer: 1, filter: 0 });
+        assert_eq!(neurons.module(neurons.all()[3_903]), "layer4.1.conv2");
+    }
+}

@@ -8,9 +8,9 @@ use serde_json::Value;
 use tsbd_data::{Dataset, Picture};
 use tsbd_nn::random::Streams;
 
+use crate::Error;
 use crate::overlay::{PoisonedImages, TriggeredTest};
 use crate::parameters::{self, DatasetFacts, ParameterError, Poisoning};
-use crate::Error;
 
 /// One attack in the registry.
 pub struct AttackEntry {

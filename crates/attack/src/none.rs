@@ -58,3 +58,32 @@ impl Attack for NoAttack {
         Ok(None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tsbd_data::{ImageSource, Images, Normalization};
+
+    use super::*;
+
+    #[test]
+    fn training_images_are_the_clean_ones_and_there_is_no_triggered_test_set() {
+        let images = || Images::new(vec![7; 24], vec![0, 1], (2, 2), 2);
+        let clean = Arc::new(Dataset::new("test", images(), images(), &["a", "b"], Normalization::IDENTITY, false));
+        let attack = (NONE.configure)(&Poisoning::default(), Value::Null).unwrap();
+        let poisoner = attack.prepare(&clean, &Streams::new(0)).unwrap();
+        let TrainingSource::Static(train) = &poisoner.train;
+        assert_eq!((train.len(), train.label(1), train.image(1)), (2, 1, clean.train.image(1)));
+        assert!(train.poisoned().is_empty() && poisoner.test.is_none());
+        assert_eq!(poisoner.facts.poison_count, 0);
+    }
+
+    #[test]
+    fn the_shared_parameters_make_no_difference_to_what_identifies_it() {
+        let strong = Poisoning { poisoning_ratio: 0.5, ..Poisoning::default() };
+        let attack = (NONE.configure)(&strong, json!({})).unwrap();
+        assert_eq!(attack.parameters(), json!({}));
+        assert_eq!(NONE.from_parameters(&attack.parameters()).unwrap().parameters(), json!({}));
+        assert!((NONE.configure)(&strong, json!({"alpha": 1})).is_err());
+    }
+}

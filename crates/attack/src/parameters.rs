@@ -34,12 +34,7 @@ impl ParameterError {
         reason: impl Into<String>,
         way_out: impl Into<String>,
     ) -> ParameterError {
-        ParameterError {
-            field: field.into(),
-            value: value.to_string(),
-            reason: reason.into(),
-            way_out: way_out.into(),
-        }
+        ParameterError { field: field.into(), value: value.to_string(), reason: reason.into(), way_out: way_out.into() }
     }
 
     /// Refuses `value` unless it lies in `low..=high` (NaN never does).

@@ -39,3 +39,125 @@ pub fn poison(
     };
     Ok(Poisoner { train: TrainingSource::Static(Arc::new(train)), test: Some(Arc::new(test)), facts })
 }
+
+#[cfg(test)]
+mod tests {
+    use tsbd_data::{Images, Normalization};
+
+    use super::*;
+    use crate::parameters::LabelRule;
+
+    /// Inverts an image, and writes the image's index into its first value.
+    #[derive(Debug)]
+    struct Invert;
+
+    impl ImageTrigger for Invert {
+        fn apply(&self, image: &mut [u8], index: usize) {
+            image.iter_mut().for_each(|value| *value = 255 - *value);
+            image[0] = index as u8;
+        }
+    }
+
+    const CLASSES: usize = 4;
+
+    fn split(count: usize) -> Images {
+        let pixels = (0..count * 2 * 2 * 3).map(|value| (value % 200) as u8).collect();
+        let labels = (0..count).map(|index| (index % CLASSES) as u32).collect();
+        Images::new(pixels, labels, (2, 2), CLASSES)
+    }
+
+    fn dataset() -> Arc<Dataset> {
+        let names = ["a", "b", "c", "d"];
+        Arc::new(Dataset::new("test", split(40), split(20), &names, Normalization::IDENTITY, true))
+    }
+
+    fn poisoned(poisoning: &Poisoning) -> (Arc<Dataset>, Poisoner) {
+        let clean = dataset();
+        let poisoner = poison(&clean, &Streams::new(0), poisoning, Candidates::All, &Invert).unwrap();
+        (clean, poisoner)
+    }
+
+    #[test]
+    fn exactly_the_drawn_training_images_change_and_all_others_are_those_of_the_clean_set() {
+        let poisoning = Poisoning { poisoning_ratio: 0.3, target_class: 2, ..Poisoning::default() };
+        let (clean, poisoner) = poisoned(&poisoning);
+        let TrainingSource::Static(train) = &poisoner.train;
+        assert_eq!((train.len(), train.poisoned().len(), poisoner.facts.poison_count), (40, 12, 12));
+        for index in 0..40 {
+            assert_eq!(train.original_label(index), clean.train.label(index));
+            if train.is_poisoned(index) {
+                assert_eq!(train.label(index), 2);
+                assert_eq!(train.image(index)[0], index as u8, "the trigger is told the image's own index");
+                assert_eq!(train.image(index)[5], 255 - clean.train.image(index)[5]);
+            } else {
+                assert_eq!(
+                    (train.image(index), train.label(index)),
+                    (clean.train.image(index), clean.train.label(index))
+                );
+                assert!(std::ptr::eq(train.image(index), clean.train.image(index)), "a clean image is not copied");
+            }
+        }
+        let mut drawn = tsbd_data::numpy_random::choice_without_replacement(0, 40, 12).unwrap();
+        drawn.sort_unstable();
+        assert_eq!(train.poisoned(), drawn.iter().map(|index| *index as usize).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn poisoned_images_are_counted_by_their_original_class_those_of_the_target_class_too() {
+        let (clean, poisoner) = poisoned(&Poisoning { poisoning_ratio: 0.5, ..Poisoning::default() });
+        let TrainingSource::Static(train) = &poisoner.train;
+        let mut counts = vec![0; CLASSES];
+        train.poisoned().iter().for_each(|index| counts[clean.train.label(*index) as usize] += 1);
+        assert_eq!(poisoner.facts.poison_per_class, counts);
+        assert_eq!(counts.iter().sum::<usize>(), 20);
+        assert!(counts[0] > 0);
+    }
+
+    #[test]
+    fn test_images_of_the_target_class_are_left_out_and_all_others_are_triggered() {
+        let (clean, poisoner) = poisoned(&Poisoning { poisoning_ratio: 0.5, target_class: 1, ..Poisoning::default() });
+        let test = poisoner.test.unwrap();
+        assert_eq!((test.len(), poisoner.facts.asr_denominator), (15, 15));
+        for position in 0..test.len() {
+            let index = test.index(position);
+            assert_ne!(test.original_label(position), 1);
+            assert_eq!((test.label(position), test.original_label(position)), (1, clean.test.label(index)));
+            assert_eq!(
+                (test.image(position)[0], test.image(position)[7]),
+                (index as u8, 255 - clean.test.image(index)[7])
+            );
+        }
+    }
+
+    #[test]
+    fn all_to_all_triggers_every_test_image_and_gives_the_next_label() {
+        let poisoning = Poisoning { poisoning_ratio: 0.5, labels: LabelRule::AllToAll, ..Poisoning::default() };
+        let (_, poisoner) = poisoned(&poisoning);
+        let test = poisoner.test.unwrap();
+        assert_eq!(test.len(), 20);
+        assert!((0..20).all(|position| test.label(position) == (test.original_label(position) + 1) % 4));
+        let TrainingSource::Static(train) = &poisoner.train;
+        assert!(train.poisoned().iter().all(|index| train.label(*index) == (train.original_label(*index) + 1) % 4));
+    }
+
+    #[test]
+    fn an_export_holds_the_poisoned_images_and_a_manifest_of_them() {
+        let (_, poisoner) = poisoned(&Poisoning { poisoning_ratio: 0.1, ..Poisoning::default() });
+        let TrainingSource::Static(train) = &poisoner.train;
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(crate::export::write_train(train, folder.path()).unwrap(), 4);
+        let manifest = fs_err::read_to_string(folder.path().join("manifest.csv")).unwrap();
+        let mut lines = manifest.lines();
+        assert_eq!(lines.next(), Some("file,index,original_label,given_label"));
+        for (line, &index) in lines.by_ref().zip(train.poisoned()) {
+            let original = train.original_label(index);
+            assert_eq!(line, format!("{original}/{index}.png,{index},{original},0"));
+            let picture = tsbd_data::read_rgb(&folder.path().join(format!("{original}/{index}.png"))).unwrap();
+            assert_eq!(picture.pixels, train.image(index));
+        }
+        assert_eq!(manifest.lines().count(), 5);
+
+        let test = poisoner.test.unwrap();
+        assert_eq!(crate::export::write_test(&test, &folder.path().join("test")).unwrap(), 15);
+    }
+}

@@ -19,11 +19,7 @@ pub struct CleanSubset {
 
 impl CleanSubset {
     /// Draws a share of the clean training set.
-    pub fn draw(
-        train: Arc<dyn ImageSource>,
-        common: &DefenseCommon,
-        seed: u64,
-    ) -> Result<CleanSubset, ParameterError> {
+    pub fn draw(train: Arc<dyn ImageSource>, common: &DefenseCommon, seed: u64) -> Result<CleanSubset, ParameterError> {
         common.check_ranges()?;
         let (total, count) = (train.len(), common.clean_count(train.len()));
         let refuse = |reason: String| {
@@ -73,5 +69,47 @@ impl CleanSubset {
 impl std::fmt::Debug for CleanSubset {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CleanSubset").field("images", &self.len()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tsbd_data::Images;
+
+    use super::*;
+    use crate::tiny;
+
+    fn train(count: usize) -> Arc<Images> {
+        Arc::new(Images::new(vec![0; count * 3], vec![0; count], (1, 1), 1))
+    }
+
+    /// Golden values of Python 3: `random.seed(0); random.sample(range(N), int(N * ratio))`, as in BackdoorBench's
+    /// index files.
+    #[test]
+    fn seed_0_draws_the_images_of_backdoorbench() {
+        let drawn = CleanSubset::draw(train(50_000), &DefenseCommon::default(), 0).unwrap();
+        assert_eq!((drawn.len(), &drawn.indices()[..5]), (2_500, &[25247, 49673, 27562, 2653, 16968][..]));
+        let drawn = CleanSubset::draw(train(39_209), &DefenseCommon::default(), 0).unwrap();
+        assert_eq!((drawn.len(), &drawn.indices()[..5]), (1_960, &[25247, 27562, 2653, 16968, 33506][..]));
+        let expected: Vec<u32> = tiny::numbers("drawn").into_iter().map(|index| index as u32).collect();
+        assert_eq!(tiny::clean().indices(), expected);
+    }
+
+    #[test]
+    fn a_share_of_no_image_is_refused() {
+        let error = CleanSubset::draw(train(10), &DefenseCommon::default(), 0).unwrap_err();
+        assert_eq!(error.field, "clean_ratio");
+    }
+
+    #[test]
+    fn held_out_images_are_the_last_ones_drawn_and_in_no_other_part() {
+        let (used, held_out) = tiny::clean().hold_out(0.25);
+        assert_eq!((used.len(), held_out.len()), (18, 6));
+        let images = tiny::images();
+        for (position, index) in tiny::clean().indices().iter().enumerate() {
+            let expected = images.image(*index as usize);
+            let found = if position < 18 { used.image(position) } else { held_out.image(position - 18) };
+            assert_eq!(found, expected);
+        }
     }
 }

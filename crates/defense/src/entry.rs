@@ -167,3 +167,50 @@ impl TracePoint {
         self.metrics.extend(rates.into_iter().filter_map(|(name, rate)| Some((name.to_owned(), rate?))));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::DEFENSES;
+
+    #[test]
+    fn every_defense_has_its_own_name_and_reads_back_the_parameters_it_writes() {
+        for (place, entry) in DEFENSES.iter().enumerate() {
+            assert!(DEFENSES[..place].iter().all(|other| other.name != entry.name));
+            assert!(std::ptr::eq(crate::find(entry.name).unwrap(), *entry));
+            let common = DefenseCommon { clean_ratio: 0.1, batch_size: 64 };
+            let defense = (entry.configure)(&common, json!({})).unwrap();
+            let parameters = defense.parameters();
+            assert_eq!((&parameters["clean_ratio"], &parameters["batch_size"]), (&json!(0.1), &json!(64)));
+            assert_eq!(entry.from_parameters(&parameters).unwrap().parameters(), parameters);
+            assert_eq!(defense.common(), &common);
+        }
+    }
+
+    #[test]
+    fn every_own_parameter_of_a_schema_has_a_default_and_a_description() {
+        for entry in DEFENSES {
+            let schema = (entry.schema)();
+            let defaults = (entry.configure)(&DefenseCommon::default(), json!({})).unwrap().parameters();
+            for (field, property) in schema.get("properties").unwrap().as_object().unwrap() {
+                assert!(defaults.get(field).is_some(), "{}.{field}", entry.name);
+                assert!(property.get("description").is_some(), "{}.{field}", entry.name);
+            }
+        }
+    }
+
+    #[test]
+    fn fewer_clean_images_than_classes_are_refused() {
+        let facts = |train_images| DatasetFacts { classes: 10, train_images, images_per_class: vec![], size: 32 };
+        assert!(DefenseCommon::default().check(&facts(200)).is_ok());
+        let error = DefenseCommon::default().check(&facts(199)).unwrap_err();
+        assert_eq!(
+            (error.field.as_str(), error.way_out.as_str()),
+            ("clean_ratio", "give at least 0.05025125628140704")
+        );
+        let wide = DefenseCommon { clean_ratio: 1.5, ..DefenseCommon::default() };
+        assert_eq!(wide.check(&facts(200)).unwrap_err().field, "clean_ratio");
+    }
+}

@@ -19,9 +19,7 @@ use serde_json::{Value, json};
 use tsbd_attack::parameters::{join, read};
 use tsbd_attack::{DatasetFacts, ParameterError};
 use tsbd_data::Loader;
-use tsbd_nn::{
-    Architecture, Batch, BatchSource, CrossEntropyStep, Mode, Model, Step, StepRule,
-};
+use tsbd_nn::{Architecture, Batch, BatchSource, CrossEntropyStep, Mode, Model, Step, StepRule};
 use tsbd_tensor::Tensor;
 
 use crate::entry::{ChangedNeuron, Defense, DefenseCommon, DefenseEntry, Repaired, Selection, TracePoint};

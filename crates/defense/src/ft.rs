@@ -94,3 +94,53 @@ impl Defense for Ft {
         Ok(Repaired { model, changed: Vec::new(), trace, facts: facts.into_iter().collect() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::NoObserver;
+    use crate::tiny::{self, assert_close, in_context};
+
+    #[test]
+    fn five_epochs_end_where_pytorch_ends() {
+        // One batch of all images: then the order in which they are shuffled does not matter.
+        let defense = (FT.configure)(&tiny::common(24), json!({"epochs": 5})).unwrap();
+        let repaired =
+            in_context(&mut NoObserver, |context| defense.repair(&tiny::model("backdoored"), &tiny::clean(), context))
+                .unwrap();
+        assert_close(&repaired.model.state, &tiny::model("ft").state, 5e-5);
+        assert_eq!(repaired.trace.len(), 5);
+        assert!(repaired.changed.is_empty());
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_bits_and_another_seed_other_ones() {
+        let defense = (FT.configure)(&tiny::common(10), json!({"epochs": 2})).unwrap();
+        let digest = |seed| {
+            let repaired = in_context(&mut NoObserver, |context| {
+                context.streams = tsbd_nn::Streams::new(seed);
+                defense.repair(&tiny::model("backdoored"), &tiny::clean(), context).unwrap()
+            });
+            repaired.model.state.digest().unwrap()
+        };
+        assert_eq!(digest(0), digest(0));
+        assert_ne!(digest(0), digest(1));
+    }
+
+    #[test]
+    fn parameters_are_canonical_and_wrong_ones_are_refused_by_name() {
+        let configured = (FT.configure)(&DefenseCommon::default(), json!({})).unwrap();
+        let expected = json!({
+            "clean_ratio": 0.05, "batch_size": 256, "epochs": 100, "learning_rate": 0.01, "momentum": 0.9,
+            "weight_decay": 5e-4, "cosine_period": 100,
+        });
+        assert_eq!(configured.parameters(), expected);
+        assert_eq!(FT.from_parameters(&expected).unwrap().parameters(), expected);
+        for (field, value) in [("epochs", json!(0)), ("learning_rate", json!(0.0)), ("epoch", json!(3))] {
+            let error = (FT.configure)(&DefenseCommon::default(), json!({field: value})).unwrap_err();
+            assert_eq!(error.field, field);
+        }
+    }
+}

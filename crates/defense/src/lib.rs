@@ -10,6 +10,8 @@ pub mod context;
 pub mod entry;
 pub mod fp;
 pub mod ft;
+#[cfg(test)]
+mod tiny;
 mod training;
 pub mod tsbd;
 
@@ -58,7 +60,7 @@ pub enum Error {
         /// The parameter that holds its learning rate.
         parameter: &'static str,
         /// Where it happened.
-        source: tsbd_nn::Error,
+        source: Box<tsbd_nn::Error>,
     },
 }
 

@@ -11,9 +11,9 @@ use tsbd_nn::{
     TrainingObserver, train_with,
 };
 
+use crate::Error;
 use crate::context::{Context, Progress};
 use crate::entry::TracePoint;
-use crate::Error;
 
 /// One stage: what it is called, and how it trains.
 #[derive(Debug, Clone)]
@@ -44,12 +44,13 @@ impl Stage {
         let total = self.config.epochs * source.batches_per_epoch();
         context.observer.stage(self.name, total);
         let mut watcher = Watcher { stage: self, context, trace, measure };
-        let summary = train_with(rule, model, source, &self.config, None, &mut watcher).map_err(|error| match error {
-            error @ tsbd_nn::Error::NonFiniteLoss { .. } => {
-                Error::Diverged { stage: self.name, parameter: self.rate_parameter, source: error }
-            }
-            error => Error::Network(error),
-        })?;
+        let summary =
+            train_with(rule, model, source, &self.config, None, &mut watcher).map_err(|error| match error {
+                error @ tsbd_nn::Error::NonFiniteLoss { .. } => {
+                    Error::Diverged { stage: self.name, parameter: self.rate_parameter, source: Box::new(error) }
+                }
+                error => Error::Network(error),
+            })?;
         match summary.outcome {
             Outcome::Interrupted => Err(Error::Stopped { stage: self.name }),
             Outcome::Completed | Outcome::Stopped => Ok(()),
@@ -81,12 +82,7 @@ impl TrainingObserver for Watcher<'_, '_, '_> {
 }
 
 /// Measures nothing.
-pub(crate) fn nothing(
-    _: &EpochReport,
-    _: &Model,
-    _: &Context,
-    _: &mut TracePoint,
-) -> Result<ControlFlow<()>, Error> {
+pub(crate) fn nothing(_: &EpochReport, _: &Model, _: &Context, _: &mut TracePoint) -> Result<ControlFlow<()>, Error> {
     Ok(ControlFlow::Continue(()))
 }
 
@@ -161,10 +157,6 @@ impl FineTuning {
         let FineTuning { epochs, learning_rate, momentum, weight_decay, cosine_period } = *self;
         let sgd = SgdConfig { learning_rate, momentum, weight_decay };
         let schedule = Schedule::Cosine { t_max: cosine_period };
-        Stage {
-            name: "fine-tuning",
-            rate_parameter: "learning_rate",
-            config: TrainingConfig { epochs, sgd, schedule },
-        }
+        Stage { name: "fine-tuning", rate_parameter: "learning_rate", config: TrainingConfig { epochs, sgd, schedule } }
     }
 }

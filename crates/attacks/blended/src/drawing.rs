@@ -47,8 +47,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_picture_is_as_contrasty_as_the_one_it_stands_for() {
-        // Standard deviation of all values of BackdoorBench's picture: see tools/reference/triggers.py.
+    fn the_picture_has_at_least_the_contrast_of_the_one_it_stands_for() {
+        // The picture that BackdoorBench blends has a standard deviation of 68.9 at 32x32, this one 105.9 (printed by
+        // tools/reference/triggers.py).
         let values: Vec<f64> = picture().pixels.iter().map(|value| f64::from(*value)).collect();
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         let deviation = (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt();

@@ -1,0 +1,113 @@
+use serde_json::json;
+
+use super::*;
+use crate::NoObserver;
+use crate::tiny::{self, assert_close, in_context};
+
+fn defense(own: Value) -> Box<dyn Defense> {
+    (FP.configure)(&tiny::common(24), own).unwrap()
+}
+
+fn repaired(own: Value) -> Repaired {
+    let defense = defense(own);
+    in_context(&mut NoObserver, |context| defense.repair(&tiny::model("backdoored"), &tiny::clean(), context)).unwrap()
+}
+
+/// The features whose column of the last layer's weight is 0.
+fn zero_columns(model: &Model) -> Vec<usize> {
+    let rows = model.state.get("linear.weight").unwrap().to_vec2::<f32>().unwrap();
+    (0..rows[0].len()).filter(|column| rows.iter().all(|row| row[*column] == 0.0)).collect()
+}
+
+fn golden(name: &str) -> Vec<usize> {
+    tiny::numbers(name).into_iter().map(|number| number as usize).collect()
+}
+
+#[test]
+fn features_are_ordered_by_their_mean_as_in_pytorch() {
+    let order = in_context(&mut NoObserver, |context| {
+        activation_order(&tiny::model("backdoored"), &context.augmented(tiny::clean().images(), "test", 5)).unwrap()
+    });
+    assert_eq!(order, golden("feature_order"));
+}
+
+#[test]
+fn pruning_with_the_test_set_takes_the_features_and_accuracies_that_pytorch_takes() {
+    let repaired = repaired(json!({"selection": "oracle", "epochs": 1}));
+    let mut expected = golden("pruned");
+    expected.sort_unstable();
+    let changed: Vec<usize> = repaired.changed.iter().map(|neuron| neuron.neuron).collect();
+    assert_eq!(changed, expected);
+    let accuracies: Vec<f64> =
+        repaired.trace.iter().filter_map(|point| point.metrics.get("selection_accuracy").copied()).collect();
+    for (found, expected) in accuracies.iter().zip(tiny::numbers("pruning_accuracies")) {
+        assert!((found - expected).abs() < 1e-6, "{accuracies:?}");
+    }
+    assert_eq!(accuracies.len(), tiny::numbers("pruning_accuracies").len());
+}
+
+#[test]
+fn fine_tuning_keeps_the_mask_and_ends_where_pytorchs_pruned_network_ends() {
+    let repaired = repaired(json!({"selection": "oracle", "epochs": 5}));
+    let mut expected = golden("pruned");
+    expected.sort_unstable();
+    assert_eq!(zero_columns(&repaired.model), expected);
+    assert_close(&repaired.model.state, &tiny::model("fp").state, 5e-5);
+}
+
+#[test]
+fn the_paper_variant_keeps_the_last_network_within_the_tolerance() {
+    let reference = repaired(json!({"selection": "oracle", "epochs": 1}));
+    let paper = repaired(json!({"selection": "oracle", "variant": "paper", "epochs": 1}));
+    let accuracy = |repaired: &Repaired| repaired.facts["accuracy_after_pruning"].as_f64().unwrap();
+    let first = reference.facts["accuracy_before_pruning"].as_f64().unwrap();
+    assert!(accuracy(&reference) <= 0.9 * first, "the reference fine-tunes the network that lost too much");
+    assert!(accuracy(&paper) > 0.9 * first);
+    assert_eq!(paper.changed.len() + 1, reference.changed.len());
+}
+
+#[test]
+fn selection_on_held_out_images_never_reads_the_test_set() {
+    let defense = defense(json!({"epochs": 1, "validation_share": 0.5}));
+    let repaired = in_context(&mut NoObserver, |context| {
+        struct Unreadable;
+        impl tsbd_data::ImageSource for Unreadable {
+            fn len(&self) -> usize {
+                unreachable!("the test set was read")
+            }
+            fn image(&self, _: usize) -> &[u8] {
+                unreachable!("the test set was read")
+            }
+            fn label(&self, _: usize) -> u32 {
+                unreachable!("the test set was read")
+            }
+            fn height(&self) -> usize {
+                unreachable!("the test set was read")
+            }
+            fn width(&self) -> usize {
+                unreachable!("the test set was read")
+            }
+        }
+        context.clean_test = std::sync::Arc::new(Unreadable);
+        context.evaluate = &|_| unreachable!("the test sets were measured");
+        defense.repair(&tiny::model("backdoored"), &tiny::clean(), context)
+    });
+    let facts = repaired.unwrap().facts;
+    assert_eq!((facts["selection"].as_str(), facts["selection_images"].as_u64()), (Some("validation"), Some(12)));
+}
+
+#[test]
+fn too_few_images_to_hold_out_and_unknown_selections_are_refused() {
+    let check = |own| defense(own).check(tiny::architecture().as_ref(), &tiny::facts());
+    assert_eq!(check(json!({})).unwrap_err().field, "validation_share");
+    assert!(check(json!({"validation_share": 0.5})).is_ok() && check(json!({"selection": "oracle"})).is_ok());
+    let error = (FP.configure)(&tiny::common(24), json!({"selection": "test"})).unwrap_err();
+    assert_eq!(error.field, "selection");
+}
+
+#[test]
+fn parameters_are_canonical_and_configure_the_same_defense_again() {
+    let parameters = defense(json!({"tolerance": 0.05})).parameters();
+    assert_eq!((&parameters["selection"], &parameters["tolerance"]), (&json!("validation"), &json!(0.05)));
+    assert_eq!(FP.from_parameters(&parameters).unwrap().parameters(), parameters);
+}

@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 use tsbd_nn::{Batch, LossOptions, Mode, Model, Schedule, SgdConfig, Statistics, Step, StepRule, TrainingConfig};
 
 use super::parameters::{FineTuning, GradientNorm, Parameters};
+use crate::Error;
 use crate::clean_subset::CleanSubset;
 use crate::context::Context;
 use crate::entry::TracePoint;
 use crate::training::Stage;
-use crate::Error;
 
 /// Passes between two measurements on the test sets; the first and the last pass are measured in any case.
 const MEASURED: usize = 10;

@@ -76,8 +76,7 @@ impl Tsbd {
         let reinitialisation_seconds = start.elapsed().as_secs_f64();
 
         let mut trace = Vec::new();
-        let mut model =
-            Model { architecture: backdoored.architecture.clone(), state: reinitialised.state.clone() };
+        let mut model = Model { architecture: backdoored.architecture.clone(), state: reinitialised.state.clone() };
         let mut point = TracePoint::new("reinitialisation", 0, []);
         point.add(&(context.evaluate)(&model)?);
         context.trace(&mut trace, point);
@@ -143,8 +142,7 @@ impl Defense for Tsbd {
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         let mut trace = Vec::new();
         let batch_size = self.common.batch_size;
-        let unlearned =
-            unlearning::unlearn(backdoored, clean, batch_size, &self.parameters, context, &mut trace)?;
+        let unlearned = unlearning::unlearn(backdoored, clean, batch_size, &self.parameters, context, &mut trace)?;
         let mut repaired = self.from_unlearned(backdoored, &unlearned, clean, context)?;
         trace.append(&mut repaired.trace);
         Ok(Repaired { trace, ..repaired })

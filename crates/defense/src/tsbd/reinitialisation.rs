@@ -62,8 +62,7 @@ pub fn zero(
     let mut zeroed = vec![0; selected.len()];
     let mut smallest = f32::INFINITY;
     for (number, layer) in change.neurons.layers().iter().enumerate() {
-        let of_layer: Vec<usize> =
-            (0..selected.len()).filter(|position| selected[*position].layer == number).collect();
+        let of_layer: Vec<usize> = (0..selected.len()).filter(|position| selected[*position].layer == number).collect();
         if of_layer.is_empty() {
             continue;
         }

@@ -1,0 +1,253 @@
+use std::ops::ControlFlow;
+
+use serde_json::json;
+use tsbd_nn::Architecture;
+
+use super::parameters::{FineTuning, GradientNorm, Reinitialisation};
+use super::*;
+use crate::tiny::{self, assert_close, in_context};
+use crate::{DefenseObserver, NoObserver, Progress};
+
+/// The numbers of `tools/reference/tsbd.py`.
+fn parameters() -> Parameters {
+    Parameters {
+        neuron_ratio: 0.5,
+        unlearning_learning_rate: 0.05,
+        unlearning_accuracy: 0.8,
+        unlearning_epochs: 100,
+        fine_tuning_passes: 3,
+        ..Parameters::default()
+    }
+}
+
+fn unlearned(parameters: &Parameters) -> (Unlearned, Vec<TracePoint>) {
+    let mut trace = Vec::new();
+    let unlearned = in_context(&mut NoObserver, |context| {
+        unlearning::unlearn(&tiny::model("backdoored"), &tiny::clean(), 16, parameters, context, &mut trace)
+    });
+    (unlearned.unwrap(), trace)
+}
+
+fn golden_change() -> WeightChange {
+    let architecture = tiny::architecture();
+    let (before, after) = (tiny::model("backdoored"), tiny::model("unlearned"));
+    weight_change(architecture.as_ref(), &before.state, &after.state).unwrap()
+}
+
+#[test]
+fn unlearning_stops_where_pytorch_stops_and_leaves_the_same_model() {
+    let (unlearned, trace) = unlearned(&parameters());
+    let expected = tiny::numbers("unlearning_accuracies");
+    assert_eq!(unlearned.accuracies.len(), expected.len());
+    for (epoch, (found, expected)) in unlearned.accuracies.iter().zip(expected).enumerate() {
+        assert!((found - expected).abs() < 1e-9, "epoch {epoch}");
+        assert!((trace[epoch].metrics["clean_accuracy"] - expected).abs() < 1e-9);
+    }
+    assert!(unlearned.reached);
+    assert_close(&unlearned.model.state, &tiny::model("unlearned").state, 2e-3);
+}
+
+#[test]
+fn unlearning_that_never_gets_there_says_so() {
+    let few = Parameters { unlearning_epochs: 2, ..parameters() };
+    let (unlearned, _) = unlearned(&few);
+    assert!(!unlearned.reached);
+    assert_eq!(unlearned.accuracies.len(), 2);
+}
+
+#[test]
+fn neuron_weight_changes_are_pytorchs() {
+    let change = golden_change();
+    let expected = tiny::numbers("weight_change");
+    assert_eq!((change.neurons.len(), expected.len()), (16, 16), "the shortcut's filters are no neurons");
+    for (neuron, (found, expected)) in change.per_neuron.iter().zip(expected).enumerate() {
+        assert!((found - expected).abs() < 1e-5 * expected, "neuron {neuron}: {found}, not {expected}");
+    }
+}
+
+#[test]
+fn the_weights_set_to_zero_are_pytorchs_for_three_pairs_of_ratios() {
+    let change = golden_change();
+    let backdoored = tiny::model("backdoored");
+    let zeroings = tiny::golden()["zeroings"].as_array().unwrap().clone();
+    assert_eq!(zeroings.len(), 3);
+    for (number, zeroing) in zeroings.iter().enumerate() {
+        let [n, m] = ["neuron_ratio", "weight_ratio"].map(|name| zeroing[name].as_f64().unwrap());
+        let selected = reinitialisation::select(&change, n, true);
+        let found = reinitialisation::zero(&backdoored.state, &change, &selected, m, Reinitialisation::V3).unwrap();
+        assert_eq!(found.zeroed() as u64, zeroing["zeroed"].as_u64().unwrap());
+        for name in ["conv1.weight", "conv2.weight"] {
+            let weights: Vec<f32> = found.state.filter_rows(name).unwrap().concat();
+            assert_eq!(weights, tiny::weights(&format!("zeroed.{number}"), name), "{name} of pair {number}");
+        }
+        for (name, entry) in backdoored.state.entries() {
+            if !["conv1.weight", "conv2.weight"].contains(&name) {
+                let same = found.state.get(name).unwrap().flatten_all().unwrap();
+                let text = |tensor: &tsbd_tensor::Tensor| format!("{tensor}");
+                assert_eq!(text(&same), text(&entry.tensor.flatten_all().unwrap()), "{name} is not touched");
+            }
+        }
+    }
+}
+
+#[test]
+fn v1_zeroes_whole_neurons_and_v2_the_same_share_of_each() {
+    let change = golden_change();
+    let backdoored = tiny::model("backdoored");
+    let selected = reinitialisation::select(&change, 0.5, true);
+    let zero = |scheme| reinitialisation::zero(&backdoored.state, &change, &selected, 0.7, scheme).unwrap();
+    let sizes = |neuron: &tsbd_analysis::Neuron| change.neurons.layers()[neuron.layer].weights_per_filter;
+    assert_eq!(zero(Reinitialisation::V1).selected.len(), 8);
+    for (neuron, zeroed) in zero(Reinitialisation::V1).selected {
+        assert_eq!(zeroed, sizes(&neuron));
+    }
+    for (neuron, zeroed) in zero(Reinitialisation::V2).selected {
+        assert_eq!(zeroed, (sizes(&neuron) as f64 * 0.7) as usize);
+    }
+    let shares: Vec<usize> = zero(Reinitialisation::V3).selected.iter().map(|(_, zeroed)| *zeroed).collect();
+    assert!(shares.iter().any(|zeroed| *zeroed != shares[0]), "V3 takes more of some neurons than of others");
+}
+
+#[test]
+fn one_pass_of_fine_tuning_is_pytorchs_for_both_norms() {
+    for (gradient_norm, name) in [(GradientNorm::PerTensor, "per-tensor"), (GradientNorm::Global, "global")] {
+        let parameters = Parameters { gradient_norm, fine_tuning_passes: 1, ..parameters() };
+        let mut model = tiny::model("backdoored");
+        in_context(&mut NoObserver, |context| {
+            activeness::fine_tune(&mut model, &tiny::clean(), 16, &parameters, context, &mut Vec::new()).unwrap();
+        });
+        assert_close(&model.state, &tiny::model(&format!("step.{name}")).state, 2e-5);
+    }
+}
+
+#[test]
+fn the_two_norms_and_plain_fine_tuning_are_three_different_updates() {
+    let after = |fine_tuning, gradient_norm| {
+        let parameters = Parameters { gradient_norm, fine_tuning, fine_tuning_passes: 1, ..parameters() };
+        let mut model = tiny::model("backdoored");
+        in_context(&mut NoObserver, |context| {
+            activeness::fine_tune(&mut model, &tiny::clean(), 16, &parameters, context, &mut Vec::new()).unwrap();
+        });
+        model.state.digest().unwrap()
+    };
+    let aware = after(FineTuning::ActivenessAware, GradientNorm::PerTensor);
+    let vanilla = after(FineTuning::Vanilla, GradientNorm::PerTensor);
+    let none = after(FineTuning::None, GradientNorm::PerTensor);
+    assert_ne!(aware, after(FineTuning::ActivenessAware, GradientNorm::Global));
+    assert_ne!(aware, vanilla);
+    assert_eq!(vanilla, after(FineTuning::Vanilla, GradientNorm::Global));
+    assert_eq!(none, tiny::model("backdoored").state.digest().unwrap());
+}
+
+#[test]
+fn a_tensor_whose_gradient_is_zero_is_not_divided_by_its_norm() {
+    // A last layer of zeros lets no gradient through to the layers before it.
+    let mut model = tiny::model("backdoored");
+    let zeros = model.state.get("linear.weight").unwrap().zeros_like().unwrap();
+    model.state.set("linear.weight", &zeros).unwrap();
+    let parameters = Parameters { fine_tuning_passes: 1, ..parameters() };
+    in_context(&mut NoObserver, |context| {
+        activeness::fine_tune(&mut model, &tiny::clean(), 24, &parameters, context, &mut Vec::new()).unwrap();
+    });
+    for (name, tensor) in model.state.parameters() {
+        let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(values.iter().all(|value| value.is_finite()), "{name}");
+    }
+}
+
+#[test]
+fn the_whole_repair_ends_where_pytorch_ends() {
+    let defense = Tsbd::new(tiny::common(16), parameters()).unwrap();
+    let backdoored = tiny::model("backdoored");
+    let before = backdoored.state.digest().unwrap();
+    let repaired = in_context(&mut NoObserver, |context| defense.repair(&backdoored, &tiny::clean(), context)).unwrap();
+    assert_close(&repaired.model.state, &tiny::model("repaired").state, 5e-3);
+    assert_eq!(backdoored.state.digest().unwrap(), before, "the backdoored model is not changed");
+
+    let epochs = tiny::numbers("unlearning_accuracies").len();
+    let stages: Vec<&str> = repaired.trace.iter().map(|point| point.stage.as_str()).collect();
+    assert_eq!(stages[..epochs], vec!["unlearning"; epochs]);
+    assert_eq!(stages[epochs..], ["reinitialisation", "fine-tuning", "fine-tuning", "fine-tuning"]);
+    let measured: Vec<bool> = repaired.trace[epochs..].iter().map(|point| point.metrics.contains_key("asr")).collect();
+    assert_eq!(measured, [true, true, false, true], "zeroed; first, second and last pass");
+    assert_eq!(repaired.facts["neurons_selected"], 8);
+    assert_eq!(repaired.facts["unlearning_epochs"], epochs);
+    let zeroed: usize = repaired.facts["weights_zeroed"].as_u64().unwrap() as usize;
+    assert!(zeroed > 0 && repaired.changed.len() <= 8);
+    assert!(repaired.changed.iter().all(|neuron| ["conv1", "conv2"].contains(&neuron.layer.as_str())));
+}
+
+#[test]
+fn a_sweep_from_one_unlearned_model_gives_what_whole_repairs_give() {
+    let backdoored = tiny::model("backdoored");
+    let (unlearned, _) = unlearned(&parameters());
+    for neuron_ratio in [0.2, 0.9] {
+        let defense = Tsbd::new(tiny::common(16), Parameters { neuron_ratio, ..parameters() }).unwrap();
+        let whole = in_context(&mut NoObserver, |context| defense.repair(&backdoored, &tiny::clean(), context));
+        let swept = in_context(&mut NoObserver, |context| {
+            defense.from_unlearned(&backdoored, &unlearned, &tiny::clean(), context)
+        });
+        let [whole, swept] = [whole, swept].map(|repaired| repaired.unwrap().model.state.digest().unwrap());
+        assert_eq!(whole, swept);
+    }
+}
+
+#[test]
+fn a_request_to_stop_ends_the_repair_and_names_the_stage() {
+    struct StopAfter(usize);
+    impl DefenseObserver for StopAfter {
+        fn progress(&mut self, progress: &Progress) -> ControlFlow<()> {
+            assert!(progress.done <= progress.total && progress.stage == "unlearning");
+            if progress.done >= self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+    }
+    let defense = Tsbd::new(tiny::common(16), parameters()).unwrap();
+    let stopped =
+        in_context(&mut StopAfter(3), |context| defense.repair(&tiny::model("backdoored"), &tiny::clean(), context));
+    assert_eq!(stopped.unwrap_err().to_string(), "stopped on request during unlearning, before the repair was done");
+}
+
+#[test]
+fn a_learning_rate_that_diverges_is_an_error_that_names_it() {
+    let wild = Parameters { unlearning_learning_rate: 1e30, unlearning_accuracy: 0.0, ..parameters() };
+    let defense = Tsbd::new(tiny::common(16), wild).unwrap();
+    let error =
+        in_context(&mut NoObserver, |context| defense.repair(&tiny::model("backdoored"), &tiny::clean(), context));
+    let message = error.unwrap_err().to_string();
+    assert!(message.starts_with("unlearning: ") && message.ends_with("lower `unlearning_learning_rate`"), "{message}");
+}
+
+#[test]
+fn parameters_are_canonical_and_out_of_range_ones_are_refused_by_name() {
+    let configured = (TSBD.configure)(&DefenseCommon::default(), json!({})).unwrap();
+    let parameters = configured.parameters();
+    assert_eq!(parameters["neuron_ratio"], 0.15);
+    assert_eq!(parameters["reinitialisation"], "v3");
+    assert_eq!(parameters["gradient_norm"], "per-tensor");
+    assert_eq!(parameters["clean_ratio"], 0.05);
+    assert_eq!(TSBD.from_parameters(&parameters).unwrap().parameters(), parameters);
+    for (field, value) in [
+        ("neuron_ratio", json!(0.0)),
+        ("weight_ratio", json!(1.5)),
+        ("radius", json!(0.0)),
+        ("alpha", json!(-0.1)),
+        ("fine_tuning_passes", json!(0)),
+        ("unlearning_learning_rate", json!(-1.0)),
+        ("gradient_norm", json!("l1")),
+        ("neuron_ration", json!(0.1)),
+    ] {
+        let error = (TSBD.configure)(&DefenseCommon::default(), json!({field: value})).unwrap_err();
+        assert_eq!(error.field, field);
+    }
+}
+
+#[test]
+fn a_ratio_that_selects_no_neuron_is_refused_before_anything_runs() {
+    let architecture = tiny::architecture();
+    let check = |neuron_ratio| {
+        let defense = Tsbd::new(tiny::common(16), Parameters { neuron_ratio, ..parameters() }).unwrap();
+        defense.check(architecture.as_ref() as &dyn Architecture, &tiny::facts())
+    };
+    assert!(check(0.1).is_ok());
+    assert_eq!(check(0.05).unwrap_err().field, "neuron_ratio");
+}

@@ -6,11 +6,11 @@ use std::time::Instant;
 use tsbd_nn::{CrossEntropyStep, LossOptions, Mode, Model, Schedule, SgdConfig, TrainingConfig};
 
 use super::parameters::Parameters;
+use crate::Error;
 use crate::clean_subset::CleanSubset;
 use crate::context::Context;
 use crate::entry::TracePoint;
 use crate::training::{OneEpoch, Stage};
-use crate::Error;
 
 /// A model that has unlearned its clean task, and how it came about.
 #[derive(Debug, Clone)]
