@@ -120,8 +120,11 @@ fn every_gradient_agrees_with_finite_differences_of_the_loss() {
             // Narrow enough to miss the kinks of the ReLUs, wide enough for the rounding of f64.
             let width = 1e-8;
             let expected = (loss_at(width) - loss_at(-width)) / (2.0 * width);
-            let error = (slope - expected).abs() / expected.abs().max(1e-2);
-            assert!(error < 1e-5, "{name} in {mode:?}: slope {slope}, finite difference {expected}");
+            let error = (slope - expected).abs();
+            assert!(
+                error < 1e-6 + 1e-6 * expected.abs(),
+                "{name} in {mode:?}: slope {slope}, finite difference {expected}"
+            );
         }
     }
 }
