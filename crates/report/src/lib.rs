@@ -1,1 +1,32 @@
-//! Tables from results.
+//! Tables as pure functions of result rows. Reads nothing, trains nothing; the only crate that knows Polars.
+//!
+//! ```text
+//! &[ResultRow] --- table ---> Table      per attack a row, per defense ACC, ASR, DER    table, aggregate
+//!              \-- long ----> LongTable  one row per finished cell                     long
+//!                               |
+//!                    render(Format, Emphasis) -> bytes                                  render/
+//! ```
+//!
+//! The same rows always give the same bytes: no clock, no terminal width, no hash order. Metrics come in as fractions
+//! and leave as percent. A table never hides what is not there: a point without a result says `missing` or `failed`,
+//! the heading counts them, and an average over an incomplete set is itself missing.
+
+mod aggregate;
+mod axis;
+mod error;
+mod format;
+mod long;
+mod metric;
+mod render;
+mod table;
+mod titles;
+
+pub use error::{Error, Result};
+pub use format::{Emphasis, Format};
+pub use long::{COLUMNS, ColumnDescription, LongTable, long};
+pub use metric::{Better, Metric};
+pub use table::{Column, Count, Entry, FailedCell, Line, Panel, Table, Value, table};
+pub use titles::Titles;
+
+#[cfg(test)]
+mod sample;

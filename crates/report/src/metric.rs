@@ -1,0 +1,63 @@
+//! What is known of each metric: its title, and whether more of it is better.
+
+/// Which end of the scale a defense wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Better {
+    /// As accuracy.
+    Higher,
+    /// As attack success rate.
+    Lower,
+}
+
+/// A metric of the result rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metric {
+    /// Its name in the records: `acc`, `asr`, `ra`, `der`, ...
+    pub name: String,
+    /// Its name in a table's head: `ACC`.
+    pub title: String,
+    /// Which values win; `None` where winning makes no sense.
+    pub better: Option<Better>,
+}
+
+impl Metric {
+    /// The metric of this name. A name that is not known here is shown as it is, without a best value.
+    pub fn named(name: &str) -> Self {
+        let (title, better) = match name {
+            "acc" => ("ACC", Some(Better::Higher)),
+            "asr" => ("ASR", Some(Better::Lower)),
+            "ra" => ("RA", Some(Better::Higher)),
+            "der" => ("DER", Some(Better::Higher)),
+            "acc_before" => ("ACC before", None),
+            "asr_before" => ("ASR before", None),
+            other => (other, None),
+        };
+        Self { name: name.to_owned(), title: title.to_owned(), better }
+    }
+
+    /// Whether the metric can exist for a model under this attack and this defense. DER compares a repaired model
+    /// with the backdoored one, so there is none without a defense; ASR and RA need a trigger.
+    pub(crate) fn is_defined(&self, attack: &str, defense: &str) -> bool {
+        let needs_trigger = matches!(self.name.as_str(), "asr" | "ra" | "der" | "asr_before");
+        let needs_repair = matches!(self.name.as_str(), "der" | "acc_before" | "asr_before");
+        !(needs_trigger && attack == "none" || needs_repair && defense == "none")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn der_needs_an_attack_and_a_defense() {
+        let der = Metric::named("der");
+        assert!(der.is_defined("badnets", "ft"));
+        assert!(!der.is_defined("badnets", "none"));
+        assert!(!der.is_defined("none", "ft"));
+    }
+
+    #[test]
+    fn accuracy_is_always_defined() {
+        assert!(Metric::named("acc").is_defined("none", "none"));
+    }
+}

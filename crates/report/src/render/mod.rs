@@ -1,0 +1,104 @@
+//! Writing a [`Table`]: one module per format. What every format says of the table beside its numbers stands here.
+
+pub(crate) mod frame;
+mod json;
+mod latex;
+mod markdown;
+mod text;
+mod wide;
+
+#[cfg(test)]
+mod tests;
+
+use crate::error::Result;
+use crate::format::{Emphasis, Format};
+use crate::table::{Panel, Table, Value};
+
+impl Table {
+    /// The table in a format, as bytes; text formats are UTF-8 and end in a newline. `emphasis` matters to
+    /// [`Format::Text`] alone.
+    pub fn render(&self, format: Format, emphasis: Emphasis) -> Result<Vec<u8>> {
+        match format {
+            Format::Text => Ok(text::render(self, emphasis).into_bytes()),
+            Format::Markdown => Ok(markdown::render(self).into_bytes()),
+            Format::Latex => Ok(latex::render(self).into_bytes()),
+            Format::Json => json::render(self),
+            Format::Csv => frame::csv(&wide::texts(self)?),
+            Format::Parquet => frame::parquet(&wide::numbers(self)?),
+        }
+    }
+
+    /// `profile quick · data CIFAR-10 · model PreAct-ResNet18, width 16 · seed 0 · 8 of 8 cells`.
+    fn summary(&self) -> String {
+        let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
+        let seeds = format!("seed{} {}", if seeds.len() == 1 { "" } else { "s" }, seeds.join(", "));
+        let count = self.count;
+        let mut cells = format!("{} of {} cells done", count.done, count.cells);
+        if count.missing > 0 {
+            cells += &format!(", {} missing", count.missing);
+        }
+        if count.failed > 0 {
+            cells += &format!(", {} failed", count.failed);
+        }
+        format!("profile {} · {} · {seeds} · {cells}", self.profile, self.material)
+    }
+
+    /// Sentences on how to read the table, as far as they apply. `best` says how the best value is marked.
+    fn notes(&self, best: &str) -> Vec<String> {
+        let entries = || self.panels.iter().flat_map(|panel| self.lines(panel)).flat_map(|line| line.entries.iter().flatten());
+        let has = |wanted: fn(&Value) -> bool| entries().any(|entry| wanted(&entry.value));
+        let mut notes = Vec::new();
+        let mut values = "In percent".to_owned();
+        if self.seeds.len() > 1 {
+            values += ", mean ± sample standard deviation over the seeds";
+        }
+        if entries().any(|entry| entry.best) {
+            values += &format!("; {best}, the undefended model not competing");
+        }
+        notes.push(values + ".");
+        if has(|value| matches!(value, Value::Measured { seeds, of, .. } if seeds < of)) {
+            notes.push("(k/n): only k of n seeds are done; such values neither win nor enter an average.".into());
+        }
+        if self.panels.iter().any(|panel| panel.average.is_some()) {
+            notes.push("Average: over the attacks (not the clean model), only where all of them are done.".into());
+        }
+        notes
+    }
+}
+
+/// `neuron_ratio = 0.05, learning_rate = 0.1`, the last parts of the dotted keys; empty for the only panel.
+fn panel_title(panel: &Panel) -> String {
+    let parts = panel.choice.iter().map(|(axis, value)| format!("{axis} = {value}"));
+    parts.collect::<Vec<_>>().join(", ")
+}
+
+/// A value with two decimals; `±` stands between mean and deviation.
+fn printed(value: &Value, plus_minus: &str) -> String {
+    match value {
+        Value::Measured { mean, deviation, seeds, of } => {
+            let mut text = format!("{mean:.2}");
+            if let Some(deviation) = deviation {
+                text += &format!("{plus_minus}{deviation:.2}");
+            }
+            if seeds < of {
+                text += &format!(" ({seeds}/{of})");
+            }
+            text
+        }
+        Value::Missing => "missing".into(),
+        Value::Failed => "failed".into(),
+        Value::Undefined => "–".into(),
+    }
+}
+
+/// The name of the first column of a table.
+fn row_head(axis: &str) -> String {
+    match axis {
+        "attack" => "Attack".into(),
+        "defense" => "Defense".into(),
+        "dataset" => "Data set".into(),
+        "model" => "Model".into(),
+        "seed" => "Seed".into(),
+        other => other.to_owned(),
+    }
+}

@@ -1,0 +1,81 @@
+//! For a terminal: one column per method, its metrics side by side under a common head.
+
+use comfy_table::{Cell, presets};
+
+use super::{panel_title, printed, row_head};
+use crate::format::Emphasis;
+use crate::table::{Entry, Panel, Table};
+
+/// Stand before and behind the best values while the grid is laid out; each is as wide as the space it replaces.
+const BEST: (char, char) = ('\u{e000}', '\u{e001}');
+
+pub(super) fn render(table: &Table, emphasis: Emphasis) -> String {
+    let mut text = format!("{}\n{}\n", table.title, table.summary());
+    for panel in &table.panels {
+        if !panel.choice.is_empty() {
+            text += &format!("\n{}\n", panel_title(panel));
+        }
+        let (before, behind) = match emphasis {
+            Emphasis::Star => (" ", "*"),
+            Emphasis::Bold => (" \u{1b}[1m", "\u{1b}[0m "),
+        };
+        text += &grid(table, panel).replace(BEST.0, before).replace(BEST.1, behind);
+        text.push('\n');
+    }
+    let best = match emphasis {
+        Emphasis::Star => "* marks the best",
+        Emphasis::Bold => "the best in bold",
+    };
+    for note in table.notes(best) {
+        text += &format!("{note}\n");
+    }
+    for failed in &table.failed {
+        text += &format!("failed: {} (cell {}): {}\n", failed.place, failed.key.short(), failed.reason);
+    }
+    text
+}
+
+fn grid(table: &Table, panel: &Panel) -> String {
+    let mut grid = comfy_table::Table::new();
+    grid.load_style(presets::UTF8_FULL_CONDENSED).force_no_tty();
+    let shown: Vec<usize> = (0..table.columns.len()).filter(|&c| !table.columns[c].metrics.is_empty()).collect();
+    let widths: Vec<Vec<usize>> = shown.iter().map(|&c| widths(table, panel, c)).collect();
+
+    let mut head = vec![Cell::new(format!("\n{}", row_head(&table.row_axis)))];
+    for (&c, widths) in shown.iter().zip(&widths) {
+        let column = &table.columns[c];
+        let metrics = column.metrics.iter().zip(widths).map(|(metric, width)| format!(" {:>width$} ", metric.title));
+        let metrics: String = metrics.collect();
+        let title = format!("{:^width$}", column.title, width = metrics.chars().count());
+        head.push(Cell::new(format!("{title}\n{metrics}")));
+    }
+    grid.set_header(head);
+    for line in table.lines(panel) {
+        let mut cells = vec![Cell::new(&line.title)];
+        for (&c, widths) in shown.iter().zip(&widths) {
+            let values = line.entries[c].iter().zip(widths).map(|(entry, &width)| value(entry, width));
+            cells.push(Cell::new(values.collect::<String>()));
+        }
+        grid.add_row(cells);
+    }
+    // Values bring their own space on either side.
+    for column in grid.column_iter_mut().skip(1) {
+        column.set_padding((0, 0));
+    }
+    grid.to_string()
+}
+
+/// Widths of the metrics of a column, without the space on either side.
+fn widths(table: &Table, panel: &Panel, c: usize) -> Vec<usize> {
+    let metrics = table.columns[c].metrics.iter().enumerate();
+    let width = |(m, metric): (usize, &crate::metric::Metric)| {
+        let values = table.lines(panel).map(|line| printed(&line.entries[c][m].value, " ± ").chars().count());
+        values.chain([metric.title.chars().count()]).max().unwrap_or(0)
+    };
+    metrics.map(width).collect()
+}
+
+fn value(entry: &Entry, width: usize) -> String {
+    let (before, behind) = if entry.best { BEST } else { (' ', ' ') };
+    format!("{before}{:>width$}{behind}", printed(&entry.value, " ± "))
+}

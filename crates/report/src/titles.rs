@@ -1,0 +1,96 @@
+//! How methods, data sets and models are called in a table's head.
+
+use std::collections::BTreeMap;
+
+/// Names for people by registry name: `badnets` -> `BadNets`. A name without a title is shown as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Titles {
+    attacks: BTreeMap<String, String>,
+    defenses: BTreeMap<String, String>,
+    datasets: BTreeMap<String, String>,
+    models: BTreeMap<String, String>,
+}
+
+impl Titles {
+    /// No titles but the two of `none`.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// With the titles of attacks, as `(name, title)`.
+    pub fn attacks<N: Into<String>, T: Into<String>>(mut self, pairs: impl IntoIterator<Item = (N, T)>) -> Self {
+        self.attacks.extend(owned(pairs));
+        self
+    }
+
+    /// With the titles of defenses.
+    pub fn defenses<N: Into<String>, T: Into<String>>(mut self, pairs: impl IntoIterator<Item = (N, T)>) -> Self {
+        self.defenses.extend(owned(pairs));
+        self
+    }
+
+    /// With the titles of data sets.
+    pub fn datasets<N: Into<String>, T: Into<String>>(mut self, pairs: impl IntoIterator<Item = (N, T)>) -> Self {
+        self.datasets.extend(owned(pairs));
+        self
+    }
+
+    /// With the titles of models.
+    pub fn models<N: Into<String>, T: Into<String>>(mut self, pairs: impl IntoIterator<Item = (N, T)>) -> Self {
+        self.models.extend(owned(pairs));
+        self
+    }
+
+    /// The title of a value of an axis. A model is given as `name/width` and keeps its width.
+    pub(crate) fn of(&self, axis: &str, value: &str) -> String {
+        let title = |titles: &BTreeMap<String, String>, none: &str| match titles.get(value) {
+            _ if value == "none" => none.to_owned(),
+            Some(title) => title.clone(),
+            None => value.to_owned(),
+        };
+        match axis {
+            "attack" => title(&self.attacks, "No attack"),
+            "defense" => title(&self.defenses, "No defense"),
+            "dataset" => title(&self.datasets, "none"),
+            "model" => match value.rsplit_once('/') {
+                Some((name, width)) => {
+                    let name = self.models.get(name).map_or(name, String::as_str);
+                    format!("{name}, width {width}")
+                }
+                None => title(&self.models, "none"),
+            },
+            _ => value.to_owned(),
+        }
+    }
+}
+
+fn owned<N: Into<String>, T: Into<String>>(
+    pairs: impl IntoIterator<Item = (N, T)>,
+) -> impl Iterator<Item = (String, String)> {
+    pairs.into_iter().map(|(name, title)| (name.into(), title.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_without_a_title_is_shown_as_it_is() {
+        let titles = Titles::new().attacks([("badnets", "BadNets")]);
+        assert_eq!(titles.of("attack", "badnets"), "BadNets");
+        assert_eq!(titles.of("attack", "wanet"), "wanet");
+        assert_eq!(titles.of("defenses.tsbd.neuron_ratio", "0.15"), "0.15");
+    }
+
+    #[test]
+    fn none_is_spelled_out() {
+        assert_eq!(Titles::new().of("attack", "none"), "No attack");
+        assert_eq!(Titles::new().of("defense", "none"), "No defense");
+    }
+
+    #[test]
+    fn a_model_keeps_its_width() {
+        let titles = Titles::new().models([("preact-resnet18", "PreAct-ResNet18")]);
+        assert_eq!(titles.of("model", "preact-resnet18/16"), "PreAct-ResNet18, width 16");
+    }
+}
