@@ -131,15 +131,16 @@ def benchmark(width=16, batch=128, steps=20, threads=2):
         net = net.to(memory_format=layout)
         images = x.to(memory_format=layout)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-        times = []
+        times, processor = [], []
         for _ in range(steps):
-            start = time.perf_counter()
+            start, processor_start = time.perf_counter(), time.process_time()
             optimizer.zero_grad()
             F.cross_entropy(net(images), y).backward()
             optimizer.step()
             times.append((time.perf_counter() - start) * 1e3)
-        times.sort()
-        print(f"PyTorch f32 {layout}, {threads} threads, width {width}, batch {batch}: best {times[0]:.1f} ms, median {times[len(times) // 2]:.1f} ms", flush=True)
+            processor.append((time.process_time() - processor_start) * 1e3)
+        times.sort(), processor.sort()
+        print(f"PyTorch f32 {layout}, {threads} threads, width {width}, batch {batch}: best {times[0]:.1f} ms, median {times[len(times) // 2]:.1f} ms; processor: best {processor[0]:.1f} ms, median {processor[len(times) // 2]:.1f} ms", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 //!
 //! `cargo run --release -p tsbd-tensor --example training_step -- [width] [batch] [steps]`; the number of
 //! threads is `RAYON_NUM_THREADS`. The reference on the same machine: `tools/reference/ops.py benchmark`.
-//! Reported are the best and the median of all steps, in milliseconds, and for convolutions GFLOP/s.
+//! Reported are the best and the median of all steps, in milliseconds, by the clock and in processor time (all
+//! threads together, the number to look at on a busy machine; Linux only); for convolutions, GFLOP per second
+//! of processor time.
 
 use std::time::Instant;
 
@@ -127,14 +129,29 @@ impl Network {
     }
 }
 
-/// Best seconds of some repetitions.
+/// Seconds all threads of this process have spent on a processor.
+fn processor_time() -> f64 {
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let nanoseconds = threads.filter_map(|thread| {
+        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<f64>().ok()
+    });
+    nanoseconds.sum::<f64>() / 1e9
+}
+
+/// Processor seconds of one repetition: the best of some groups, each long against the clock's resolution.
 fn best(mut run: impl FnMut() -> Result<()>) -> Result<f64> {
     run()?;
+    let start = processor_time();
+    run()?;
+    let repetitions = (0.03 / (processor_time() - start).max(1e-4)).ceil() as usize;
     let mut best = f64::INFINITY;
     for _ in 0..5 {
-        let start = Instant::now();
-        run()?;
-        best = best.min(start.elapsed().as_secs_f64());
+        let start = processor_time();
+        for _ in 0..repetitions {
+            run()?;
+        }
+        best = best.min((processor_time() - start) / repetitions as f64);
     }
     Ok(best)
 }
@@ -187,21 +204,26 @@ fn main() -> Result<()> {
     let network = Network::new(width)?;
     let images = noise(&[batch, 32, 32, 3], 1., 7)?;
     let labels = Tensor::from_vec((0..batch as u32).map(|index| index % 10).collect(), batch, &Device::Cpu)?;
-    let mut times: Vec<(f64, [f64; 3])> = Vec::new();
+    let (mut times, mut processor): (Vec<(f64, [f64; 3])>, Vec<f64>) = Default::default();
     for step in 0..steps {
+        let start = processor_time();
         let (loss, parts) = network.step(&images, &labels)?;
+        processor.push((processor_time() - start) * 1e3);
         times.push((parts.iter().sum::<f64>() * 1e3, parts));
         if step == 0 || step + 1 == steps {
             println!("step {step}: loss {loss:.6}");
         }
     }
+    processor.sort_by(f64::total_cmp);
     times.sort_by(|a, b| a.0.total_cmp(&b.0));
     let [forward, backward, update] = times[0].1.map(|seconds| seconds * 1e3);
     println!(
         "width {width}, batch {batch}: best {:.1} ms (forward {forward:.1}, backward {backward:.1}, update {update:.1}), \
-         median {:.1} ms",
+         median {:.1} ms; processor: best {:.1} ms, median {:.1} ms",
         times[0].0,
-        times[steps / 2].0
+        times[steps / 2].0,
+        processor[0],
+        processor[steps / 2],
     );
     convolutions(width, batch)
 }

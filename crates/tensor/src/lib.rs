@@ -43,6 +43,6 @@ mod sgd;
 mod tape;
 
 pub use error::{Error, Result};
-pub use ops::{BatchNorm, BatchStatistics, Conv2d, CrossEntropy, Statistics};
+pub use ops::{BatchNorm, BatchStatistics, Conv2d, ConvolutionAlgorithm, CrossEntropy, Statistics};
 pub use sgd::{Sgd, sgd_step};
 pub use tape::{Gradients, Tape, Var};

@@ -4,10 +4,15 @@
 use proptest::prelude::*;
 use tsbd_tensor::{BatchNorm, Conv2d, CrossEntropy, DType, Device, Result, Statistics, Tape, Tensor, Var};
 
-/// Values in (-1, 1) without a pattern.
+/// Random values in (-1, 1): SplitMix64 (Steele, Lea and Flood 2014) of the element's number.
 fn values(dims: &[usize], start: u64) -> Tensor {
     let count: usize = dims.iter().product();
-    let value = |index: u64| ((start * 7919 + index + 1) as f64 * 0.754_877_666_246_692_8).fract() * 2. - 1.;
+    let value = |index: u64| {
+        let mut bits = (start << 32 | index).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (bits ^ bits >> 31) as f64 / 2f64.powi(63) - 1.
+    };
     Tensor::from_vec((0..count as u64).map(value).collect::<Vec<_>>(), dims, &Device::Cpu).unwrap()
 }
 

@@ -1,7 +1,8 @@
 //! Two-dimensional convolution, NHWC and HWIO, as matrix products over unrolled patches (im2col).
 //!
 //! A piece of work is a run of output pixels (or, backward, a group of images): its patches are unrolled
-//! into memory of the thread that stays in its cache, and multiplied at once.
+//! into memory of the thread that stays in its cache, and multiplied at once. Where `fast` is asked for,
+//! `f32` convolutions of the shapes that most layers have go to [`super::winograd`] instead.
 
 use std::mem::MaybeUninit;
 
@@ -9,6 +10,8 @@ use rayon::prelude::*;
 
 use super::matrix::{Matrix, add_product, product};
 use super::simd::multiversion;
+#[cfg(target_arch = "x86_64")]
+use super::winograd;
 use super::{Element, assume_written, written};
 
 /// All sizes of one convolution.
@@ -155,7 +158,20 @@ fn scratch_length(g: &Geometry, pixels: usize) -> usize {
 }
 
 /// The convolution of `x: [images, height, width, in]` with `weight: [kh, kw, in, out]`, plus `start`.
-pub(crate) fn forward<T: Element>(g: &Geometry, x: &[T], weight: &[T], start: Start<T>) -> Vec<T> {
+pub(crate) fn forward<T: Element>(g: &Geometry, fast: bool, x: &[T], weight: &[T], start: Start<T>) -> Vec<T> {
+    #[cfg(target_arch = "x86_64")]
+    if fast
+        && winograd::serves(g)
+        && let (Some(x), Some(weight)) = (T::single(x), T::single(weight))
+        && let Some(addend) = match start {
+            Start::Nothing => Some(None),
+            Start::Residual(residual) => T::single(residual).map(Some),
+            Start::Bias(_) => None,
+        }
+        && let Some(y) = T::from_single(winograd::forward(g, x, weight, addend))
+    {
+        return y;
+    }
     let (patch, out) = (g.patch(), g.out_channels);
     let piece = g.pixels_per_piece();
     // SAFETY: the chunks cover the output, and each is written whole, by the product or by `start`.
@@ -192,7 +208,21 @@ fn backward_group(g: &Geometry) -> (usize, usize) {
 }
 
 /// The gradient with respect to `x`, plus `existing`.
-pub(crate) fn backward_input<T: Element>(g: &Geometry, dy: &[T], weight: &[T], existing: Option<&[T]>) -> Vec<T> {
+pub(crate) fn backward_input<T: Element>(
+    g: &Geometry,
+    fast: bool,
+    dy: &[T],
+    weight: &[T],
+    existing: Option<&[T]>,
+) -> Vec<T> {
+    #[cfg(target_arch = "x86_64")]
+    if fast
+        && winograd::serves(g)
+        && let (Some(dy), Some(weight)) = (T::single(dy), T::single(weight))
+        && let Some(dx) = T::from_single(winograd::backward_input(g, dy, weight, existing.and_then(T::single)))
+    {
+        return dx;
+    }
     let (patch, out) = (g.patch(), g.out_channels);
     let (images, step) = backward_group(g);
     let group = images * g.image();
@@ -252,7 +282,15 @@ fn weight_groups(g: &Geometry) -> usize {
 }
 
 /// The gradient with respect to the weight.
-pub(crate) fn backward_weight<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
+pub(crate) fn backward_weight<T: Element>(g: &Geometry, fast: bool, x: &[T], dy: &[T]) -> Vec<T> {
+    #[cfg(target_arch = "x86_64")]
+    if fast
+        && winograd::serves(g)
+        && let (Some(x), Some(dy)) = (T::single(x), T::single(dy))
+        && let Some(dw) = T::from_single(winograd::backward_weight(g, x, dy))
+    {
+        return dw;
+    }
     const STEP: usize = 512;
     let (patch, out) = (g.patch(), g.out_channels);
     let size = patch * out;

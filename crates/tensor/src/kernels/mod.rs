@@ -9,7 +9,7 @@
 use std::mem::MaybeUninit;
 use std::ops::AddAssign;
 
-use candle_core::CpuStorage;
+use candle_core::{CpuStorage, CpuStorageRef};
 
 pub(crate) mod allocator;
 pub(crate) mod convolution;
@@ -19,6 +19,8 @@ pub(crate) mod matrix;
 pub(crate) mod normalization;
 pub(crate) mod pooling;
 mod simd;
+#[cfg(target_arch = "x86_64")]
+mod winograd;
 
 /// An element type the kernels are compiled for.
 pub(crate) trait Element: candle_core::WithDType + Default + AddAssign {
@@ -28,6 +30,19 @@ pub(crate) trait Element: candle_core::WithDType + Default + AddAssign {
 
     /// The elements of a storage, to be changed in place; `None` if it holds another type.
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+
+    /// The elements as `f32`, if that is what they are: the way to kernels made for `f32` alone.
+    fn single(values: &[Self]) -> Option<&[f32]> {
+        match Self::cpu_storage_ref(values) {
+            CpuStorageRef::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// The way back from [`Self::single`]; `None` if the elements of this type are not `f32`.
+    fn from_single(values: Vec<f32>) -> Option<Vec<Self>> {
+        Self::cpu_storage_data(CpuStorage::F32(values)).ok()
+    }
 }
 
 macro_rules! element {

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::kernels::convolution::{self, Geometry, Start};
 use crate::kernels::elementwise;
 use crate::operand::{Operand, by_element, dims4, exact, tensor};
+use crate::ops::ConvolutionAlgorithm;
 use crate::tape::Var;
 
 /// How the window of a convolution moves, the same along height and width.
@@ -82,6 +83,7 @@ fn geometry(operation: &'static str, x: &Tensor, weight: &Tensor, options: Conv2
 
 fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, addend: Addend) -> Result<Var> {
     let g = geometry(operation, x.tensor(), weight.tensor(), options)?;
+    let fast = ConvolutionAlgorithm::current()? == ConvolutionAlgorithm::Fast;
     let out_dims = [g.images, g.out_height, g.out_width, g.out_channels];
     match addend {
         Addend::Nothing => {}
@@ -94,14 +96,14 @@ fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, add
         let image = Operand::<T>::read(operation, "x", x.tensor())?;
         let filter = Operand::<T>::read(operation, "weight", weight.tensor())?;
         let output = match addend {
-            Addend::Nothing => convolution::forward(&g, &image, &filter, Start::Nothing),
+            Addend::Nothing => convolution::forward(&g, fast, &image, &filter, Start::Nothing),
             Addend::Bias(bias) => {
                 let bias = Operand::<T>::read(operation, "bias", bias.tensor())?;
-                convolution::forward(&g, &image, &filter, Start::Bias(&bias))
+                convolution::forward(&g, fast, &image, &filter, Start::Bias(&bias))
             }
             Addend::Residual(residual) => {
                 let residual = Operand::<T>::read(operation, "residual", residual.tensor())?;
-                convolution::forward(&g, &image, &filter, Start::Residual(&residual))
+                convolution::forward(&g, fast, &image, &filter, Start::Residual(&residual))
             }
         };
         tensor(output, &out_dims)
@@ -124,11 +126,11 @@ fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, add
                 flow.add(node, bias_gradient(&g, &dy)?)?;
             }
             if let Some((node, x)) = kept_x {
-                flow.add(node, weight_gradient(&g, &x, &dy)?)?;
+                flow.add(node, weight_gradient(&g, fast, &x, &dy)?)?;
             }
             if let Some((node, weight)) = kept_weight {
                 let existing = flow.take(node);
-                flow.add(node, input_gradient(&g, &dy, &weight, existing)?)?;
+                flow.add(node, input_gradient(&g, fast, &dy, &weight, existing)?)?;
             }
             // Last, because the gradient itself is moved.
             residual_node.map_or(Ok(()), |node| flow.add(node, dy))
@@ -138,20 +140,20 @@ fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, add
 
 const BACKWARD: &str = "conv2d backward";
 
-fn input_gradient(g: &Geometry, dy: &Tensor, weight: &Tensor, existing: Option<Tensor>) -> Result<Tensor> {
+fn input_gradient(g: &Geometry, fast: bool, dy: &Tensor, weight: &Tensor, existing: Option<Tensor>) -> Result<Tensor> {
     by_element!(BACKWARD, "dy", dy, T => {
         let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;
         let weight = Operand::<T>::read(BACKWARD, "weight", weight)?;
         let existing = existing.as_ref().map(|sum| Operand::<T>::read(BACKWARD, "dx", sum)).transpose()?;
-        let dx = convolution::backward_input(g, &dy, &weight, existing.as_deref());
+        let dx = convolution::backward_input(g, fast, &dy, &weight, existing.as_deref());
         tensor(dx, &[g.images, g.height, g.width, g.in_channels])
     })
 }
 
-fn weight_gradient(g: &Geometry, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+fn weight_gradient(g: &Geometry, fast: bool, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     by_element!(BACKWARD, "dy", dy, T => {
         let (x, dy) = (Operand::<T>::read(BACKWARD, "x", x)?, Operand::<T>::read(BACKWARD, "dy", dy)?);
-        let dw = convolution::backward_weight(g, &x, &dy);
+        let dw = convolution::backward_weight(g, fast, &x, &dy);
         tensor(dw, &[g.kernel_height, g.kernel_width, g.in_channels, g.out_channels])
     })
 }

@@ -2,6 +2,7 @@
 //! gradients flow back; inputs that want no gradient cost nothing in the backward pass.
 
 mod activation;
+mod algorithm;
 mod arithmetic;
 mod convolution;
 mod linear;
@@ -9,6 +10,7 @@ mod loss;
 mod normalization;
 mod pooling;
 
+pub use algorithm::ConvolutionAlgorithm;
 pub(crate) use arithmetic::add_tensors;
 pub use convolution::Conv2d;
 pub use loss::CrossEntropy;

@@ -1,0 +1,67 @@
+//! Which algorithm computes convolutions: one switch for the whole process.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use crate::error::{Error, Result};
+
+/// How convolutions in `f32` are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConvolutionAlgorithm {
+    /// 3x3 convolutions with stride 1 by Winograd's F(4x4, 3x3) where sizes and machine allow it: two to three
+    /// times faster, with rounding errors about ten times as large (1e-6 relative to the largest output).
+    Fast,
+    /// Every convolution as a direct sum of products.
+    Exact,
+}
+
+const VARIABLE: &str = "TSBD_CONV";
+const UNSET: u8 = 0;
+static CHOSEN: AtomicU8 = AtomicU8::new(UNSET);
+
+impl ConvolutionAlgorithm {
+    /// The algorithm in use: what [`Self::set`] has chosen, else what the environment variable `TSBD_CONV` says
+    /// (`exact` or `fast`, read once), else [`Self::Fast`].
+    ///
+    /// # Errors
+    /// If the variable says something else.
+    pub fn current() -> Result<Self> {
+        static FROM_ENVIRONMENT: OnceLock<std::result::Result<ConvolutionAlgorithm, String>> = OnceLock::new();
+        match CHOSEN.load(Ordering::Relaxed) {
+            chosen if chosen == Self::Fast as u8 + 1 => return Ok(Self::Fast),
+            chosen if chosen == Self::Exact as u8 + 1 => return Ok(Self::Exact),
+            _ => {}
+        }
+        let read = || Self::parse(std::env::var_os(VARIABLE).map(|text| text.to_string_lossy().into_owned()));
+        match FROM_ENVIRONMENT.get_or_init(read) {
+            Ok(algorithm) => Ok(*algorithm),
+            Err(text) => Err(Error::value("conv2d", VARIABLE, text, "set it to `exact` or `fast`, or unset it")),
+        }
+    }
+
+    /// Chooses the algorithm for all later convolutions of this process, whatever the environment says.
+    pub fn set(self) {
+        CHOSEN.store(self as u8 + 1, Ordering::Relaxed);
+    }
+
+    fn parse(text: Option<String>) -> std::result::Result<Self, String> {
+        match text.as_deref() {
+            None | Some("fast") => Ok(Self::Fast),
+            Some("exact") => Ok(Self::Exact),
+            Some(other) => Err(other.to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_variable_takes_two_words() {
+        assert_eq!(ConvolutionAlgorithm::parse(None), Ok(ConvolutionAlgorithm::Fast));
+        assert_eq!(ConvolutionAlgorithm::parse(Some("fast".into())), Ok(ConvolutionAlgorithm::Fast));
+        assert_eq!(ConvolutionAlgorithm::parse(Some("exact".into())), Ok(ConvolutionAlgorithm::Exact));
+        assert_eq!(ConvolutionAlgorithm::parse(Some("winograd".into())), Err("winograd".to_owned()));
+    }
+}
