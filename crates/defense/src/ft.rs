@@ -110,7 +110,7 @@ mod tests {
         let repaired =
             in_context(&mut NoObserver, |context| defense.repair(&tiny::model("backdoored"), &tiny::clean(), context))
                 .unwrap();
-        assert_close(&repaired.model.state, &tiny::model("ft").state, 5e-5);
+        assert_close(&repaired.model.state, &tiny::model("ft").state, 2e-6);
         assert_eq!(repaired.trace.len(), 5);
         assert!(repaired.changed.is_empty());
     }
