@@ -12,6 +12,9 @@ use crate::Error;
 use crate::overlay::{PoisonedImages, TriggeredTest};
 use crate::parameters::{self, DatasetFacts, ParameterError, Poisoning};
 
+/// Makes a checked attack of the shared and of its own parameters.
+pub type Configure = fn(&Poisoning, Value) -> Result<Box<dyn Attack>, ParameterError>;
+
 /// One attack in the registry.
 pub struct AttackEntry {
     /// Name as the user writes it, e.g. `badnets`.
@@ -27,7 +30,7 @@ pub struct AttackEntry {
     /// JSON schema of the attack's own parameters (without the shared ones of [`Poisoning`]).
     pub schema: fn() -> schemars::Schema,
     /// Checks the parameters as far as it goes without a data set. Reads trigger pictures if they name one.
-    pub configure: fn(&Poisoning, Value) -> Result<Box<dyn Attack>, ParameterError>,
+    pub configure: Configure,
 }
 
 impl AttackEntry {

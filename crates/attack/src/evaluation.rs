@@ -121,7 +121,7 @@ mod tests {
 
     impl ImageTrigger for Redden {
         fn apply(&self, image: &mut [u8], index: usize) {
-            if index % 2 == 0 {
+            if index.is_multiple_of(2) {
                 image.iter_mut().step_by(3).for_each(|value| *value = 255);
             }
         }

@@ -12,6 +12,9 @@ use tsbd_nn::{Architecture, Model};
 
 use crate::{CleanSubset, Context, Error};
 
+/// Makes a checked defense of the shared and of its own parameters.
+pub type Configure = fn(&DefenseCommon, Value) -> Result<Box<dyn Defense>, ParameterError>;
+
 /// One defense in the registry.
 pub struct DefenseEntry {
     /// Name as the user writes it, e.g. `fp`.
@@ -27,7 +30,7 @@ pub struct DefenseEntry {
     /// JSON schema of the defense's own parameters (without the shared ones of [`DefenseCommon`]).
     pub schema: fn() -> schemars::Schema,
     /// Checks the parameters as far as it goes without network and data set.
-    pub configure: fn(&DefenseCommon, Value) -> Result<Box<dyn Defense>, ParameterError>,
+    pub configure: Configure,
 }
 
 impl DefenseEntry {
