@@ -33,8 +33,7 @@ pub(crate) fn download(
         .timeout_per_read(Some(SILENCE))
         .build()
         .into();
-    let failed =
-        |reason: String| Error::Download { url: url.to_owned(), reason, way_out: way_out.to_owned() };
+    let failed = |reason: String| Error::Download { url: url.to_owned(), reason, way_out: way_out.to_owned() };
     loop {
         let mut file = OpenOptions::new().create(true).append(true).open(part)?;
         let before = file.metadata()?.len();

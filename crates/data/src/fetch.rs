@@ -102,7 +102,10 @@ fn get(name: &str, official: &Official, part: &Path, progress: &mut dyn FnMut(Fe
         })?;
         progress(FetchProgress::Checking);
         let checked = check_archive(official, part, || {
-            format!("the server gave another file; it was deleted. Try again later, or get {} elsewhere and run `tsbd data fetch {name} --from FILE`", official.archive.file_name)
+            format!(
+                "the server gave another file; it was deleted. Try again later, or get {} elsewhere and run `tsbd data fetch {name} --from FILE`",
+                official.archive.file_name
+            )
         });
         match checked {
             Ok(()) => return Ok(()),

@@ -64,7 +64,16 @@ impl Loader {
         let order = Order::Shuffled(purpose.to_owned());
         let augmentation = Some(dataset.augmentation());
         let normalization = dataset.normalization;
-        Loader { source, normalization, augmentation, batch_size, order, drop_last: false, streams, device: Device::Cpu }
+        Loader {
+            source,
+            normalization,
+            augmentation,
+            batch_size,
+            order,
+            drop_last: false,
+            streams,
+            device: Device::Cpu,
+        }
     }
 
     /// For measuring: in order, unchanged, all of it.
@@ -109,14 +118,11 @@ impl Loader {
         let placements: Vec<Placement> =
             indices.iter().map(|_| Placement::draw(self.augmentation.unwrap_or(Augmentation::NONE), random)).collect();
         let mut values = vec![0f32; indices.len() * height * width * CHANNELS];
-        values
-            .par_chunks_exact_mut(height * width * CHANNELS)
-            .zip(indices)
-            .zip(&placements)
-            .with_min_len(8)
-            .for_each(|((values, &index), placement)| {
+        values.par_chunks_exact_mut(height * width * CHANNELS).zip(indices).zip(&placements).with_min_len(8).for_each(
+            |((values, &index), placement)| {
                 placement.place(self.source.image(index as usize), width, table, values);
-            });
+            },
+        );
         let labels: Vec<u32> = indices.iter().map(|&index| self.source.label(index as usize)).collect();
         Ok(Batch {
             images: Tensor::from_vec(values, (indices.len(), height, width, CHANNELS), &self.device)?,

@@ -36,8 +36,8 @@ impl Mersenne {
             (i, j) = (following(words, i), (j + 1) % key.len());
         }
         for _ in 1..SIZE {
-            words[i] = (words[i] ^ (words[i - 1] ^ (words[i - 1] >> 30)).wrapping_mul(1_566_083_941))
-                .wrapping_sub(i as u32);
+            words[i] =
+                (words[i] ^ (words[i - 1] ^ (words[i - 1] >> 30)).wrapping_mul(1_566_083_941)).wrapping_sub(i as u32);
             i = following(words, i);
         }
         words[0] = 0x8000_0000;

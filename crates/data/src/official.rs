@@ -191,7 +191,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs_err::write(folder.path().join("letters"), "abd").unwrap();
         let error = FILE.read(folder.path(), "fetch it again").unwrap_err().to_string();
-        for part in ["letters", ABC, "a52d159f262b2c6ddb724a61840befc36eb30c88877a4030b65cbe86298449c9", "fetch it again"] {
+        for part in
+            ["letters", ABC, "a52d159f262b2c6ddb724a61840befc36eb30c88877a4030b65cbe86298449c9", "fetch it again"]
+        {
             assert!(error.contains(part), "{error}");
         }
     }

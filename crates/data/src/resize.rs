@@ -3,6 +3,9 @@
 //! BackdoorBench resizes triggers and GTSRB's images with `Image.resize(size, BILINEAR)`, whose support grows when an image shrinks
 //! (antialiasing). Pillow works in two passes, horizontal then vertical; each multiplies by weights rounded to 22 fractional bits
 //! and rounds its result to 8 bits. An axis whose length does not change is skipped. To be the same, so do we.
+//!
+//! This is the order of passes of every Pillow up to version 12, and so of the published results. Since version 13, Pillow takes
+//! the vertical pass first where the height shrinks much more than the width, which moves some pixels by one level.
 
 use std::borrow::Cow;
 
@@ -50,7 +53,8 @@ pub fn bilinear(pixels: &[u8], (height, width): (usize, usize), (to_height, to_w
 impl Taps {
     fn apply(&self, pixel: impl Fn(usize) -> u8) -> u8 {
         let half = 1 << (PRECISION_BITS - 1);
-        let sum = self.weights.iter().enumerate().fold(half, |sum, (offset, weight)| sum + i32::from(pixel(offset)) * weight);
+        let sum =
+            self.weights.iter().enumerate().fold(half, |sum, (offset, weight)| sum + i32::from(pixel(offset)) * weight);
         (sum >> PRECISION_BITS).clamp(0, 255) as u8
     }
 }

@@ -71,10 +71,7 @@ mod tests {
     #[test]
     fn the_option_comes_before_the_variable_and_that_before_the_cache() {
         let variables = [("TSBD_DATA", "/mine"), ("XDG_CACHE_HOME", "/cache"), ("HOME", "/home/me")];
-        assert_eq!(
-            folders(Some("/given"), &variables),
-            ["/given", "/mine", "/cache/tsbd/datasets"].map(PathBuf::from)
-        );
+        assert_eq!(folders(Some("/given"), &variables), ["/given", "/mine", "/cache/tsbd/datasets"].map(PathBuf::from));
         assert_eq!(folders(None, &variables[2..]), [PathBuf::from("/home/me/.cache/tsbd/datasets")]);
         assert_eq!(folders(Some("/mine"), &variables).len(), 2);
     }

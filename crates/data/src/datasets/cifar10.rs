@@ -45,8 +45,7 @@ static OFFICIAL: Official = Official {
     },
 };
 
-const CLASSES: [&str; 10] =
-    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+const CLASSES: [&str; 10] = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 const NORMALIZATION: Normalization = Normalization { mean: [0.4914, 0.4822, 0.4465], std: [0.247, 0.243, 0.261] };
 const SIZE: usize = 32;
 const PLANE: usize = SIZE * SIZE;
@@ -76,14 +75,12 @@ fn load(parameters: &DatasetParameters, root: &DataRoot) -> Result<Dataset> {
 fn read(folder: &Path, files: &[OfficialFile], count: usize) -> Result<Images> {
     let mut pixels = vec![0; count * CHANNELS * PLANE];
     let mut labels = vec![0; count];
-    pixels
-        .par_chunks_mut(RECORDS * CHANNELS * PLANE)
-        .zip(labels.par_chunks_mut(RECORDS))
-        .zip(files)
-        .try_for_each(|((pixels, labels), file)| {
+    pixels.par_chunks_mut(RECORDS * CHANNELS * PLANE).zip(labels.par_chunks_mut(RECORDS)).zip(files).try_for_each(
+        |((pixels, labels), file)| {
             let bytes = file.read(folder, WAY_OUT)?;
             decode(&bytes, &folder.join(file.name), pixels, labels)
-        })?;
+        },
+    )?;
     Ok(Images::new(pixels, labels, (SIZE, SIZE), CLASSES.len()))
 }
 
@@ -173,7 +170,8 @@ mod tests {
     fn fewer_images_are_the_first_ones_and_another_size_is_resized() {
         let Some(folder) = real_folder() else { return };
         let root = DataRoot::new(folder.parent().unwrap());
-        let whole = DatasetParameters { train_images: Some(10_003), test_images: Some(5), ..DatasetParameters::new("cifar10") };
+        let whole =
+            DatasetParameters { train_images: Some(10_003), test_images: Some(5), ..DatasetParameters::new("cifar10") };
         let data = load(&whole, &root).unwrap();
         assert_eq!((data.train.len(), data.test.len()), (10_003, 5));
         let second = fs_err::read(folder.join("data_batch_2.bin")).unwrap();

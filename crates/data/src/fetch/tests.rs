@@ -65,7 +65,10 @@ fn answer(mut connection: TcpStream, file: &[u8], manner: Manner) -> usize {
         _ if from >= file.len() => "416 Range Not Satisfiable\r\nContent-Length: 0".to_owned(),
         _ if from > 0 => {
             let (length, last) = (file.len() - from, file.len() - 1);
-            format!("206 Partial Content\r\nContent-Length: {length}\r\nContent-Range: bytes {from}-{last}/{}", file.len())
+            format!(
+                "206 Partial Content\r\nContent-Length: {length}\r\nContent-Range: bytes {from}-{last}/{}",
+                file.len()
+            )
         }
         _ => format!("200 OK\r\nContent-Length: {}", file.len()),
     };
@@ -182,7 +185,8 @@ fn a_connection_that_breaks_is_continued_from_the_byte_it_broke_at() {
 #[test]
 fn a_download_that_an_earlier_run_left_is_continued() {
     let (place, archive) = (Place::new(), good_archive());
-    let server = Server::start(archive.clone(), &[Manner::BreaksAfter(30_000), Manner::BreaksAfter(0), Manner::Obliging]);
+    let server =
+        Server::start(archive.clone(), &[Manner::BreaksAfter(30_000), Manner::BreaksAfter(0), Manner::Obliging]);
     let official = official(server.url, &archive);
     let error = place.fetch(&official).unwrap_err().to_string();
     assert!(error.contains("after 30000 of") && error.contains("--from FILE"), "{error}");
