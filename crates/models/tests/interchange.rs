@@ -18,7 +18,9 @@ fn pytorch_loads_a_saved_model_strictly_and_computes_the_same_logits() {
     let model = network(4, DType::F32);
     model.save(&path).unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tools/reference/checkpoint.py");
-    let output = Command::new(&python).arg(script).arg(&path).output().expect("TSBD_PYTHON cannot be run");
+    let mut command = Command::new(&python);
+    let output = command.arg(script).arg(&path).env("PYTHONDONTWRITEBYTECODE", "1").output();
+    let output = output.expect("TSBD_PYTHON cannot be run");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let logits: Vec<Vec<f64>> = serde_json::from_slice(&output.stdout).unwrap();
     let found = numbers(&model.logits(&batch(16, 1000, DType::F32).images, Mode::Eval).unwrap());
