@@ -2,16 +2,16 @@
 //!
 //! A piece of work is a run of output pixels (or, backward, a group of images): its patches are unrolled
 //! into memory of the thread that stays in its cache, and multiplied at once. Where `fast` is asked for,
-//! `f32` convolutions of the shapes that most layers have go to [`super::winograd`] instead.
+//! `f32` convolutions of the shapes that most layers have go to Winograd's algorithm instead.
 
 use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::avx512::winograd;
 use super::matrix::{Matrix, add_product, product};
 use super::simd::multiversion;
-#[cfg(target_arch = "x86_64")]
-use super::winograd;
 use super::{Element, assume_written, written};
 
 /// All sizes of one convolution.

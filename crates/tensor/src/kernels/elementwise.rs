@@ -148,7 +148,7 @@ pub(crate) fn sgd<T: Element>(
         fn piece<T>(parameter: &mut [T], velocity: &mut [T], gradient: &[T], rate: T, momentum: T, decay: T) {
             for ((parameter, velocity), &gradient) in parameter.iter_mut().zip(velocity).zip(gradient) {
                 *velocity = momentum * *velocity + (gradient + decay * *parameter);
-                *parameter = *parameter - rate * *velocity;
+                *parameter -= rate * *velocity;
             }
         }
     }

@@ -12,6 +12,8 @@ use std::ops::AddAssign;
 use candle_core::{CpuStorage, CpuStorageRef};
 
 pub(crate) mod allocator;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub(crate) mod convolution;
 pub(crate) mod elementwise;
 pub(crate) mod loss;
@@ -19,8 +21,6 @@ pub(crate) mod matrix;
 pub(crate) mod normalization;
 pub(crate) mod pooling;
 mod simd;
-#[cfg(target_arch = "x86_64")]
-mod winograd;
 
 /// An element type the kernels are compiled for.
 pub(crate) trait Element: candle_core::WithDType + Default + AddAssign {

@@ -263,14 +263,14 @@ multiversion! {
                 };
                 match existing {
                     None => {
-                        for i in 0..length {
-                            dx[i].write(value(i));
+                        for (i, dx) in dx.iter_mut().enumerate() {
+                            dx.write(value(i));
                         }
                     }
                     Some(existing) => {
                         let existing = &existing[index * period..][..length];
-                        for i in 0..length {
-                            dx[i].write(value(i) + existing[i]);
+                        for (i, dx) in dx.iter_mut().enumerate() {
+                            dx.write(value(i) + existing[i]);
                         }
                     }
                 }

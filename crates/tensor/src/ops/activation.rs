@@ -13,7 +13,7 @@ impl Var {
         const OPERATION: &str = "relu";
         let x = self.tensor().clone();
         let y = by_element!(OPERATION, "x", x, T => {
-            tensor(elementwise::relu(&*Operand::<T>::read(OPERATION, "x", &x)?), x.dims())
+            tensor(elementwise::relu(&Operand::<T>::read(OPERATION, "x", &x)?), x.dims())
         })?;
         let node = self.node();
         Var::computed(OPERATION, y, &[self], || {

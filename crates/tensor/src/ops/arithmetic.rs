@@ -29,7 +29,7 @@ fn multiply_tensors(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 fn scale_tensor(a: &Tensor, factor: f64) -> Result<Tensor> {
     const OPERATION: &str = "scale";
     by_element!(OPERATION, "self", a, T => {
-        tensor(elementwise::scale(&*Operand::<T>::read(OPERATION, "self", a)?, factor as T), a.dims())
+        tensor(elementwise::scale(&Operand::<T>::read(OPERATION, "self", a)?, factor as T), a.dims())
     })
 }
 
@@ -104,7 +104,7 @@ impl Var {
     fn total(&self, operation: &'static str, factor: f64) -> Result<Var> {
         let x = self.tensor();
         let value = by_element!(operation, "self", x, T => {
-            let sum = elementwise::sum(&*Operand::<T>::read(operation, "self", x)?);
+            let sum = elementwise::sum(&Operand::<T>::read(operation, "self", x)?);
             tensor(vec![(sum * factor) as T], &[])
         })?;
         let (node, dims) = (self.node(), x.dims().to_vec());

@@ -160,7 +160,7 @@ fn weight_gradient(g: &Geometry, fast: bool, x: &Tensor, dy: &Tensor) -> Result<
 
 fn bias_gradient(g: &Geometry, dy: &Tensor) -> Result<Tensor> {
     by_element!(BACKWARD, "dy", dy, T => {
-        let sums = elementwise::column_sums(&*Operand::<T>::read(BACKWARD, "dy", dy)?, g.out_channels);
+        let sums = elementwise::column_sums(&Operand::<T>::read(BACKWARD, "dy", dy)?, g.out_channels);
         tensor(sums, &[g.out_channels])
     })
 }

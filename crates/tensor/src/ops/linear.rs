@@ -61,7 +61,7 @@ const BACKWARD: &str = "linear backward";
 
 fn bias_gradient(dy: &Tensor, outputs: usize) -> Result<Tensor> {
     by_element!(BACKWARD, "dy", dy, T => {
-        tensor(elementwise::column_sums(&*Operand::<T>::read(BACKWARD, "dy", dy)?, outputs), &[outputs])
+        tensor(elementwise::column_sums(&Operand::<T>::read(BACKWARD, "dy", dy)?, outputs), &[outputs])
     })
 }
 

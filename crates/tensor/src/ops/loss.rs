@@ -1,6 +1,6 @@
 //! Classification losses.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Tensor, WithDType};
 
 use crate::error::{Error, Result};
 use crate::kernels::loss;
@@ -33,7 +33,7 @@ impl Var {
             Box::new(move |gradient, flow| {
                 let Some(node) = node else { return Ok(()) };
                 let gradient = by_element!(OPERATION, "logits", logits, T => {
-                    let factor = f64::from(Operand::<T>::read(OPERATION, "gradient", &gradient)?[0]) / rows as f64;
+                    let factor = Operand::<T>::read(OPERATION, "gradient", &gradient)?[0].to_f64() / rows as f64;
                     let values = Operand::<T>::read(OPERATION, "logits", &logits)?;
                     let labels = Operand::<u32>::read(OPERATION, "labels", &labels)?;
                     let gradient = loss::cross_entropy_backward(&values, &labels, classes, smoothing, factor);

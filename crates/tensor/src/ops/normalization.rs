@@ -1,6 +1,6 @@
 //! Batch normalisation (Ioffe and Szegedy 2015), optionally with the ReLU that follows it.
 
-use candle_core::Tensor;
+use candle_core::{Tensor, WithDType};
 
 use crate::error::{Error, Result};
 use crate::kernels::normalization::{self, Affine, InputGradient, Moments, ThroughStatistics};
@@ -72,7 +72,7 @@ impl Var {
                 Statistics::Running { mean, variance } => {
                     exact(OPERATION, "mean", mean, &[channels], "one value per channel")?;
                     exact(OPERATION, "variance", variance, &[channels], "one value per channel")?;
-                    let wide = |values: &[T]| values.iter().map(|&value| f64::from(value)).collect();
+                    let wide = |values: &[T]| values.iter().map(|&value| value.to_f64()).collect();
                     let mean = wide(&Operand::<T>::read(OPERATION, "mean", mean)?);
                     let variance = wide(&Operand::<T>::read(OPERATION, "variance", variance)?);
                     Moments { mean, variance, count: values.len() / channels }
@@ -107,7 +107,7 @@ fn affine<T: Copy + Into<f64>>(
     Affine { shift: shift.collect(), scale, relu }
 }
 
-fn batch_statistics<T: candle_core::WithDType>(moments: &Moments) -> Result<BatchStatistics> {
+fn batch_statistics<T: WithDType>(moments: &Moments) -> Result<BatchStatistics> {
     let count = moments.count as f64;
     let narrow = |values: &[f64], factor: f64| values.iter().map(|value| T::from_f64(value * factor)).collect();
     let channels = [moments.mean.len()];

@@ -44,7 +44,7 @@ impl Var {
         let x = self.tensor();
         let (w, in_dims, out_dims) = windows(OPERATION, x, kernel, stride)?;
         let y = by_element!(OPERATION, "x", x, T => {
-            tensor(pooling::average(&w, &*Operand::<T>::read(OPERATION, "x", x)?), &out_dims)
+            tensor(pooling::average(&w, &Operand::<T>::read(OPERATION, "x", x)?), &out_dims)
         })?;
         Var::computed(OPERATION, y, &[self], || {
             let node = self.node();

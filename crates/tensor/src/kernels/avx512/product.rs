@@ -1,4 +1,4 @@
-//! The matrix products between the transforms: small, many, with 16 or 32 columns at a time in registers.
+//! Matrix products that are small and many, with 16 or 32 columns at a time in registers and nothing copied first.
 
 use super::lanes::{LANES, Lanes};
 
@@ -11,6 +11,7 @@ const DEPTH: usize = 256;
 /// AVX-512; `a[row·a_row + step·a_step]`, `b[step·b_step ..+ 16·COLUMNS]` and `c[row·c_row ..+ 16·COLUMNS]` are
 /// valid for all rows below `ROWS` and steps below `depth`.
 #[target_feature(enable = "avx512f")]
+#[allow(clippy::too_many_arguments)]
 unsafe fn block<const ROWS: usize, const COLUMNS: usize>(
     depth: usize,
     a: *const f32,
@@ -74,6 +75,7 @@ fn rows_of_block(columns: usize) -> usize {
 /// # Safety
 /// As [`block`].
 #[target_feature(enable = "avx512f")]
+#[allow(clippy::too_many_arguments)]
 unsafe fn any_block(
     [rows, columns, depth]: [usize; 3],
     a: *const f32,
@@ -104,48 +106,33 @@ pub(super) fn panel(column: usize, n: usize) -> (usize, usize) {
     (start, if n - start >= 2 * LANES { 2 * LANES } else { LANES })
 }
 
-/// `c = a · b` with `a: [m, k]` in rows, `b: [k, n]` in panels of columns (see [`panel`]), `c: [m, n]` in rows;
-/// `n` is a multiple of 16.
-///
-/// # Safety
-/// AVX-512; `a`, `b` and `c` hold `m·k`, `k·n` and `m·n` elements.
-#[target_feature(enable = "avx512f")]
-pub(super) unsafe fn product([m, n, k]: [usize; 3], a: *const f32, b: *const f32, c: *mut f32) {
-    for start in (0..k).step_by(DEPTH) {
-        let depth = DEPTH.min(k - start);
-        let mut column = 0;
-        while column < n {
-            let (_, width) = panel(column, n);
-            let rows = rows_of_block(width);
-            for row in (0..m).step_by(rows) {
-                let size = [rows.min(m - row), width, depth];
-                // SAFETY: the block lies inside the three matrices, which the caller vouches for.
-                unsafe {
-                    let b = b.add(column * k + start * width);
-                    let (a, c) = (a.add(row * k + start), c.add(row * n + column));
-                    any_block(size, a, [k, 1], b, width, c, n, start > 0);
-                }
-            }
-            column += width;
-        }
-    }
+/// The right-hand matrix of a product, `[k, n]`.
+#[derive(Clone, Copy)]
+pub(super) enum Right {
+    /// In panels of columns (see [`panel`]), each with its rows one after the other.
+    Panels(*const f32),
+    /// In rows, this many elements apart.
+    Rows(*const f32, usize),
 }
 
-/// `c = aᵀ · b`, added to `c` if `accumulate`, with `a: [k, m]`, `b: [k, n]` and `c: [m, n]`, all in rows; `n` is a
-/// multiple of 16.
+/// `c = a · b`, added to `c` if `accumulate`; `c: [m, n]` in rows, `n` a multiple of 16, element `(row, step)` of
+/// `a: [m, k]` at `a[row·a_row + step·a_step]`.
 ///
 /// # Safety
-/// AVX-512; `a`, `b` and `c` hold `k·m`, `k·n` and `m·n` elements.
+/// AVX-512; all elements of the three matrices can be accessed; `c` overlaps neither of the others, and is
+/// initialised if `accumulate`.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn transposed_product(
+pub(super) unsafe fn product(
     [m, n, k]: [usize; 3],
     a: *const f32,
-    b: *const f32,
+    [a_row, a_step]: [usize; 2],
+    b: Right,
     c: *mut f32,
     accumulate: bool,
 ) {
-    for start in (0..k).step_by(DEPTH / 2) {
-        let depth = (DEPTH / 2).min(k - start);
+    let depth_at_once = if matches!(b, Right::Panels(_)) { DEPTH } else { DEPTH / 2 };
+    for start in (0..k).step_by(depth_at_once) {
+        let depth = depth_at_once.min(k - start);
         let mut column = 0;
         while column < n {
             let (_, width) = panel(column, n);
@@ -155,8 +142,12 @@ pub(super) unsafe fn transposed_product(
                 let size = [rows.min(m - row), width, depth];
                 // SAFETY: the block lies inside the three matrices, which the caller vouches for.
                 unsafe {
-                    let (a, b) = (a.add(start * m + row), b.add(start * n + column));
-                    any_block(size, a, [1, m], b, n, c.add(row * n + column), n, accumulate || start > 0);
+                    let (b, b_step) = match b {
+                        Right::Panels(b) => (b.add(column * k + start * width), width),
+                        Right::Rows(b, stride) => (b.add(start * stride + column), stride),
+                    };
+                    let (a, c) = (a.add(row * a_row + start * a_step), c.add(row * n + column));
+                    any_block(size, a, [a_row, a_step], b, b_step, c, n, accumulate || start > 0);
                 }
             }
             column += width;

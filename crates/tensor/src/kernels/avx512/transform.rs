@@ -6,8 +6,10 @@
 //! dimensions each map is applied to the columns of a square and then to its rows. The loops are written out in
 //! each function, not passed through closures, so that the compiler keeps everything in registers.
 
-use super::Maps;
+#![allow(clippy::needless_range_loop)] // rows and columns of small squares are told apart by their indices
+
 use super::lanes::{LANES, Lanes, prefetch};
+use super::winograd::Maps;
 
 /// Side of an output tile.
 pub(super) const TILE: usize = 4;

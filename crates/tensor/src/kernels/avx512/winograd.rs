@@ -6,22 +6,18 @@
 //! times those of the direct sum (1e-6 relative to the largest output); what is not finite spoils its whole
 //! tile and its neighbours.
 
-mod lanes;
-mod product;
-mod transform;
-
 use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use self::lanes::LANES;
-use self::transform::{POSITIONS, TILE};
-use super::convolution::Geometry;
-use super::simd::{Instructions, instructions};
-use super::{Element, written};
+use super::lanes::LANES;
+use super::product::{Right, panel, product};
+use super::transform::{self, POSITIONS, TILE};
+use crate::kernels::convolution::Geometry;
+use crate::kernels::{Element, written};
 
 /// Whether this machine and these sizes are served here.
-pub(super) fn serves(g: &Geometry) -> bool {
+pub(in crate::kernels) fn serves(g: &Geometry) -> bool {
     g.kernel_height == 3
         && g.kernel_width == 3
         && g.stride == 1
@@ -30,24 +26,24 @@ pub(super) fn serves(g: &Geometry) -> bool {
         && g.width.is_multiple_of(TILE)
         && g.in_channels.is_multiple_of(LANES)
         && g.out_channels.is_multiple_of(LANES)
-        && instructions() == Instructions::Avx512
+        && super::is_available()
 }
 
 /// The sizes of a batch of images or activations, cut into tiles.
 #[derive(Clone, Copy)]
-struct Maps {
-    images: usize,
-    height: usize,
-    width: usize,
-    channels: usize,
+pub(super) struct Maps {
+    pub images: usize,
+    pub height: usize,
+    pub width: usize,
+    pub channels: usize,
 }
 
 /// The top left pixel of a tile.
 #[derive(Clone, Copy)]
-struct Corner {
-    image: usize,
-    y: usize,
-    x: usize,
+pub(super) struct Corner {
+    pub image: usize,
+    pub y: usize,
+    pub x: usize,
 }
 
 impl Maps {
@@ -67,14 +63,14 @@ impl Maps {
         self.images * self.height * self.width * self.channels
     }
 
-    fn tile(&self, index: usize) -> Corner {
+    pub fn tile(&self, index: usize) -> Corner {
         let (columns, rows) = (self.width / TILE, self.height / TILE);
         let (row, column) = (index / columns, index % columns);
         Corner { image: row / rows, y: row % rows * TILE, x: column * TILE }
     }
 
     /// The place of the first element of a pixel.
-    fn element(&self, corner: Corner) -> usize {
+    pub fn element(&self, corner: Corner) -> usize {
         ((corner.image * self.height + corner.y) * self.width + corner.x) * self.channels
     }
 }
@@ -130,7 +126,7 @@ fn transformed_weight(weight: &[f32], k: usize, n: usize) -> Vec<f32> {
             let u = Shared::of(u);
             (0..k).into_par_iter().with_min_len(16).for_each(|row| {
                 for column in (0..n).step_by(LANES) {
-                    let (start, width) = product::panel(column, n);
+                    let (start, width) = panel(column, n);
                     let place = u.at(start * k + row * width + (column - start));
                     transform::taps(weight.as_ptr().add(row * n + column), k * n, place, k * n);
                 }
@@ -164,13 +160,18 @@ fn turned_weight(weight: &[f32], inputs: usize, outputs: usize) -> Vec<f32> {
 }
 
 /// The convolution of `x` with a weight `[3, 3, in, out]`, plus `addend`.
-pub(super) fn forward(g: &Geometry, x: &[f32], weight: &[f32], addend: Option<&[f32]>) -> Vec<f32> {
+pub(in crate::kernels) fn forward(g: &Geometry, x: &[f32], weight: &[f32], addend: Option<&[f32]>) -> Vec<f32> {
     let weight = transformed_weight(weight, g.in_channels, g.out_channels);
     convolve(g, x, &weight, addend)
 }
 
 /// The gradient of the input, plus `existing`: a convolution with the weight turned around.
-pub(super) fn backward_input(g: &Geometry, dy: &[f32], weight: &[f32], existing: Option<&[f32]>) -> Vec<f32> {
+pub(in crate::kernels) fn backward_input(
+    g: &Geometry,
+    dy: &[f32],
+    weight: &[f32],
+    existing: Option<&[f32]>,
+) -> Vec<f32> {
     let turned = turned_weight(weight, g.in_channels, g.out_channels);
     let weight = transformed_weight(&turned, g.out_channels, g.in_channels);
     let g = Geometry { in_channels: g.out_channels, out_channels: g.in_channels, ..*g };
@@ -197,8 +198,9 @@ fn convolve(g: &Geometry, x: &[f32], weight: &[f32], addend: Option<&[f32]>) -> 
                     let m = v.add(POSITIONS * v_stride);
                     transform::patches(&input, x.as_ptr(), first, count, v, v_stride);
                     for position in 0..POSITIONS {
-                        let weight = weight.as_ptr().add(position * k * n);
-                        product::product([count, n, k], v.add(position * v_stride), weight, m.add(position * m_stride));
+                        let (v, m) = (v.add(position * v_stride), m.add(position * m_stride));
+                        let weight = Right::Panels(weight.as_ptr().add(position * k * n));
+                        product([count, n, k], v, [k, 1], weight, m, false);
                     }
                     let addend = addend.map(<[f32]>::as_ptr);
                     transform::tiles(&output, m, m_stride, first, count, addend, y.at(0));
@@ -209,7 +211,7 @@ fn convolve(g: &Geometry, x: &[f32], weight: &[f32], addend: Option<&[f32]>) -> 
 }
 
 /// The gradient of the weight.
-pub(super) fn backward_weight(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
+pub(in crate::kernels) fn backward_weight(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
     let (input, output) = (Maps::input(g), Maps::output(g));
     assert!(serves(g) && x.len() == input.length() && dy.len() == output.length());
     let (k, n) = (g.in_channels, g.out_channels);
@@ -254,7 +256,7 @@ fn by_positions(input: &Maps, output: &Maps, x: &[f32], dy: &[f32]) -> Vec<f32> 
             let products = Shared::of(products);
             (0..POSITIONS).into_par_iter().for_each(|position| {
                 let (v, m) = (v.at(position * v_stride), m.at(position * m_stride));
-                product::transposed_product([k, n, tiles], v, m, products.at(position * k * n), false);
+                product([k, n, tiles], v, [1, k], Right::Rows(m, n), products.at(position * k * n), false);
             });
         })
     }
@@ -264,11 +266,14 @@ fn by_positions(input: &Maps, output: &Maps, x: &[f32], dy: &[f32]) -> Vec<f32> 
 fn by_groups(input: &Maps, output: &Maps, x: &[f32], dy: &[f32]) -> (Vec<f32>, usize) {
     let (k, n, tiles) = (input.channels, output.channels, input.tiles());
     let size = POSITIONS * k * n;
-    let piece = match k.max(n) {
-        ..=32 => 96,
-        ..=64 => 32,
-        ..=128 => 64,
-        _ => 128,
+    let piece = if k.max(n) <= 32 {
+        96
+    } else if k.max(n) <= 64 {
+        32
+    } else if k.max(n) <= 128 {
+        64
+    } else {
+        128
     };
     let per_group = tiles.div_ceil((4 * 1024 * 1024 / size).clamp(2, 16)).next_multiple_of(piece);
     let groups = tiles.div_ceil(per_group);
@@ -291,7 +296,7 @@ fn by_groups(input: &Maps, output: &Maps, x: &[f32], dy: &[f32]) -> (Vec<f32>, u
                         for position in 0..POSITIONS {
                             let (v, m) = (v.add(position * v_stride), m.add(position * m_stride));
                             let products = products.at(group * size + position * k * n);
-                            product::transposed_product([k, n, count], v, m, products, first > start);
+                            product([k, n, count], v, [1, k], Right::Rows(m, n), products, first > start);
                         }
                     }
                 });
