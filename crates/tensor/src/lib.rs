@@ -12,7 +12,9 @@
 //! - convolution weights are `[kernel height, kernel width, in, out]` (HWIO); linear weights `[out, in]`;
 //! - `f32` for work, `f64` for references and gradient checks: every operation takes both, never mixed;
 //! - results do not depend on the number of threads: work is cut into pieces of fixed size and partial
-//!   sums are added in a fixed order.
+//!   sums are added in a fixed order;
+//! - `f32` convolutions use a faster algorithm with slightly larger rounding errors where they can; the environment
+//!   variable `TSBD_CONV=exact` (or [`ConvolutionAlgorithm::set`]) turns it off.
 //!
 //! ```
 //! use tsbd_tensor::{Device, Tape, Tensor};
