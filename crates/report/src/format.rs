@@ -56,10 +56,10 @@ impl FromStr for Format {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        Self::ALL.into_iter().find(|format| format.name() == text).ok_or_else(|| Error::UnknownFormat {
-            given: text.to_owned(),
-            known: Self::ALL.map(Self::name).join(", "),
-        })
+        Self::ALL
+            .into_iter()
+            .find(|format| format.name() == text)
+            .ok_or_else(|| Error::UnknownFormat { given: text.to_owned(), known: Self::ALL.map(Self::name).join(", ") })
     }
 }
 

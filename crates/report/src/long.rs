@@ -215,8 +215,7 @@ mod tests {
         assert!(lines.next().unwrap().starts_with(
             "experiment,profile,dataset,model,attack,defense,seed,acc,asr,ra,der,seconds,peak_memory_mb,key,"
         ));
-        let starts: Vec<String> =
-            lines.map(|line| line.split(',').take(13).collect::<Vec<_>>().join(",")).collect();
+        let starts: Vec<String> = lines.map(|line| line.split(',').take(13).collect::<Vec<_>>().join(",")).collect();
         assert_eq!(
             starts,
             [

@@ -286,7 +286,8 @@ fn entries(group: Option<&Group>, column: &Column, metrics: &[Metric]) -> Vec<En
 /// The line of averages. `means` gives mean and deviation per (column, metric of the table).
 fn average_line(lines: &[Line], columns: &[Column], metrics: &[Metric], means: &crate::aggregate::Means) -> Line {
     let entry = |c: usize, m: usize, metric: &Metric| {
-        let above = lines.iter().filter(|line| line.name.as_deref() != Some("none")).map(|line| line.entries[c][m].value);
+        let above =
+            lines.iter().filter(|line| line.name.as_deref() != Some("none")).map(|line| line.entries[c][m].value);
         let above: Vec<Value> = above.collect();
         let position = metrics.iter().position(|other| other == metric);
         let mean = position.and_then(|position| means.get(&(c, position)));
@@ -303,9 +304,10 @@ fn average_line(lines: &[Line], columns: &[Column], metrics: &[Metric], means: &
         };
         Entry { value, best: false }
     };
-    let entries = columns.iter().enumerate().map(|(c, column)| {
-        column.metrics.iter().enumerate().map(|(m, metric)| entry(c, m, metric)).collect()
-    });
+    let entries = columns
+        .iter()
+        .enumerate()
+        .map(|(c, column)| column.metrics.iter().enumerate().map(|(m, metric)| entry(c, m, metric)).collect());
     Line { name: Some("average".into()), title: "Average".into(), entries: entries.collect() }
 }
 
@@ -340,19 +342,19 @@ fn mark_best(lines: &mut [Line], average: Option<&mut Line>, columns: &[Column],
     }
 }
 
-/// Positions of the best complete values; none where fewer than two could win.
+/// Positions of the best complete values; none where fewer than two are there to be compared.
 fn winners(values: &[Value], better: Option<Better>) -> Vec<usize> {
     let printed = |value: &Value| value.complete().map(|mean| (mean * 100.0).round() as i64);
-    let Some(better) = better else { return Vec::new() };
-    if values.len() < 2 {
+    let all = || values.iter().filter_map(printed);
+    let best = match better {
+        Some(Better::Higher) => all().max(),
+        Some(Better::Lower) => all().min(),
+        None => None,
+    };
+    if best.is_none() || all().count() < 2 {
         return Vec::new();
     }
-    let all = values.iter().filter_map(printed);
-    let best = match better {
-        Better::Higher => all.max(),
-        Better::Lower => all.min(),
-    };
-    (0..values.len()).filter(|&position| best.is_some() && printed(&values[position]) == best).collect()
+    (0..values.len()).filter(|&position| printed(&values[position]) == best).collect()
 }
 
 /// Counts every cell once, and lists those that failed.
@@ -459,10 +461,12 @@ mod tests {
     }
 
     #[test]
-    fn a_defense_alone_is_not_the_best() {
-        let table =
-            made(&[done("badnets", "none", 0, &[("acc", 0.9)]), done("badnets", "ft", 0, &[("acc", 0.8)])]);
-        assert!(!entry(&table, "badnets", "ft", "acc").best);
+    fn a_defense_without_rivals_is_not_the_best() {
+        let alone = [done("badnets", "none", 0, &[("acc", 0.9)]), done("badnets", "ft", 0, &[("acc", 0.8)])];
+        assert!(!entry(&made(&alone), "badnets", "ft", "acc").best);
+        let [undefended, ft] = alone;
+        let rival_missing = [undefended, ft, missing("badnets", "fp", 0)];
+        assert!(!entry(&made(&rival_missing), "badnets", "ft", "acc").best);
     }
 
     #[test]
@@ -492,6 +496,8 @@ mod tests {
             done("blended", "ft", 1, &[("acc", 0.9)]),
             done("blended", "fp", 0, &[("acc", 0.8)]),
             done("blended", "fp", 1, &[("acc", 0.8)]),
+            done("badnets", "tsbd", 0, &[("acc", 0.80)]),
+            done("badnets", "tsbd", 1, &[("acc", 0.80)]),
         ]);
         let partial = entry(&table, "badnets", "ft", "acc");
         assert_eq!(partial.value, Value::Measured { mean: 99.0, deviation: None, seeds: 1, of: 2 });
@@ -558,8 +564,12 @@ mod tests {
             table(&rows, &experiment, &titles()).unwrap_err().to_string()
         };
         assert!(refused(|_, rows| rows.clear()).contains("grid is empty"));
-        assert!(refused(|_, rows| rows[3].profile = "paper".into()).contains("two different profiles, `smoke` and `paper`"));
-        assert!(refused(|e, _| e.table.rows = "attacks".into()).contains("it has attack, defense, dataset, model, seed"));
+        assert!(
+            refused(|_, rows| rows[3].profile = "paper".into()).contains("two different profiles, `smoke` and `paper`")
+        );
+        assert!(
+            refused(|e, _| e.table.rows = "attacks".into()).contains("it has attack, defense, dataset, model, seed")
+        );
         assert!(refused(|e, _| e.table.columns = "attack".into()).contains("give two different axes"));
         assert!(refused(|e, _| e.table.metrics.clear()).contains("metrics = [\"acc\", \"asr\", \"der\"]"));
     }

@@ -18,10 +18,8 @@ pub(super) fn render(table: &Table) -> Result<Vec<u8>> {
         let metrics: Vec<&str> = column.metrics.iter().map(|metric| metric.name.as_str()).collect();
         json!({ "name": column.name, "title": column.title, "metrics": metrics })
     });
-    let failed = table
-        .failed
-        .iter()
-        .map(|cell| json!({ "place": cell.place, "key": cell.key.as_str(), "reason": cell.reason }));
+    let failed =
+        table.failed.iter().map(|cell| json!({ "place": cell.place, "key": cell.key.as_str(), "reason": cell.reason }));
     let value = json!({
         "experiment": table.experiment,
         "title": table.title,

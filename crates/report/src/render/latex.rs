@@ -7,8 +7,12 @@ pub(super) fn render(table: &Table) -> String {
     let columns: Vec<&Column> = table.columns.iter().filter(|column| !column.metrics.is_empty()).collect();
     let slots = table.slots().count();
     let groups = columns.iter().map(|column| "r".repeat(column.metrics.len())).collect::<Vec<_>>().join(" ");
-    let caption =
-        format!("{}. {}. {}", table.title.trim_end_matches('.'), table.summary(), table.notes("the best in bold").join(" "));
+    let caption = format!(
+        "{}. {}. {}",
+        table.title.trim_end_matches('.'),
+        table.summary(),
+        table.notes("the best in bold").join(" ")
+    );
     let mut text = format!(
         "% needs \\usepackage{{booktabs}}\n\
          \\begin{{table}}[t]\n  \\centering\n  \\footnotesize\n  \\setlength{{\\tabcolsep}}{{4pt}}\n  \
@@ -95,7 +99,10 @@ mod tests {
 
     #[test]
     fn no_character_of_a_title_becomes_a_command() {
-        assert_eq!(escaped("50% of A_1 & B #2 {x} \\input ~ ^"), "50\\% of A\\_1 \\& B \\#2 \\{x\\} \\textbackslash{}input \\textasciitilde{} \\textasciicircum{}");
+        assert_eq!(
+            escaped("50% of A_1 & B #2 {x} \\input ~ ^"),
+            "50\\% of A\\_1 \\& B \\#2 \\{x\\} \\textbackslash{}input \\textasciitilde{} \\textasciicircum{}"
+        );
         assert_eq!(label("my table_1.v2"), "my-table-1-v2");
     }
 }

@@ -45,7 +45,8 @@ impl Table {
 
     /// Sentences on how to read the table, as far as they apply. `best` says how the best value is marked.
     fn notes(&self, best: &str) -> Vec<String> {
-        let entries = || self.panels.iter().flat_map(|panel| self.lines(panel)).flat_map(|line| line.entries.iter().flatten());
+        let entries =
+            || self.panels.iter().flat_map(|panel| self.lines(panel)).flat_map(|line| line.entries.iter().flatten());
         let has = |wanted: fn(&Value) -> bool| entries().any(|entry| wanted(&entry.value));
         let mut notes = Vec::new();
         let mut values = "In percent".to_owned();

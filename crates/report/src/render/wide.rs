@@ -78,11 +78,8 @@ fn heading(table: &Table) -> Vec<Column> {
         ("model", joined(&table.models)),
         ("seeds", seeds),
     ];
-    let counts = [
-        ("cells", table.count.cells),
-        ("cells_missing", table.count.missing),
-        ("cells_failed", table.count.failed),
-    ];
+    let counts =
+        [("cells", table.count.cells), ("cells_missing", table.count.missing), ("cells_failed", table.count.failed)];
     let axes: Vec<&String> = table.panels.iter().flat_map(|panel| panel.choice.iter().map(|(axis, _)| axis)).collect();
     let in_use = |name: &str| name == table.row_axis || axes.iter().any(|axis| *axis == name);
     let mut columns = Vec::new();
@@ -96,7 +93,8 @@ fn heading(table: &Table) -> Vec<Column> {
     for axis in axes {
         if !seen.contains(&axis) {
             seen.push(axis);
-            let value = |panel: &Panel| panel.choice.iter().find(|(name, _)| name == axis).map(|(_, value)| value.clone());
+            let value =
+                |panel: &Panel| panel.choice.iter().find(|(name, _)| name == axis).map(|(_, value)| value.clone());
             let values: Vec<Option<String>> = lines(table).map(|(panel, _)| value(panel)).collect();
             columns.push(Column::new(axis.as_str().into(), values));
         }
