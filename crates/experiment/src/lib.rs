@@ -17,19 +17,28 @@
 //! ```
 
 pub mod cell;
+pub mod diagnostic;
+mod document;
 pub mod parameters;
 pub mod plan;
+pub mod planning;
 pub mod record;
+pub mod registry;
 pub mod row;
+pub mod setting;
 pub mod store;
 
 pub use cell::{Cell, CellKey, CellKind};
+pub use diagnostic::{Diagnostic, Place, Refusal, SourceText};
 pub use parameters::{
     Augmentation, DatasetParameters, MethodParameters, ModelParameters, Schedule, TrainingParameters,
 };
 pub use plan::{Experiment, GridPoint, Plan, TableSpec, outstanding};
+pub use planning::{ExperimentSource, ImagesFrom, Request, plan};
 pub use record::{
     Artefact, CellRecord, Failure, Outcome, OutcomeKind, Provenance, RECORD_FORMAT, TracePoint, Versions,
 };
+pub use registry::ATTACKS;
 pub use row::{ResultRow, RowState, result_rows};
+pub use setting::Setting;
 pub use store::{Attempt, CoordinatorLock, Damage, Found, Published, Store, StoreError, Survey, Verification};

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::cell::{Cell, CellKey};
+use crate::planning::KnownImages;
 use crate::record::OutcomeKind;
 
 /// What an experiment is called and what is made of its results.
@@ -69,6 +70,8 @@ pub struct Plan {
     pub cells: IndexMap<CellKey, Cell>,
     /// All grid points, in the file's order: attacks outermost, then defenses, other axes, seeds.
     pub points: Vec<GridPoint>,
+    /// The data sets of the cells, for [`crate::Store::note_images`].
+    pub images: KnownImages,
 }
 
 impl Plan {
@@ -112,6 +115,7 @@ pub(crate) mod tests {
             },
             cells: IndexMap::new(),
             points: Vec::new(),
+            images: KnownImages::new(),
         };
         for attack in attacks {
             let train = train_cell(attack, 0);

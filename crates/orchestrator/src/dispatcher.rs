@@ -86,6 +86,7 @@ pub async fn run(
     let began = Instant::now();
     let _lock = store.lock()?;
     let coordinator = store.lock_holder()?.unwrap_or_default();
+    store.note_images(&plan.images)?;
     let survey = store.survey(plan, Verification::Digests)?;
     for damage in survey.damaged {
         let aside = store.set_aside(&damage)?;

@@ -32,6 +32,7 @@
 
 mod dispatcher;
 mod event;
+pub mod execute;
 mod executor;
 mod interrupt;
 mod ledger;
@@ -42,6 +43,7 @@ mod workspace;
 
 pub use dispatcher::{RunError, RunOptions, run};
 pub use event::{RunEvent, RunSummary};
+pub use execute::{MODEL, execute};
 pub use interrupt::{InterruptSender, Interrupts};
 pub use ledger::{Ending, Ledger};
 pub use protocol::{CellArguments, CellEvent, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED};

@@ -1,0 +1,189 @@
+//! `[grid]`: the axes, and the points they span.
+
+use crate::diagnostic::{Place, Problems, suggest};
+use crate::document::{Content, Node, Table, set};
+
+use super::methods::{ATTACK, DEFENSE, Family};
+use super::section::require_table;
+
+/// The axes of a grid.
+pub(super) struct Grid {
+    /// Names of attacks with their places.
+    pub attacks: Vec<(String, Place)>,
+    /// Names of defenses with their places.
+    pub defenses: Vec<(String, Place)>,
+    /// Other axes: dotted key and values, in the file's order.
+    pub axes: Vec<(String, Vec<Node>)>,
+}
+
+/// Tables whose keys may be axes.
+const AXIS_ROOTS: &[&str] = &["data", "model", "training", "attack", "attacks", "defense", "defenses"];
+
+pub(super) fn read(root: &Table, start: &Place, problems: &mut Problems) -> Grid {
+    let mut grid = Grid { attacks: Vec::new(), defenses: Vec::new(), axes: Vec::new() };
+    let Some(node) = root.get("grid") else {
+        let hint = "write [grid] with attack = [\"badnets\"] and defense = [\"none\", \"tsbd\"]";
+        problems.add(start, "grid", None, "an experiment needs a grid", hint);
+        return grid;
+    };
+    let Some(table) = require_table(node, "grid", problems) else { return grid };
+    let mut axes = Vec::new();
+    flatten("", table, &mut axes);
+    for (path, node) in axes {
+        match path.as_str() {
+            "attack" => grid.attacks = names(&ATTACK, node, problems),
+            "defense" => grid.defenses = names(&DEFENSE, node, problems),
+            "seed" | "seeds" => {
+                let hint = "write seeds = [0, 1] above the tables";
+                problems.add(&node.key_place, format!("grid.{path}"), None, "seeds are no axis of the grid", hint);
+            }
+            _ => {
+                let first = path.split('.').next().unwrap_or_default();
+                if AXIS_ROOTS.contains(&first) && path.contains('.') {
+                    let values = values(&path, node, problems);
+                    grid.axes.push((path, values));
+                } else {
+                    let known = ["attack", "defense"].into_iter().chain(AXIS_ROOTS.iter().copied());
+                    let hint = format!("{}; an axis is `attack`, `defense`, or a dotted key", suggest(first, known));
+                    problems.add(&node.key_place, format!("grid.{path}"), None, "there is no such axis", hint);
+                }
+            }
+        }
+    }
+    if !table.contains_key("attack") {
+        let hint = "write attack = [\"none\", \"badnets\"]; `tsbd list attacks` prints all";
+        problems.add(&node.key_place, "grid.attack", None, "a grid needs attacks", hint);
+    }
+    if !table.contains_key("defense") {
+        grid.defenses.push(("none".into(), node.key_place.clone()));
+    }
+    for (axis, values) in &grid.axes {
+        let used = |family: &Family, chosen: &[(String, Place)]| {
+            let method = axis.strip_prefix(family.own)?.strip_prefix('.')?.split('.').next()?.to_owned();
+            Some((chosen.iter().any(|(name, _)| *name == method), method))
+        };
+        let found = used(&ATTACK, &grid.attacks).or_else(|| used(&DEFENSE, &grid.defenses));
+        if let (Some((false, method)), Some(value)) = (found, values.first()) {
+            let reason = format!("`{method}` is not in the grid, so the axis changes nothing");
+            problems.add(
+                &value.key_place,
+                format!("grid.{axis}"),
+                None,
+                reason,
+                "add it to the grid, or remove the axis",
+            );
+        }
+    }
+    grid
+}
+
+/// `a.b = [..]` in a file is a table in a table; `"a.b" = [..]` is a key with a dot. Both mean the same axis.
+fn flatten<'a>(prefix: &str, table: &'a Table, axes: &mut Vec<(String, &'a Node)>) {
+    for (key, node) in table {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match &node.content {
+            Content::Table(inner) => flatten(&path, inner, axes),
+            _ => axes.push((path, node)),
+        }
+    }
+}
+
+/// The values of an axis: a list, or one value alone.
+fn values(path: &str, node: &Node, problems: &mut Problems) -> Vec<Node> {
+    let items = match &node.content {
+        Content::List(items) => items.clone(),
+        _ => vec![node.clone()],
+    };
+    let key = format!("grid.{path}");
+    if items.is_empty() {
+        problems.add(
+            &node.place,
+            key.as_str(),
+            Some("[]".into()),
+            "an axis without values has no points",
+            "give a value",
+        );
+    }
+    for (position, item) in items.iter().enumerate() {
+        if items[..position].iter().any(|other| other.to_json() == item.to_json()) {
+            problems.add(&item.place, key.as_str(), Some(item.written()), "this value is there twice", "remove one");
+        }
+    }
+    // What is wrong with a value is told about the value, and what is wrong with the key about the axis.
+    items.into_iter().map(|item| Node { key_place: node.key_place.clone(), ..item }).collect()
+}
+
+fn names(family: &Family, node: &Node, problems: &mut Problems) -> Vec<(String, Place)> {
+    let known = family.names();
+    let mut names = Vec::new();
+    for item in values(family.shared, node, problems) {
+        match &item.content {
+            Content::Text(name) if known.contains(&name.as_str()) => names.push((name.clone(), item.place)),
+            Content::Text(name) => {
+                let reason = format!("there is no such {}", family.what);
+                let hint = suggest(name, known.iter().copied());
+                problems.add(&item.place, format!("grid.{}", family.shared), Some(item.written()), reason, hint);
+            }
+            _ => {
+                let reason = format!("{} where the name of {} is expected", item.kind(), an(family.what));
+                let hint = format!("`tsbd list {}` prints the names", family.own);
+                problems.add(&item.place, format!("grid.{}", family.shared), Some(item.written()), reason, hint);
+            }
+        }
+    }
+    names
+}
+
+fn an(what: &str) -> String {
+    if what.starts_with('a') { format!("an {what}") } else { format!("a {what}") }
+}
+
+/// One choice of a value for each axis other than attack, defense and seed.
+#[derive(Clone)]
+pub(super) struct Choice<'a> {
+    pub values: Vec<(&'a str, &'a Node)>,
+}
+
+impl Grid {
+    /// Every choice, the first axis outermost; one empty choice without axes.
+    pub fn choices(&self) -> Vec<Choice<'_>> {
+        let mut choices = vec![Choice { values: Vec::new() }];
+        for (path, values) in &self.axes {
+            choices = choices
+                .iter()
+                .flat_map(|choice| {
+                    values.iter().map(move |value| {
+                        let mut choice = choice.clone();
+                        choice.values.push((path, value));
+                        choice
+                    })
+                })
+                .collect();
+        }
+        choices
+    }
+}
+
+impl Choice<'_> {
+    /// The experiment with the values of this choice.
+    pub fn apply(&self, root: &Table) -> Table {
+        let mut root = root.clone();
+        for (path, value) in &self.values {
+            set(&mut root, path, (*value).clone());
+        }
+        root
+    }
+}
+
+/// Whether an axis changes anything about a point with this attack and this defense: another method's parameters do
+/// not, nor does anything shared by all attacks where there is none.
+pub(super) fn applies(axis: &str, attack: &str, defense: &str) -> bool {
+    let mut parts = axis.split('.');
+    match (parts.next(), parts.next()) {
+        (Some("attack"), _) => attack != "none",
+        (Some("attacks"), Some(name)) => name == attack,
+        (Some("defense"), _) => defense != "none",
+        (Some("defenses"), Some(name)) => name == defense,
+        _ => true,
+    }
+}

@@ -1,0 +1,55 @@
+//! The attacks. (The other registries live where their entries do: `tsbd_defense::DEFENSES`, `tsbd_models::MODELS`,
+//! `tsbd_data::DATASETS`; attacks have a crate each, so this is the first place that sees them all.)
+
+use tsbd_attack::AttackEntry;
+
+/// Every attack, in the order of the paper's tables. A new one is a crate in `crates/attacks` and a line here.
+pub static ATTACKS: &[&AttackEntry] =
+    &[&tsbd_attack::NONE, &tsbd_attack_badnets::BADNETS, &tsbd_attack_blended::BLENDED];
+
+/// The attack named `name`.
+pub fn attack(name: &str) -> Option<&'static AttackEntry> {
+    ATTACKS.iter().copied().find(|entry| entry.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tsbd_attack::Poisoning;
+    use tsbd_defense::{DEFENSES, DefenseCommon};
+
+    use super::*;
+    use crate::cell::canonical_json;
+
+    #[test]
+    fn every_attack_reads_its_canonical_parameters_back() {
+        for entry in ATTACKS {
+            let attack = (entry.configure)(&Poisoning::default(), json!({})).unwrap();
+            let again = entry.from_parameters(&without_nulls(&attack.parameters())).unwrap();
+            assert_eq!(canonical_json(&again.parameters()), canonical_json(&attack.parameters()), "{}", entry.name);
+        }
+    }
+
+    #[test]
+    fn every_defense_reads_its_canonical_parameters_back() {
+        for entry in DEFENSES {
+            let defense = (entry.configure)(&DefenseCommon::default(), json!({})).unwrap();
+            let again = entry.from_parameters(&without_nulls(&defense.parameters())).unwrap();
+            assert_eq!(canonical_json(&again.parameters()), canonical_json(&defense.parameters()), "{}", entry.name);
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_none_is_an_attack_but_no_defense() {
+        let mut names: Vec<_> = ATTACKS.iter().map(|entry| entry.name).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), ATTACKS.len());
+        assert!(attack("none").is_some() && tsbd_defense::find("none").is_none());
+    }
+
+    /// What `cell.toml` keeps of the parameters: TOML has no null.
+    fn without_nulls(value: &serde_json::Value) -> serde_json::Value {
+        serde_json::from_str(&canonical_json(value)).unwrap()
+    }
+}

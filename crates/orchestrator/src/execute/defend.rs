@@ -1,0 +1,91 @@
+//! Repairs the model of a Train cell.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use serde_json::json;
+use tsbd_attack::Evaluation;
+use tsbd_defense::{CleanSubset, Context, Defense, DefenseObserver, Progress};
+use tsbd_experiment::{CellKind, MethodParameters, TracePoint};
+use tsbd_nn::Model;
+
+use super::{ExecuteError, MODEL, Setting, other_method, rates};
+use crate::workspace::{Cancellation, CellWorkspace, Conclusion, Findings, ProgressReporter};
+
+pub(super) fn run(setting: &Setting, workspace: &CellWorkspace) -> Result<Conclusion, ExecuteError> {
+    let cell = workspace.cell();
+    let incomplete = |part| ExecuteError::Incomplete { kind: CellKind::Defend, part };
+    let method = cell.defense.as_ref().ok_or(incomplete("defense"))?;
+    let defense = configure(method)?;
+    defense.check(setting.architecture.as_ref(), &setting.dataset_facts)?;
+    let parent = cell.parents.first().ok_or(incomplete("a parent"))?;
+    let trained = workspace.parent(parent)?;
+    let backdoored = Model::load(Arc::clone(&setting.architecture), workspace.parent_artefact(parent, MODEL))?
+        .to_device(&setting.device)?;
+
+    let clean = CleanSubset::draw(Arc::clone(&setting.dataset.train) as _, defense.common(), cell.seed)?;
+    let mut observer = Observer { reporter: workspace.reporter(), cancellation: workspace.cancellation() };
+    let mut context = Context {
+        streams: setting.streams.child(&method.name),
+        device: setting.device.clone(),
+        normalization: setting.dataset.normalization,
+        augmentation: setting.dataset.augmentation(),
+        clean_test: Arc::clone(&setting.dataset.test) as _,
+        evaluate: &|model| setting.evaluate(model),
+        observer: &mut observer,
+    };
+    let repaired = match defense.repair(&backdoored, &clean, &mut context) {
+        Err(tsbd_defense::Error::Stopped { .. }) => return Ok(Conclusion::Stopped),
+        result => result?,
+    };
+    workspace.reporter().stage("evaluate");
+    let after = setting.evaluate(&repaired.model)?;
+    repaired.model.save(workspace.directory().join(MODEL))?;
+
+    let before = Evaluation {
+        acc: trained.metrics.get("acc").copied().ok_or(incomplete("its parent's accuracy"))?,
+        asr: trained.metrics.get("asr").copied(),
+        ..Evaluation::default()
+    };
+    let mut metrics = rates(&after);
+    metrics.insert("acc_before".to_owned(), before.acc);
+    metrics.extend(before.asr.map(|asr| ("asr_before".to_owned(), asr)));
+    metrics.extend(tsbd_analysis::der(&before, &after).map(|der| ("der".to_owned(), der)));
+    let mut facts = setting.facts();
+    facts.insert("clean_count".to_owned(), json!(clean.len()));
+    facts.insert("changed_neurons".to_owned(), json!(repaired.changed.len()));
+    facts.extend(repaired.facts);
+    Ok(Conclusion::Done(Findings {
+        metrics,
+        facts,
+        trace: repaired.trace,
+        artefacts: vec![MODEL.to_owned()],
+    }))
+}
+
+fn configure(method: &MethodParameters) -> Result<Box<dyn Defense>, ExecuteError> {
+    match tsbd_defense::find(&method.name) {
+        Some(entry) if entry.revision == method.revision => Ok(entry.from_parameters(&method.parameters)?),
+        entry => Err(other_method("defense", method, entry.map(|entry| entry.revision))),
+    }
+}
+
+struct Observer {
+    reporter: ProgressReporter,
+    cancellation: Cancellation,
+}
+
+impl DefenseObserver for Observer {
+    fn stage(&mut self, stage: &str, _steps: usize) {
+        self.reporter.stage(stage);
+    }
+
+    fn progress(&mut self, progress: &Progress) -> ControlFlow<()> {
+        self.reporter.step(progress.stage, (0, 1), (progress.done, progress.total), progress.loss, None);
+        if self.cancellation.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn trace(&mut self, point: &TracePoint) {
+        self.reporter.epoch(&point.stage, point.epoch, point.epoch + 1, &point.metrics);
+    }
+}

@@ -1,0 +1,153 @@
+//! What a cell does: trains an attacked model, or repairs one.
+//!
+//! This runs in the cell's own process, inside the folder of a [`CellWorkspace`]. It reads the cell's parameters and
+//! its parent's model, writes a checkpoint and a model into the folder, and returns numbers; the workspace publishes
+//! them. It knows no other cell.
+
+mod defend;
+mod train;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+use tsbd_attack::{Attack, DatasetFacts, Evaluation, ParameterError, Poisoner};
+use tsbd_data::{DataRoot, Dataset, ImageSource};
+use tsbd_experiment::{Cell, CellKind, MethodParameters, StoreError};
+use tsbd_models::ModelError;
+use tsbd_nn::{Architecture, Model, Streams};
+use tsbd_tensor::Device;
+
+use crate::workspace::{CellError, CellWorkspace, Conclusion};
+
+/// Name of the file with the finished model, among a cell's artefacts.
+pub const MODEL: &str = "model.safetensors";
+
+/// Images per batch when a model is measured: changes speed and memory, not results.
+const EVALUATION_BATCH: usize = 500;
+
+/// Why a cell has no result.
+#[derive(Debug, thiserror::Error)]
+enum ExecuteError {
+    /// The images on disk are not those that the cell's key was made from.
+    #[error("the data set {name} has digest {found}, this cell is about {expected}: start `tsbd run` again")]
+    OtherData { name: String, found: String, expected: String },
+    /// A name or revision that this program does not have.
+    #[error("{kind} `{name}`, revision {revision}: this program has {found}")]
+    OtherMethod { kind: &'static str, name: String, revision: u32, found: String },
+    /// The cell lacks a part that its kind needs.
+    #[error("a {kind:?} cell without {part}: its cell.toml was changed; remove the cell's folder and run again")]
+    Incomplete { kind: CellKind, part: &'static str },
+    /// Measurements have no program yet.
+    #[error("this program cannot run cells of kind `measure`")]
+    NoMeasurement,
+    /// A device that this program cannot compute on.
+    #[error("device `{device}`: this program computes on `cpu` only")]
+    Device { device: String },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Parameter(#[from] ParameterError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Data(#[from] tsbd_data::Error),
+    #[error(transparent)]
+    Attack(#[from] tsbd_attack::Error),
+    #[error(transparent)]
+    Defense(#[from] tsbd_defense::Error),
+    #[error(transparent)]
+    Network(#[from] tsbd_nn::Error),
+}
+
+/// Runs the workspace's cell to its end.
+pub fn execute(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
+    let cell = workspace.cell();
+    let run = match cell.kind {
+        CellKind::Train => train::run,
+        CellKind::Defend => defend::run,
+        CellKind::Measure => return Err(ExecuteError::NoMeasurement.into()),
+    };
+    workspace.reporter().stage("load data");
+    Ok(run(&Setting::of(cell, workspace)?, workspace)?)
+}
+
+/// What training and repairing a model have in common: the images, the attack on them, the network.
+struct Setting {
+    dataset: Arc<Dataset>,
+    dataset_facts: DatasetFacts,
+    poisoner: Poisoner,
+    architecture: Arc<dyn Architecture>,
+    streams: Streams,
+    device: Device,
+}
+
+impl Setting {
+    fn of(cell: &Cell, workspace: &CellWorkspace) -> Result<Setting, ExecuteError> {
+        let device = match workspace.arguments().device.as_str() {
+            "cpu" => Device::Cpu,
+            other => return Err(ExecuteError::Device { device: other.to_owned() }),
+        };
+        let root = DataRoot::discover(workspace.arguments().data.as_deref());
+        let dataset = Arc::new(tsbd_data::load(&cell.dataset, &root)?);
+        if dataset.digest != cell.data_digest {
+            return Err(ExecuteError::OtherData {
+                name: dataset.name.clone(),
+                found: dataset.digest.clone(),
+                expected: cell.data_digest.clone(),
+            });
+        }
+        let dataset_facts = DatasetFacts::of(&dataset);
+        let streams = Streams::new(cell.seed);
+        let attack = configure_attack(&cell.attack)?;
+        attack.check(&dataset_facts)?;
+        let poisoner = attack.prepare(&dataset, &streams)?;
+        let architecture = tsbd_models::build(&tsbd_models::ModelParameters {
+            name: cell.model.name.clone(),
+            width: cell.model.width,
+            classes: dataset.classes(),
+            image_size: dataset_facts.size,
+        })?;
+        Ok(Setting { dataset, dataset_facts, poisoner, architecture, streams, device })
+    }
+
+    /// Measures a model on the test sets.
+    fn evaluate(&self, model: &Model) -> Result<Evaluation, tsbd_attack::Error> {
+        let (test, triggered) = (&self.dataset.test, self.poisoner.test.as_ref());
+        tsbd_attack::evaluate(model, test, triggered, self.dataset.normalization, EVALUATION_BATCH)
+    }
+
+    /// What every record says about the images.
+    fn facts(&self) -> Map<String, Value> {
+        let mut facts = object(json!(self.poisoner.facts));
+        facts.insert("train_images".to_owned(), json!(self.dataset.train.len()));
+        facts.insert("test_images".to_owned(), json!(self.dataset.test.len()));
+        facts
+    }
+}
+
+fn configure_attack(method: &MethodParameters) -> Result<Box<dyn Attack>, ExecuteError> {
+    let entry = tsbd_experiment::ATTACKS.iter().find(|entry| entry.name == method.name);
+    match entry {
+        Some(entry) if entry.revision == method.revision => Ok(entry.from_parameters(&method.parameters)?),
+        _ => Err(other_method("attack", method, entry.map(|entry| entry.revision))),
+    }
+}
+
+fn other_method(kind: &'static str, method: &MethodParameters, found: Option<u32>) -> ExecuteError {
+    let found = found.map_or("none of that name".to_owned(), |revision| format!("revision {revision}"));
+    ExecuteError::OtherMethod { kind, name: method.name.clone(), revision: method.revision, found }
+}
+
+/// The rates that are defined, by name.
+fn rates(evaluation: &Evaluation) -> BTreeMap<String, f64> {
+    let rates = [("acc", Some(evaluation.acc)), ("asr", evaluation.asr), ("ra", evaluation.ra)];
+    rates.into_iter().filter_map(|(name, rate)| Some((name.to_owned(), rate?))).collect()
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(fields) => fields,
+        other => unreachable!("facts are tables, not {other}"),
+    }
+}
