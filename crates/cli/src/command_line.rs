@@ -1,0 +1,134 @@
+//! What the user typed: the subcommands and the help around them. What each one does lies in [`crate::commands`].
+
+use clap::builder::styling::{AnsiColor, Style, Styles};
+use clap::{Parser, Subcommand};
+
+use crate::commands;
+use crate::failure::{Exit, Outcome};
+use crate::terminal::{self, Talk};
+
+/// Backdoor attacks on image classifiers and their removal: experiments that run with one command.
+///
+/// An experiment file describes a grid of attacks, defenses and seeds. `tsbd run` trains and repairs what the results
+/// folder does not hold yet; `tsbd table` makes tables of what it holds. Both can be repeated at any time.
+#[derive(Parser, Debug)]
+#[command(
+    name = "tsbd",
+    version,
+    styles = STYLES,
+    max_term_width = 100,
+    after_help = examples!(
+        "tsbd run experiments/smoke.toml         train and repair everything in the file that is not done yet"
+        "tsbd table experiments/smoke.toml       print its table"
+        "tsbd plan experiments/table1.toml       what would run, and what it will cost"
+        "tsbd list attacks                       what there is to choose from"
+        ""
+        "Exit codes: 0 all done, 1 something failed, 2 refused before anything started, 130 interrupted (resumable)."
+        "Data is printed on standard output, everything else on standard error. NO_COLOR is respected."
+    ),
+)]
+pub struct CommandLine {
+    #[command(flatten)]
+    pub talk: Talk,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Run(commands::run::Arguments),
+    Plan(commands::plan::Arguments),
+    Status(commands::status::Arguments),
+    Table(commands::table::Arguments),
+    List(commands::list::Arguments),
+    Attack(commands::attack::Arguments),
+    Poison(commands::poison::Arguments),
+    Defend(commands::defend::Arguments),
+    Evaluate(commands::evaluate::Arguments),
+    Data(commands::data::Arguments),
+    Bench(commands::bench::Arguments),
+    Completions(commands::completions::Arguments),
+    #[command(hide = true)]
+    Cell(commands::cell::Arguments),
+}
+
+impl CommandLine {
+    /// Runs the subcommand; without one, says where to begin.
+    pub fn run(self) -> Outcome {
+        let Some(command) = self.command else {
+            terminal::print(ORIENTATION);
+            return Ok(Exit::Done);
+        };
+        match command {
+            Command::Run(arguments) => commands::run::run(arguments, &self.talk),
+            Command::Plan(arguments) => commands::plan::run(arguments),
+            Command::Status(arguments) => commands::status::run(arguments),
+            Command::Table(arguments) => commands::table::run(arguments),
+            Command::List(arguments) => commands::list::run(arguments),
+            Command::Attack(arguments) => commands::attack::run(arguments, &self.talk),
+            Command::Poison(arguments) => commands::poison::run(arguments),
+            Command::Defend(arguments) => commands::defend::run(arguments, &self.talk),
+            Command::Evaluate(arguments) => commands::evaluate::run(arguments),
+            Command::Data(arguments) => commands::data::run(arguments, &self.talk),
+            Command::Bench(arguments) => commands::bench::run(arguments),
+            Command::Completions(arguments) => commands::completions::run(arguments),
+            Command::Cell(arguments) => commands::cell::run(arguments),
+        }
+    }
+}
+
+/// What `tsbd` alone prints.
+const ORIENTATION: &str = "\
+tsbd: backdoor attacks on image classifiers and their removal
+
+  tsbd run experiments/smoke.toml      train and repair every cell of a grid (a minute, no download)
+  tsbd table experiments/smoke.toml    print its table
+  tsbd run experiments/table1.toml     the same on CIFAR-10 (first: tsbd data fetch cifar10)
+  tsbd plan experiments/table1.toml    what would run, what is done, what it will cost
+  tsbd list attacks                    attacks; also: defenses, models, datasets, experiments
+  tsbd poison badnets --split train --out poisoned    look at poisoned images, nothing is trained
+
+Everything can be stopped with Ctrl-C and continued with the same command.
+All commands: tsbd --help. One command, with examples: tsbd run --help.
+";
+
+const STYLES: Styles = Styles::styled()
+    .header(Style::new().bold())
+    .usage(Style::new().bold())
+    .literal(AnsiColor::Cyan.on_default())
+    .placeholder(Style::new().dimmed())
+    .error(AnsiColor::Red.on_default().bold());
+
+/// The Examples section of a help text: one command line (with a remark) after the other.
+macro_rules! examples {
+    ($($line:literal)+) => { concat!("\x1b[1mExamples:\x1b[0m\n", $("  ", $line, "\n"),+) };
+}
+pub(crate) use examples;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn clap_finds_nothing_wrong_with_the_definitions() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn every_visible_subcommand_teaches_by_example() {
+        fn walk(command: &clap::Command) {
+            for subcommand in command.get_subcommands().filter(|command| !command.is_hide_set()) {
+                let help = subcommand.clone().render_help().to_string();
+                assert!(help.contains("Examples:"), "{}", subcommand.get_name());
+                assert!(help.contains(&format!("tsbd {}", command_path(subcommand))), "{}", subcommand.get_name());
+                walk(subcommand);
+            }
+        }
+        fn command_path(command: &clap::Command) -> String {
+            command.get_name().to_owned()
+        }
+        walk(&CommandLine::command());
+    }
+}

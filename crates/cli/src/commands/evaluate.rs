@@ -1,0 +1,82 @@
+//! `tsbd evaluate`: ACC, ASR and RA of a model in a file.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+use tsbd_attack::Evaluation;
+
+use crate::columns::Columns;
+use crate::command_line::examples;
+use crate::failure::{Exit, Outcome};
+use crate::options::{DataFolder, OnePoint};
+use crate::planning;
+use crate::terminal;
+use crate::workbench::{self, Workbench};
+
+/// Measure a model: accuracy (ACC), attack success rate (ASR), recovery accuracy (RA)
+///
+/// ASR and RA are shares of the triggered test images whose own class is not the target. The model's network and data
+/// set are those of the profile, changed with --dataset and --set.
+#[derive(Args, Debug)]
+#[command(after_help = examples!(
+    "tsbd evaluate --model model.safetensors --attack badnets"
+    "tsbd evaluate --model backdoored.safetensors --attack blended --profile paper"
+    "tsbd evaluate --model model.safetensors --attack none --dataset shapes --set model.width=8 --json"
+))]
+pub struct Arguments {
+    /// The model: a state dict with PyTorch's names, as safetensors
+    #[arg(long, value_name = "FILE")]
+    model: PathBuf,
+
+    /// Attack whose trigger is tried: one of `tsbd list attacks`; `none` measures ACC alone
+    #[arg(long, value_name = "NAME")]
+    attack: String,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    point: OnePoint,
+
+    #[command(flatten)]
+    folder: DataFolder,
+}
+
+/// Measures and prints.
+pub fn run(arguments: Arguments) -> Outcome {
+    let Arguments { model, attack, json, point, folder } = arguments;
+    let root = folder.root();
+    let cell = planning::train_cell(&attack, &point, &root)?;
+    let workbench = Workbench::of(&cell, &root)?;
+    let weights = workbench.load_model(&model)?;
+    let poisoner = workbench.poison()?;
+    let evaluation = workbench.evaluate(&weights, &poisoner).map_err(workbench::failed)?;
+    if json {
+        let mut value = json!({ "model": model, "attack": attack, "dataset": cell.dataset.name });
+        value["metrics"] = json!(evaluation);
+        terminal::print_json(&value);
+    } else {
+        terminal::print(&describe(&evaluation));
+    }
+    Ok(Exit::Done)
+}
+
+/// The rates for a person, in percent.
+pub fn describe(evaluation: &Evaluation) -> String {
+    let Evaluation { acc, asr, ra, clean_images, triggered_images } = evaluation;
+    let mut columns = Columns::default();
+    let percent = |rate: &f64| format!("{:6.2} %", rate * 100.0);
+    columns.row(["ACC".to_owned(), percent(acc), format!("of {clean_images} clean test images get their label")]);
+    for (name, rate, what) in [("ASR", asr, "the target label"), ("RA", ra, "their true label")] {
+        if let Some(rate) = rate {
+            columns.row([
+                name.to_owned(),
+                percent(rate),
+                format!("of {triggered_images} triggered test images get {what}"),
+            ]);
+        }
+    }
+    columns.render(terminal::stdout_width())
+}

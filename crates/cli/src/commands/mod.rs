@@ -1,0 +1,15 @@
+//! One file per subcommand: its flags, its help, and what it does, as far as that is not a library's business.
+
+pub mod attack;
+pub mod bench;
+pub mod cell;
+pub mod completions;
+pub mod data;
+pub mod defend;
+pub mod evaluate;
+pub mod list;
+pub mod plan;
+pub mod poison;
+pub mod run;
+pub mod status;
+pub mod table;

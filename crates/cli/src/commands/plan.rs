@@ -1,0 +1,224 @@
+//! `tsbd plan`: what would run, what is done, what it will cost.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::{Value, json};
+use tsbd_experiment::{Cell, CellKey, CellKind, CellRecord, Found, Plan, Store, Verification, outstanding};
+
+use crate::columns::Columns;
+use crate::command_line::examples;
+use crate::failure::{Exit, Outcome};
+use crate::options::{Folders, Overrides};
+use crate::progress::duration;
+use crate::{labels, planning, terminal};
+
+/// Show what an experiment would run, what is done already, and what the rest will cost
+///
+/// The experiment file is checked completely, as `tsbd run` does; nothing is trained. Costs are those of similar cells
+/// that this results folder holds.
+#[derive(Args, Debug)]
+#[command(after_help = examples!(
+    "tsbd plan experiments/table1.toml"
+    "tsbd plan experiments/table1.toml --profile paper"
+    "tsbd plan experiments/table1.toml --set attack.poisoning_ratio=0.05 --set 'grid.attack=[\"badnets\"]'"
+    "tsbd plan experiments/table1.toml --json | jq '.cells[] | select(.state != \"done\") | .label'"
+))]
+pub struct Arguments {
+    /// Experiment file
+    file: PathBuf,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    overrides: Overrides,
+
+    #[command(flatten)]
+    folders: Folders,
+}
+
+/// Prints the plan.
+pub fn run(arguments: Arguments) -> Outcome {
+    let Arguments { file, json, overrides, folders } = arguments;
+    let plan = planning::to_look(&file, &overrides, &folders)?;
+    let lines = survey(&plan, &Store::new(&folders.results))?;
+    if json {
+        terminal::print_json(&describe(&plan, &lines));
+    } else {
+        terminal::print(&render(&plan, &lines));
+    }
+    Ok(Exit::Done)
+}
+
+/// One cell of a plan, and what is known of it.
+pub struct Line {
+    /// The cell.
+    pub key: CellKey,
+    /// What people call it.
+    pub label: String,
+    /// What it does.
+    pub kind: CellKind,
+    /// What the store holds of it.
+    pub state: State,
+    /// Seconds it took, or will probably take.
+    pub seconds: Option<f64>,
+    /// Training images times epochs, for cells that train from the beginning.
+    pub images: Option<usize>,
+}
+
+/// What the store holds of a cell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// A result.
+    Done,
+    /// Nothing yet: it is to run.
+    ToDo,
+    /// The last attempt failed with this reason: it is to run again.
+    Failed(String),
+    /// A result that cannot be believed, with the reason.
+    Damaged(String),
+    /// Nothing, and nothing needs it.
+    NotNeeded,
+}
+
+impl State {
+    /// In a word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            State::Done => "done",
+            State::ToDo => "to do",
+            State::Failed(_) => "failed",
+            State::Damaged(_) => "damaged",
+            State::NotNeeded => "not needed",
+        }
+    }
+
+    /// Whether `tsbd run` would run it.
+    pub fn is_outstanding(&self) -> bool {
+        !matches!(self, State::Done | State::NotNeeded)
+    }
+}
+
+/// Looks every cell up.
+pub fn survey(plan: &Plan, store: &Store) -> Result<Vec<Line>, crate::failure::Failure> {
+    let surveyed = store.survey(plan, Verification::Sizes).map_err(planning::store_failure)?;
+    let wanted = outstanding(plan, &surveyed.found);
+    let labels = labels::of(plan);
+    let mut records: BTreeMap<&CellKey, CellRecord> = BTreeMap::new();
+    let mut lines = Vec::new();
+    for (key, cell) in &plan.cells {
+        let state = match store.look(key, Verification::Sizes).map_err(planning::store_failure)? {
+            Found::Done(record) => {
+                records.insert(key, *record);
+                State::Done
+            }
+            _ if !wanted.contains(key) => State::NotNeeded,
+            Found::Failed(failure) => State::Failed(failure.reason),
+            Found::Damaged(damage) => State::Damaged(damage.to_string()),
+            Found::Nothing => State::ToDo,
+        };
+        let images = cell.training.as_ref().zip(cell.dataset.train_images);
+        lines.push(Line {
+            key: key.clone(),
+            label: labels[key].clone(),
+            kind: cell.kind,
+            state,
+            seconds: None,
+            images: images.map(|(training, images)| training.epochs * images),
+        });
+    }
+    for line in &mut lines {
+        line.seconds = match records.get(&line.key) {
+            Some(record) => Some(record.provenance.seconds),
+            None => estimate(&plan.cells[&line.key], records.values()),
+        };
+    }
+    Ok(lines)
+}
+
+/// The mean of the cells that do the same work: the same network, images and training or defense, whatever the attack
+/// and the seed.
+fn estimate<'a>(cell: &Cell, records: impl Iterator<Item = &'a CellRecord>) -> Option<f64> {
+    let defense = |cell: &Cell| cell.defense.as_ref().map(|defense| defense.name.clone());
+    let same = |other: &Cell| {
+        other.kind == cell.kind
+            && other.model == cell.model
+            && other.dataset == cell.dataset
+            && other.training == cell.training
+            && defense(other) == defense(cell)
+    };
+    let seconds: Vec<f64> =
+        records.filter(|record| same(&record.cell)).map(|record| record.provenance.seconds).collect();
+    (!seconds.is_empty()).then(|| seconds.iter().sum::<f64>() / seconds.len() as f64)
+}
+
+fn word(kind: CellKind) -> &'static str {
+    match kind {
+        CellKind::Train => "train",
+        CellKind::Defend => "defend",
+        CellKind::Measure => "measure",
+    }
+}
+
+/// The cells with their states, and a line that sums them up.
+pub fn render(plan: &Plan, lines: &[Line]) -> String {
+    let mut columns = Columns::headed(&["CELL", "KIND", "KEY", "STATE", "TIME"]);
+    for line in lines {
+        let time = match (line.seconds, line.state.is_outstanding()) {
+            (Some(seconds), false) => duration(seconds),
+            (Some(seconds), true) => format!("about {}", duration(seconds)),
+            (None, _) => {
+                line.images.map_or("unknown".to_owned(), |images| format!("unknown ({images} images to train on)"))
+            }
+        };
+        columns.row([line.label.as_str(), word(line.kind), line.key.short(), line.state.word(), &time]);
+    }
+    format!(
+        "{} ({}), profile {}\n\n{}\n{}\n",
+        plan.experiment.title,
+        plan.experiment.name,
+        plan.experiment.profile,
+        columns.render(terminal::stdout_width().max(100)),
+        summary(plan, lines)
+    )
+}
+
+fn summary(plan: &Plan, lines: &[Line]) -> String {
+    let outstanding: Vec<_> = lines.iter().filter(|line| line.state.is_outstanding()).collect();
+    let done = lines.iter().filter(|line| line.state == State::Done).count();
+    let mut text =
+        format!("{} grid points, {} cells: {done} done, {} to do", plan.points.len(), lines.len(), outstanding.len());
+    let known: f64 = outstanding.iter().filter_map(|line| line.seconds).sum();
+    let unknown = outstanding.iter().filter(|line| line.seconds.is_none()).count();
+    if known > 0.0 {
+        text.push_str(&format!(", about {} of work", duration(known)));
+    }
+    if unknown > 0 && known > 0.0 {
+        text.push_str(&format!(" and {unknown} cells of unknown cost"));
+    } else if unknown > 0 {
+        text.push_str("; the cost is unknown until the first of its kind is done");
+    }
+    text
+}
+
+fn describe(plan: &Plan, lines: &[Line]) -> Value {
+    let cells: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            json!({
+                "key": line.key, "label": line.label, "kind": line.kind, "state": line.state.word(),
+                "seconds": line.seconds.filter(|_| !line.state.is_outstanding()),
+                "estimated_seconds": line.seconds.filter(|_| line.state.is_outstanding()),
+                "parents": plan.cells[&line.key].parents, "cell": plan.cells[&line.key],
+            })
+        })
+        .collect();
+    json!({
+        "experiment": plan.experiment.name, "title": plan.experiment.title, "profile": plan.experiment.profile,
+        "points": plan.points, "cells": cells,
+        "outstanding": lines.iter().filter(|line| line.state.is_outstanding()).count(),
+    })
+}

@@ -1,0 +1,108 @@
+//! `tsbd poison`: the poisoned images as PNG files with a manifest. Nothing is trained.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde_json::json;
+use tsbd_attack::{TrainingSource, export};
+
+use crate::command_line::examples;
+use crate::commands::data;
+use crate::failure::{Exit, Failure, Outcome};
+use crate::options::{DataFolder, OnePoint};
+use crate::planning;
+use crate::terminal;
+use crate::workbench::{self, Workbench};
+
+/// Write the poisoned images of an attack as PNG files with a manifest
+///
+/// They are the images that `tsbd attack` would train on, or measure with. manifest.csv has the columns
+/// file,index,original_label,given_label; `index` counts in the clean data set.
+#[derive(Args, Debug)]
+#[command(after_help = examples!(
+    "tsbd poison badnets --split train --out poisoned --dataset shapes"
+    "tsbd poison blended --split test --out triggered --export-trigger trigger.png"
+    "tsbd poison badnets --split train --out poisoned --set attack.poisoning_ratio=0.01"
+))]
+pub struct Arguments {
+    /// Attack: one of `tsbd list attacks`
+    name: String,
+
+    /// Which images: the poisoned training images, or the triggered test images
+    #[arg(long, value_enum)]
+    split: Split,
+
+    /// Folder for the images and manifest.csv; it must be empty or new
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+
+    /// Write the trigger as a PNG picture too
+    #[arg(long, value_name = "FILE")]
+    export_trigger: Option<PathBuf>,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    point: OnePoint,
+
+    #[command(flatten)]
+    folder: DataFolder,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Split {
+    /// The poisoned training images
+    Train,
+    /// The test images that the attack success rate is a share of
+    Test,
+}
+
+/// Writes the images.
+pub fn run(arguments: Arguments) -> Outcome {
+    let Arguments { name, split, out, export_trigger, json, point, folder } = arguments;
+    if fs_err::read_dir(&out).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(Failure::refused(format!("--out {}: the folder is not empty", out.display()))
+            .hint("give a new folder, so that images of different attacks do not mix"));
+    }
+    let root = folder.root();
+    let cell = planning::train_cell(&name, &point, &root)?;
+    let workbench = Workbench::of(&cell, &root)?;
+    let poisoner = workbench.poison()?;
+    let no_trigger = || {
+        Failure::refused(format!("the attack \"{name}\" changes no image"))
+            .hint("`tsbd list attacks` has those that do")
+    };
+    let count = match split {
+        Split::Train => {
+            let TrainingSource::Static(images) = &poisoner.train;
+            if images.poisoned().is_empty() {
+                return Err(no_trigger());
+            }
+            export::write_train(images, &out)
+        }
+        Split::Test => export::write_test(poisoner.test.as_ref().ok_or_else(no_trigger)?, &out),
+    };
+    let count = count.map_err(workbench::failed)?;
+    if let Some(path) = &export_trigger {
+        let picture = workbench.attack.trigger_picture(workbench.size, workbench.size).map_err(workbench::failed)?;
+        let picture = picture.ok_or_else(|| {
+            Failure::failed(format!(
+                "--export-trigger: the trigger of \"{name}\" is no picture: it depends on the image"
+            ))
+        })?;
+        let size = (picture.height, picture.width);
+        tsbd_data::write_png(path, &picture.pixels, size).map_err(data::failure)?;
+    }
+    let manifest = out.join("manifest.csv");
+    if json {
+        terminal::print_json(&json!({
+            "attack": name, "dataset": cell.dataset.name, "images": count, "manifest": manifest,
+            "trigger": export_trigger, "parameters": workbench.attack.parameters(), "facts": poisoner.facts,
+        }));
+    } else {
+        terminal::print(&format!("{count} images and {}\n", manifest.display()));
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,96 @@
+//! `tsbd table`: tables from results, in any format.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use clap::builder::TypedValueParser;
+use tsbd_experiment::{RowState, Store, result_rows};
+use tsbd_report::{Emphasis, Error, Format, Titles};
+
+use crate::command_line::examples;
+use crate::failure::{Exit, Failure, Outcome};
+use crate::options::{Folders, Overrides};
+use crate::{planning, terminal};
+
+/// Print the table of an experiment from the results there are
+///
+/// Nothing is trained: cells without a result are marked as missing. Numbers are percentages.
+#[derive(Args, Debug)]
+#[command(after_help = examples!(
+    "tsbd table experiments/smoke.toml                          on the terminal"
+    "tsbd table experiments/table1.toml --format tex --out table1.tex"
+    "tsbd table experiments/table1.toml --profile paper --format md"
+    "tsbd table experiments/table1.toml --long --format csv     one row per finished cell, for other programs"
+    "tsbd table experiments/table1.toml --long --format parquet --out table1.parquet"
+))]
+pub struct Arguments {
+    /// Experiment file
+    file: PathBuf,
+
+    /// Format: text for a terminal, md, csv, tex (booktabs), parquet or json
+    #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = format_parser())]
+    format: Format,
+
+    /// One row per finished cell with every metric, instead of the experiment's own table
+    #[arg(long)]
+    long: bool,
+
+    /// Write to this file instead of standard output
+    #[arg(long, value_name = "PATH")]
+    out: Option<PathBuf>,
+
+    #[command(flatten)]
+    overrides: Overrides,
+
+    #[command(flatten)]
+    folders: Folders,
+}
+
+fn format_parser() -> impl TypedValueParser<Value = Format> {
+    PossibleValuesParser::new(Format::ALL.map(Format::name)).try_map(|name| name.parse::<Format>())
+}
+
+/// Renders and prints, or writes.
+pub fn run(arguments: Arguments) -> Outcome {
+    let Arguments { file, format, long, out, overrides, folders } = arguments;
+    if format.is_binary() && out.is_none() {
+        return Err(Failure::refused(format!("--format {format}: not for a terminal"))
+            .hint(format!("name a file: --out table.{format}")));
+    }
+    let plan = planning::to_look(&file, &overrides, &folders)?;
+    let rows = result_rows(&plan, &Store::new(&folders.results)).map_err(planning::store_failure)?;
+    let bold = out.is_none() && terminal::colour_on_stdout();
+    let emphasis = if bold { Emphasis::Bold } else { Emphasis::Star };
+    let bytes = if long {
+        tsbd_report::long(&rows).and_then(|table| table.render(format))
+    } else {
+        tsbd_report::table(&rows, &plan.experiment, &titles()).and_then(|table| table.render(format, emphasis))
+    };
+    let bytes = bytes.map_err(|error| {
+        let exit = if matches!(error, Error::Unsupported { .. }) { Exit::Refused } else { Exit::Failed };
+        Failure::from_error(exit, error)
+    })?;
+    match &out {
+        None => terminal::print(&String::from_utf8_lossy(&bytes)),
+        Some(path) => {
+            tsbd_experiment::store::write_atomically(path, &bytes).map_err(planning::store_failure)?;
+            terminal::say(format!("wrote {}", path.display()));
+        }
+    }
+    let missing = rows.iter().filter(|row| row.state != RowState::Done).count();
+    if missing > 0 {
+        terminal::say(format!("{missing} of {} grid points have no result yet", rows.len()));
+        terminal::say(format!("hint: tsbd run {}{}", file.display(), overrides.as_typed()));
+    }
+    Ok(Exit::Done)
+}
+
+/// What the registries call things.
+fn titles() -> Titles {
+    Titles::new()
+        .attacks(tsbd_experiment::ATTACKS.iter().map(|entry| (entry.name, entry.title)))
+        .defenses(tsbd_defense::DEFENSES.iter().map(|entry| (entry.name, entry.title)))
+        .datasets(tsbd_data::DATASETS.iter().map(|entry| (entry.name, entry.title)))
+        .models(tsbd_models::MODELS.iter().map(|entry| (entry.name, entry.title)))
+}

@@ -1,0 +1,180 @@
+//! Runs what is outstanding of a plan, with its progress on standard error.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tsbd_experiment::{CellKey, Plan, Store};
+use tsbd_orchestrator::{CellEvent, Interrupts, RunError, RunEvent, RunOptions, RunSummary};
+
+use crate::failure::{Exit, Failure};
+use crate::progress::{Position, Progress, duration};
+use crate::terminal::{self, Talk};
+use crate::{labels, planning};
+
+/// How a plan is run.
+pub struct Options<'a> {
+    /// Folder with the data sets, if the user named one.
+    pub data: Option<&'a Path>,
+    /// Cells at a time.
+    pub workers: usize,
+}
+
+/// Runs everything of `plan` that has no result yet. A second Ctrl-C kills what the first asked to stop.
+pub fn run(plan: &Plan, store: &Store, options: Options, talk: &Talk) -> Result<RunSummary, Failure> {
+    let system = |error| run_failure(RunError::System(error));
+    let runtime = tokio::runtime::Runtime::new().map_err(system)?;
+    runtime.block_on(async {
+        let mut run_options = RunOptions::new(Interrupts::from_signals().map_err(system)?).map_err(system)?;
+        run_options.data = options.data.map(Path::to_owned);
+        run_options.workers = options.workers;
+        let (sender, events) = mpsc::channel(256);
+        let drawing = tokio::spawn(draw(events, labels::of(plan), talk.quiet));
+        // For tables that are made where the images are not. Left to whoever runs here, if somebody does.
+        if store.lock_holder().map_err(planning::store_failure)?.is_none() {
+            store.note_images(&plan.images).map_err(planning::store_failure)?;
+        }
+        let summary = tsbd_orchestrator::run(plan, store, run_options, sender).await;
+        // Ends by itself once nobody sends any more; a panic in drawing loses lines, not results.
+        let _ = drawing.await;
+        summary.map_err(run_failure)
+    })
+}
+
+fn run_failure(error: RunError) -> Failure {
+    match error {
+        RunError::Store(error) => planning::store_failure(error),
+        error => Failure::from_error(Exit::Failed, error),
+    }
+}
+
+async fn draw(mut events: mpsc::Receiver<RunEvent>, labels: BTreeMap<CellKey, String>, quiet: bool) {
+    let mut progress: Option<Progress> = None;
+    while let Some(event) = events.recv().await {
+        if let RunEvent::Planned { outstanding, total, done, workers, threads } = &event {
+            tracing::info!(total, done, workers, threads, "planned");
+            progress = (!outstanding.is_empty()).then(|| Progress::new(outstanding.len(), quiet));
+        }
+        show(event, progress.as_mut(), &labels);
+    }
+    if let Some(progress) = &mut progress {
+        progress.clear();
+    }
+}
+
+fn show(event: RunEvent, progress: Option<&mut Progress>, labels: &BTreeMap<CellKey, String>) {
+    let label = |key: &CellKey| labels.get(key).cloned().unwrap_or_else(|| key.short().to_owned());
+    match event {
+        RunEvent::Damaged { damage, aside } => {
+            terminal::say(format!("warning: {damage}"));
+            let aside = aside.map_or(String::new(), |aside| format!(", the damaged record is {}", aside.display()));
+            terminal::say(format!("hint: the cell runs again{aside}"));
+        }
+        RunEvent::Warning { text } => terminal::say(format!("warning: {text}")),
+        event => {
+            let Some(progress) = progress else { return };
+            match event {
+                RunEvent::CellStarted { key, continues, pid, log, .. } => {
+                    tracing::info!(cell = %key, pid, log = %log.display(), "started");
+                    progress.started(&key, &label(&key), continues);
+                }
+                RunEvent::CellProgress { key, event } => hear(progress, &key, &label(&key), event),
+                RunEvent::CellFinished { key, metrics, seconds } => {
+                    progress.finished(&key, &label(&key), seconds, &metrics);
+                }
+                RunEvent::CellFailed { key, reason, log_tail, .. } => {
+                    progress.failed(&key, &label(&key), &reason);
+                    // The log usually ends with the reason itself.
+                    for line in log_tail.iter().filter(|line| !line.contains(&reason)) {
+                        tracing::info!("{}: {line}", label(&key));
+                    }
+                }
+                RunEvent::CellSkipped { key, parent } => progress.skipped(&label(&key), &label(&parent)),
+                RunEvent::CellStopped { key } => progress.stopped(&key),
+                RunEvent::Interrupted { kill: false, running } => {
+                    progress
+                        .note(&format!("stopping {running} cells; again to kill them, which loses their last epoch"));
+                }
+                RunEvent::Interrupted { kill: true, running } => progress.note(&format!("killing {running} cells")),
+                RunEvent::Planned { .. } | RunEvent::Damaged { .. } | RunEvent::Warning { .. } => {}
+            }
+        }
+    }
+}
+
+/// What a running cell tells.
+fn hear(progress: &mut Progress, key: &CellKey, label: &str, event: CellEvent) {
+    match event {
+        CellEvent::Stage { stage } => progress.moved(key, label, &Position { stage, ..Position::default() }),
+        CellEvent::Step { stage, epoch, epochs, step, steps, loss, images_per_second } => {
+            let share = (epoch * steps + step) as f64 / (epochs * steps).max(1) as f64;
+            let count = match epochs {
+                0 | 1 => format!("{step} of {steps}"),
+                _ => format!("epoch {} of {epochs}", epoch + 1),
+            };
+            progress.moved(key, label, &Position { stage, share, count, loss, images_per_second });
+        }
+        CellEvent::Note { text } => progress.note(&format!("{label}: {text}")),
+        CellEvent::Epoch { stage, epoch, metrics, .. } => tracing::info!("{label}: {stage} {epoch}: {metrics:?}"),
+        CellEvent::Started { .. } | CellEvent::Finished { .. } | CellEvent::Stopped | CellEvent::Failed { .. } => {}
+    }
+}
+
+/// How the run ended, as an exit code.
+pub fn exit(summary: &RunSummary) -> Exit {
+    match summary.exit_code() {
+        tsbd_orchestrator::EXIT_DONE => Exit::Done,
+        tsbd_orchestrator::EXIT_STOPPED => Exit::Interrupted,
+        _ => Exit::Failed,
+    }
+}
+
+/// What a run has come to, for people; failures with their reasons.
+pub fn describe(summary: &RunSummary, plan: &Plan) -> Vec<String> {
+    let labels = labels::of(plan);
+    let RunSummary { already_done, finished, failed, skipped, stopped, interrupted, elapsed } = summary;
+    if finished.is_empty() && failed.is_empty() && stopped.is_empty() {
+        return vec![format!("all {already_done} cells are done already")];
+    }
+    let mut parts = vec![format!("{} done", finished.len())];
+    for (count, what) in
+        [(*already_done, "done before"), (failed.len(), "failed"), (skipped.len(), "skipped"), (stopped.len(), "left")]
+    {
+        if count > 0 {
+            parts.push(format!("{count} {what}"));
+        }
+    }
+    let mut lines =
+        vec![format!("{} cells: {} in {}", plan.cells.len(), parts.join(", "), duration(elapsed.as_secs_f64()))];
+    lines.extend(failed.iter().map(|(key, reason)| format!("failed: {} ({}): {reason}", labels[key], key.short())));
+    if *interrupted && !stopped.is_empty() {
+        lines.push("stopped; run the same command to continue".to_owned());
+    } else if !failed.is_empty() {
+        lines.push("hint: run the same command to try the failed cells again; nothing that is done is lost".to_owned());
+    }
+    lines
+}
+
+/// The same for programs.
+pub fn to_json(summary: &RunSummary, plan: &Plan, store: &Store) -> Value {
+    let labels = labels::of(plan);
+    let cell = |key: &CellKey| json!({ "key": key, "label": labels[key], "folder": store.cell_directory(key) });
+    let with = |key: &CellKey, field: &str, value: Value| {
+        let mut cell = cell(key);
+        cell[field] = value;
+        cell
+    };
+    json!({
+        "experiment": plan.experiment.name,
+        "profile": plan.experiment.profile,
+        "cells": plan.cells.len(),
+        "already_done": summary.already_done,
+        "finished": summary.finished.iter().map(cell).collect::<Vec<_>>(),
+        "failed": summary.failed.iter().map(|(key, reason)| with(key, "reason", json!(reason))).collect::<Vec<_>>(),
+        "skipped": summary.skipped.iter().map(|(key, parent)| with(key, "parent", json!(parent))).collect::<Vec<_>>(),
+        "stopped": summary.stopped.iter().map(cell).collect::<Vec<_>>(),
+        "interrupted": summary.interrupted,
+        "seconds": summary.elapsed.as_secs_f64(),
+    })
+}

@@ -1,0 +1,34 @@
+//! What people call the cells of a plan: as short as tells them apart.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tsbd_experiment::{CellKey, Plan};
+
+/// A label for every cell: `badnets`, `badnets + tsbd`; with the other axes and the seed where cells would otherwise
+/// have the same one.
+pub fn of(plan: &Plan) -> BTreeMap<CellKey, String> {
+    let mut axes: BTreeMap<&CellKey, String> = BTreeMap::new();
+    for point in &plan.points {
+        let text = point.axes.iter().map(|(axis, value)| {
+            let name = axis.rsplit('.').next().unwrap_or(axis);
+            format!(", {name} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+        });
+        axes.entry(&point.cell).or_insert_with(|| text.collect());
+    }
+    let several_seeds = plan.cells.values().map(|cell| cell.seed).collect::<BTreeSet<_>>().len() > 1;
+    let mut labels = BTreeMap::new();
+    let mut uses: BTreeMap<String, usize> = BTreeMap::new();
+    for (key, cell) in &plan.cells {
+        let axes = axes.get(key).map_or("", String::as_str);
+        let seed = if several_seeds { format!(", seed {}", cell.seed) } else { String::new() };
+        let label = format!("{}{axes}{seed}", cell.label());
+        *uses.entry(label.clone()).or_default() += 1;
+        labels.insert(key.clone(), label);
+    }
+    for (key, label) in &mut labels {
+        if uses[label] > 1 {
+            label.push_str(&format!(" ({})", key.short()));
+        }
+    }
+    labels
+}

@@ -1,0 +1,143 @@
+//! Flags that several subcommands share.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use tsbd_data::DataRoot;
+use tsbd_experiment::Setting;
+
+/// Where results and data sets lie.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Folders")]
+pub struct Folders {
+    /// Results folder
+    #[arg(long, value_name = "DIR", env = "TSBD_RESULTS", default_value = "results")]
+    pub results: PathBuf,
+
+    #[command(flatten)]
+    pub data: DataFolder,
+}
+
+/// Where data sets lie.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Folders")]
+pub struct DataFolder {
+    /// Folder with the data sets [default: $TSBD_DATA, then tsbd/datasets in the user's cache folder]
+    // The environment variable is read by the data crate, which every other program uses too.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+}
+
+/// What changes an experiment without editing its file.
+#[derive(Args, Debug, Clone, Default)]
+pub struct Overrides {
+    /// Profile that gives the defaults: smoke (seconds), quick (minutes), paper (hours) [default: the file's]
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
+
+    /// Set one key of the experiment file; may be repeated. The value is TOML: a number, true, "text" or a list
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_setting)]
+    pub set: Vec<Setting>,
+}
+
+impl Overrides {
+    /// The same flags as a user would type them, each with a space before it.
+    pub fn as_typed(&self) -> String {
+        let profile = self.profile.iter().map(|profile| flag("--profile", profile));
+        profile.chain(self.set.iter().map(typed)).collect()
+    }
+}
+
+impl OnePoint {
+    /// The same flags as a user would type them, each with a space before it.
+    pub fn as_typed(&self) -> String {
+        let dataset = self.dataset.iter().map(|dataset| flag("--dataset", dataset));
+        let seed = (self.seed != 0).then(|| flag("--seed", &self.seed.to_string()));
+        let set = self.set.iter().map(typed);
+        std::iter::once(flag("--profile", &self.profile)).chain(dataset).chain(seed).chain(set).collect()
+    }
+}
+
+impl Folders {
+    /// The same flags as a user would type them, each with a space before it.
+    pub fn as_typed(&self) -> String {
+        let results =
+            (self.results != Path::new("results")).then(|| flag("--results", &self.results.to_string_lossy()));
+        let data = self.data.data.as_ref().map(|data| flag("--data", &data.to_string_lossy()));
+        results.into_iter().chain(data).collect()
+    }
+}
+
+impl DataFolder {
+    /// Where data sets are looked for.
+    pub fn root(&self) -> DataRoot {
+        DataRoot::discover(self.data.as_deref())
+    }
+}
+
+fn typed(setting: &Setting) -> String {
+    flag("--set", &format!("{}={}", setting.key, setting.value))
+}
+
+/// A flag with its value, quoted for a shell where need be, with a space before it.
+fn flag(name: &str, value: &str) -> String {
+    let plain = |letter: char| letter.is_alphanumeric() || "=._-/:,+@%".contains(letter);
+    if value.chars().all(plain) {
+        format!(" {name} {value}")
+    } else {
+        format!(" {name} '{}'", value.replace('\'', "'\\''"))
+    }
+}
+
+/// A grid of one point, described by flags instead of by a file.
+#[derive(Args, Debug, Clone)]
+pub struct OnePoint {
+    /// Data set: one of `tsbd list datasets` [default: the profile's]
+    #[arg(long, value_name = "NAME")]
+    pub dataset: Option<String>,
+
+    /// Seed of every random choice
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+
+    /// Profile that gives the defaults: smoke (seconds), quick (minutes), paper (hours)
+    #[arg(long, value_name = "NAME", default_value = "quick")]
+    pub profile: String,
+
+    /// Set one key as in an experiment file; may be repeated. The value is TOML: a number, true, "text" or a list
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_setting)]
+    pub set: Vec<Setting>,
+}
+
+fn parse_setting(text: &str) -> Result<Setting, String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() && !value.trim().is_empty() => {
+            Ok(Setting::new(key.trim(), value.trim()))
+        }
+        _ => Err("write it as KEY=VALUE, for example attack.poisoning_ratio=0.05".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_is_split_at_its_first_equals_sign() {
+        assert_eq!(parse_setting("attack.note = \"a=b\""), Ok(Setting::new("attack.note", "\"a=b\"")));
+    }
+
+    #[test]
+    fn flags_are_typed_as_a_shell_reads_them() {
+        let set = vec![Setting::new("seeds", "[0, 1]"), Setting::new("defense.clean_ratio", "0.1")];
+        let overrides = Overrides { profile: Some("quick".into()), set };
+        assert_eq!(overrides.as_typed(), " --profile quick --set 'seeds=[0, 1]' --set defense.clean_ratio=0.1");
+    }
+
+    #[test]
+    fn a_setting_without_key_or_value_is_refused_with_an_example() {
+        for text in ["attack.poisoning_ratio", "=1", "attack.poisoning_ratio="] {
+            assert!(parse_setting(text).unwrap_err().contains("attack.poisoning_ratio=0.05"), "{text}");
+        }
+    }
+}

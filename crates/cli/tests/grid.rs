@@ -1,0 +1,289 @@
+//! A small grid as a user runs it: killed, resumed, disturbed. Everything on drawn images, seconds per run.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use common::{assert_contains, experiment, stderr, stdout, tsbd};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// 2 attacks x 4 methods: 8 cells, a few steps each.
+const GRID: &str = r#"
+title = "A small grid"
+profile = "smoke"
+
+[data]
+train_images = 600
+test_images = 200
+
+[model]
+width = 4
+
+[training]
+epochs = 6
+
+[defenses.ft]
+epochs = 1
+
+[defenses.fp]
+epochs = 1
+
+[defenses.tsbd]
+unlearning_epochs = 2
+fine_tuning_passes = 1
+
+[grid]
+attack = ["badnets", "blended"]
+defense = ["none", "ft", "fp", "tsbd"]
+"#;
+
+/// One experiment file and a results folder.
+struct Bench {
+    folder: tempfile::TempDir,
+    file: PathBuf,
+}
+
+impl Bench {
+    fn new(text: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = experiment(folder.path(), "grid.toml", text);
+        Self { folder, file }
+    }
+
+    fn results(&self) -> PathBuf {
+        self.folder.path().join("results")
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let mut command = tsbd();
+        command.arg(name).arg(&self.file).arg("--results").arg(self.results());
+        command
+    }
+
+    fn start(&self) -> Child {
+        self.command("run").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Published records with their bytes and times of writing.
+    fn records(&self) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
+        let mut records = BTreeMap::new();
+        for cell in std::fs::read_dir(self.results().join("cells")).into_iter().flatten() {
+            let record = cell.unwrap().path().join("record.json");
+            if let Ok(bytes) = std::fs::read(&record) {
+                let written = std::fs::metadata(&record).unwrap().modified().unwrap();
+                records.insert(record, (bytes, written));
+            }
+        }
+        records
+    }
+
+    /// Processes of cells that work in this results folder, by `/proc`.
+    fn cell_processes(&self) -> Vec<Pid> {
+        let results = self.results().display().to_string();
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            if line.split('\0').nth(1) == Some("cell") && line.contains(&results) {
+                found.push(Pid::from_raw(pid));
+            }
+        }
+        found
+    }
+
+    fn long_table(&self) -> Vec<Vec<String>> {
+        let output = self.command("table").args(["--long", "--format", "csv"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let text = stdout(&output);
+        text.lines().skip(1).map(|line| line.split(',').map(str::to_owned).collect()).collect()
+    }
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "waited 60 s for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn a_checkpoint(folder: &Path) -> Option<PathBuf> {
+    let cells = std::fs::read_dir(folder.join("cells")).ok()?;
+    let attempts = cells.flatten().filter_map(|cell| std::fs::read_dir(cell.path().join("attempts")).ok());
+    let mut checkpoints = attempts.flatten().flatten().map(|attempt| attempt.path().join("checkpoint.safetensors"));
+    checkpoints.find(|checkpoint| checkpoint.exists())
+}
+
+#[test]
+fn a_grid_that_is_killed_continues_where_it_was_and_published_results_stay_untouched() {
+    let bench = Bench::new(GRID);
+    let mut coordinator = bench.start();
+    wait_until("two results and a third cell at work", || {
+        bench.records().len() >= 2 && !bench.cell_processes().is_empty()
+    });
+    coordinator.kill().unwrap();
+    coordinator.wait().unwrap();
+    let before = bench.records();
+    assert!(before.len() < 8, "the whole grid was done before it could be killed");
+    wait_until("the children to end with their coordinator", || bench.cell_processes().is_empty());
+
+    let output = bench.command("status").output().unwrap();
+    assert_contains(&stdout(&output), &["was killed"]);
+    let output = bench.command("table").output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_contains(&stderr(&output), &["have no result yet", "hint: tsbd run"]);
+
+    let output = bench.command("run").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_contains(&stderr(&output), &["hint: tsbd table"]);
+    let after = bench.records();
+    assert_eq!(after.len(), 8);
+    for (path, record) in &before {
+        assert!(after[path] == *record, "{} was touched", path.display());
+    }
+    let rows = bench.long_table();
+    assert_eq!(rows.len(), 8);
+    let text = stdout(&bench.command("table").output().unwrap());
+    assert_contains(&text, &["BadNets", "Blended", "TSBD"]);
+    assert!(!text.contains("missing"), "{text}");
+
+    // Everything is done: a second run does nothing, quickly.
+    let begin = Instant::now();
+    let output = bench.command("run").output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert_contains(&stderr(&output), &["all 8 cells are done already"]);
+    assert!(bench.records() == after);
+}
+
+/// One cell that trains for a while.
+fn one_cell(epochs: usize) -> Bench {
+    let grid = GRID.replace("epochs = 6", &format!("epochs = {epochs}"));
+    let grid = grid.replace("[\"badnets\", \"blended\"]", "[\"badnets\"]");
+    Bench::new(&grid.replace("[\"none\", \"ft\", \"fp\", \"tsbd\"]", "[\"none\", \"ft\"]"))
+}
+
+#[test]
+fn a_cell_that_is_killed_is_told_with_its_children_and_made_by_the_next_run() {
+    let bench = one_cell(40);
+    let coordinator = bench.start();
+    wait_until("a cell at work", || !bench.cell_processes().is_empty());
+    for cell in bench.cell_processes() {
+        // It may have ended by itself: then the assertions below say so.
+        let _ = kill(cell, Signal::SIGKILL);
+    }
+    let output = coordinator.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert_contains(&stderr(&output), &["badnets: FAILED", "signal 9", "badnets + ft: skipped", "hint:"]);
+    assert_eq!(bench.records().len(), 0);
+
+    let output = bench.command("run").args(["--set", "training.epochs=40"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(bench.records().len(), 2);
+}
+
+#[test]
+fn a_second_coordinator_is_refused_and_the_first_goes_on() {
+    let bench = one_cell(40);
+    let first = bench.start();
+    wait_until("a cell at work", || !bench.cell_processes().is_empty());
+    let output = bench.command("run").output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert_contains(&stderr(&output), &["in use by", &format!("process {}", first.id()), "hint:", "--results"]);
+    let output = first.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(bench.records().len(), 2);
+}
+
+#[test]
+fn ctrl_c_stops_with_130_and_the_same_command_continues() {
+    let bench = one_cell(200);
+    let coordinator = bench.start();
+    wait_until("a checkpoint", || a_checkpoint(&bench.results()).is_some());
+    kill(Pid::from_raw(coordinator.id().cast_signed()), Signal::SIGINT).unwrap();
+    let output = coordinator.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert_contains(&stderr(&output), &["stopped; run the same command to continue"]);
+    assert!(bench.cell_processes().is_empty());
+    let output = bench.command("status").output().unwrap();
+    assert_contains(&stdout(&output), &["was interrupted"]);
+
+    let coordinator = bench.start();
+    wait_until("a cell at work", || !bench.cell_processes().is_empty());
+    std::thread::sleep(Duration::from_millis(300));
+    kill(Pid::from_raw(coordinator.id().cast_signed()), Signal::SIGTERM).unwrap();
+    let output = coordinator.wait_with_output().unwrap();
+    assert_contains(&stderr(&output), &["badnets: continues"]);
+}
+
+#[test]
+fn a_truncated_checkpoint_costs_its_epochs_and_nothing_else() {
+    let bench = one_cell(40);
+    let mut coordinator = bench.start();
+    wait_until("a checkpoint", || a_checkpoint(&bench.results()).is_some());
+    coordinator.kill().unwrap();
+    coordinator.wait().unwrap();
+    wait_until("the children to end", || bench.cell_processes().is_empty());
+    let checkpoint = a_checkpoint(&bench.results()).expect("there was one");
+    let bytes = std::fs::read(&checkpoint).unwrap();
+    std::fs::write(&checkpoint, &bytes[..bytes.len() / 2]).unwrap();
+
+    let output = bench.command("run").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_contains(&stderr(&output), &["checkpoint.safetensors", "begins again"]);
+    assert_eq!(bench.records().len(), 2);
+}
+
+#[test]
+fn a_full_disk_fails_with_a_reason_and_a_later_run_completes() {
+    let Some(disk) = SmallDisk::mount() else {
+        println!("skipped: a full disk needs the right to mount a tmpfs (root)");
+        return;
+    };
+    let bench = one_cell(1);
+    let run = |results: &Path| tsbd().arg("run").arg(&bench.file).arg("--results").arg(results).output().unwrap();
+    let output = run(&disk.folder.path().join("results"));
+    assert_ne!(output.status.code(), Some(0), "a model of width 4 has more than {} bytes", SmallDisk::BYTES);
+    assert_contains(&stderr(&output), &["No space left on device"]);
+    let published = disk.folder.path().join("results/cells");
+    let records = std::fs::read_dir(published).into_iter().flatten().flatten();
+    assert!(records.filter(|cell| cell.path().join("record.json").exists()).count() < 2);
+
+    disk.grow();
+    let output = run(&disk.folder.path().join("results"));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+}
+
+/// A file system in memory that is soon full.
+struct SmallDisk {
+    folder: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    const BYTES: usize = 128 * 1024;
+
+    fn mount() -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let size = format!("size={}", Self::BYTES);
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path()).output().ok()?;
+        mount.status.success().then_some(Self { folder })
+    }
+
+    fn grow(&self) {
+        let mount = Command::new("mount").args(["-o", "remount,size=64m"]).arg(self.folder.path()).status().unwrap();
+        assert!(mount.success());
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Left to the system if it cannot be done.
+        let _ = Command::new("umount").arg(self.folder.path()).status();
+    }
+}

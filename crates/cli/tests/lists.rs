@@ -1,0 +1,64 @@
+//! `tsbd list` walks the registries.
+
+mod common;
+
+use common::{assert_contains, stderr, stdout, tsbd};
+
+#[test]
+fn every_attack_of_the_registry_is_listed() {
+    let output = tsbd().args(["list", "attacks"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    for entry in tsbd_experiment::ATTACKS {
+        assert_contains(&stdout(&output), &[entry.name, entry.title]);
+    }
+}
+
+#[test]
+fn every_defense_of_the_registry_is_listed() {
+    let output = tsbd().args(["list", "defenses"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    for entry in tsbd_defense::DEFENSES {
+        assert_contains(&stdout(&output), &[entry.name, entry.title]);
+    }
+}
+
+#[test]
+fn every_data_set_and_every_model_is_listed() {
+    let output = tsbd().args(["list", "datasets"]).output().unwrap();
+    for entry in tsbd_data::DATASETS {
+        assert_contains(&stdout(&output), &[entry.name]);
+    }
+    let output = tsbd().args(["list", "models"]).output().unwrap();
+    for entry in tsbd_models::MODELS {
+        assert_contains(&stdout(&output), &[entry.name, entry.title]);
+    }
+}
+
+#[test]
+fn one_attack_is_shown_with_its_paper_and_every_parameter_with_its_default() {
+    let output = tsbd().args(["list", "attacks", "badnets"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_contains(
+        &stdout(&output),
+        &["BadNets", "1708.06733", "[attacks.badnets]", "trigger = \"square\"", "[attack]", "poisoning_ratio = 0.1"],
+    );
+    assert_contains(&stdout(&output), &["all-to-one | all-to-all", "whole number of at least 0"]);
+    assert!(!stdout(&output).contains("Blended"));
+}
+
+#[test]
+fn a_name_that_is_not_in_the_registry_is_refused_with_those_that_are() {
+    let output = tsbd().args(["list", "defenses", "fpp"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_contains(&stderr(&output), &["fpp", "hint:", "tsbd"]);
+}
+
+#[test]
+fn json_holds_the_schema_for_other_programs() {
+    let output = tsbd().args(["list", "attacks", "--json"]).output().unwrap();
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let names: Vec<_> = list.as_array().unwrap().iter().map(|entry| entry["name"].as_str().unwrap()).collect();
+    let registry: Vec<_> = tsbd_experiment::ATTACKS.iter().map(|entry| entry.name).collect();
+    assert_eq!(names, registry);
+    assert_eq!(list[1]["shared_parameters"]["properties"]["poisoning_ratio"]["default"], 0.1);
+}

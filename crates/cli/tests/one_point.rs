@@ -1,0 +1,173 @@
+//! The commands that do one thing: poison, evaluate, defend, data, bench.
+
+mod common;
+
+use std::path::Path;
+
+use common::{assert_contains, stderr, stdout, tsbd};
+
+/// Few, small drawn images.
+const SMALL: &[&str] = &["--profile", "smoke", "--set", "data.train_images=200", "--set", "data.test_images=100"];
+
+#[test]
+fn poison_writes_the_poisoned_training_images_with_a_manifest_and_the_trigger() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, trigger) = (folder.path().join("poisoned"), folder.path().join("trigger.png"));
+    let output = tsbd()
+        .args(["poison", "badnets", "--split", "train", "--out"])
+        .arg(&out)
+        .arg("--export-trigger")
+        .arg(&trigger)
+        .args(SMALL)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let manifest = std::fs::read_to_string(out.join("manifest.csv")).unwrap();
+    let mut lines = manifest.lines();
+    assert_eq!(lines.next(), Some("file,index,original_label,given_label"));
+    let rows: Vec<Vec<&str>> = lines.map(|line| line.split(',').collect()).collect();
+    assert_eq!(rows.len(), 20, "a tenth of 200 images");
+    for row in &rows {
+        let picture = tsbd_data::read_rgb(&out.join(row[0])).unwrap();
+        assert_eq!((picture.height, picture.width), (16, 16));
+        assert_eq!(row[3], "0", "the target class");
+    }
+    let trigger = tsbd_data::read_rgb(&trigger).unwrap();
+    assert!(trigger.pixels.iter().any(|level| *level != 0));
+}
+
+#[test]
+fn poison_writes_the_triggered_test_images_that_are_not_of_the_target_class() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = tsbd()
+        .args(["poison", "blended", "--split", "test", "--json", "--out"])
+        .arg(folder.path())
+        .args(SMALL)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let manifest = std::fs::read_to_string(folder.path().join("manifest.csv")).unwrap();
+    assert_eq!(summary["images"].as_u64().unwrap() as usize, manifest.lines().count() - 1);
+    assert!(manifest.lines().skip(1).all(|line| line.split(',').nth(2) != Some("0")));
+}
+
+#[test]
+fn poison_refuses_a_folder_that_is_not_empty_and_an_attack_that_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("mine.txt"), "precious").unwrap();
+    let poison = |attack: &str, out: &Path| {
+        tsbd().args(["poison", attack, "--split", "train", "--out"]).arg(out).args(SMALL).output().unwrap()
+    };
+    let output = poison("badnets", folder.path());
+    assert_eq!(output.status.code(), Some(2));
+    assert_contains(&stderr(&output), &["not empty", "hint:"]);
+    let output = poison("none", &folder.path().join("new"));
+    assert_eq!(output.status.code(), Some(2));
+    assert_contains(&stderr(&output), &["changes no image", "hint:"]);
+    let output = poison("badnetz", &folder.path().join("new"));
+    assert_eq!(output.status.code(), Some(2));
+    assert_contains(&stderr(&output), &["badnetz", "tsbd list attacks"]);
+}
+
+#[test]
+fn attack_trains_a_model_that_evaluate_and_defend_take_and_a_second_attack_finds() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = |command: &mut std::process::Command| {
+        command.args(SMALL).args([
+            "--set",
+            "training.epochs=1",
+            "--set",
+            "model.width=4",
+            "--set",
+            "defenses.ft.epochs=1",
+        ]);
+    };
+    let train = || {
+        let mut command = tsbd();
+        command.args(["attack", "badnets", "--json", "--results"]).arg(folder.path());
+        tiny(&mut command);
+        command.output().unwrap()
+    };
+    let output = train();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let trained: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let model = trained["model"].as_str().unwrap();
+    let written = std::fs::metadata(model).unwrap().modified().unwrap();
+
+    let again = train();
+    assert_eq!(again.stdout, output.stdout, "the same model, not another one");
+    assert_eq!(std::fs::metadata(model).unwrap().modified().unwrap(), written);
+
+    let mut command = tsbd();
+    command.args(["evaluate", "--attack", "badnets", "--json", "--model", model]);
+    tiny(&mut command);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let measured: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for rate in ["acc", "asr", "ra"] {
+        assert_eq!(measured["metrics"][rate], trained["metrics"][rate], "{rate}");
+    }
+
+    let repaired = folder.path().join("repaired.safetensors");
+    let mut command = tsbd();
+    command.args(["defend", "ft", "--attack", "badnets", "--json", "--model", model, "--out"]).arg(&repaired);
+    tiny(&mut command);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let defended: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(defended["before"]["asr"], trained["metrics"]["asr"]);
+    assert!(repaired.exists() && defended["der"].is_number());
+
+    let mut command = tsbd();
+    command.args(["evaluate", "--attack", "none", "--model", model]).args(SMALL).args(["--set", "model.width=8"]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "a model of another width");
+    assert_contains(&stderr(&output), &["model.safetensors", "hint:", "model.width"]);
+}
+
+#[test]
+fn data_list_says_where_data_sets_lie_and_verify_names_a_damaged_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let data =
+        |arguments: &[&str]| tsbd().arg("data").args(arguments).env("XDG_CACHE_HOME", folder.path()).output().unwrap();
+    let output = data(&["list"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_contains(&stdout(&output), &["cifar10", "tsbd data fetch cifar10", "shapes"]);
+
+    let output = data(&["verify", "cifar10"]);
+    assert_eq!(output.status.code(), Some(2), "it is not there at all");
+    assert_contains(&stderr(&output), &["hint:", "tsbd data fetch cifar10"]);
+
+    let place = folder.path().join("tsbd/datasets/cifar-10-batches-bin");
+    std::fs::create_dir_all(&place).unwrap();
+    std::fs::write(place.join("test_batch.bin"), "not the official one").unwrap();
+    let output = data(&["verify", "cifar10"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_contains(&stdout(&output), &["test_batch.bin", "20 bytes instead of"]);
+    assert_contains(&stderr(&output), &["hint:", "tsbd data fetch cifar10"]);
+}
+
+#[test]
+fn data_fetch_takes_no_name_that_is_unknown_and_shapes_needs_none() {
+    let output = tsbd().args(["data", "fetch", "cifar11"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_contains(&stderr(&output), &["cifar11", "cifar10"]);
+    let output = tsbd().args(["data", "fetch", "shapes"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_contains(&stderr(&output), &["shapes", "drawn"]);
+}
+
+#[test]
+fn bench_train_measures_what_it_promises() {
+    let output = tsbd()
+        .args(["bench", "train", "--width", "4", "--batch", "16", "--steps", "3", "--image-size", "16", "--json"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let measured: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let number = |name: &str| measured[name].as_f64().unwrap();
+    assert!(number("images_per_second") > 0.0 && number("peak_memory_mb") > 1.0);
+    let product = number("images_per_second") * number("milliseconds_per_step");
+    assert!((product - 16_000.0).abs() < 1.0, "16 images a step: {product}");
+}

@@ -1,0 +1,117 @@
+//! An experiment that cannot be right is refused with exit code 2, before anything is trained, with the file, the key,
+//! the value and the way out.
+
+mod common;
+
+use std::path::Path;
+use std::process::Output;
+
+use common::{assert_contains, experiment, stderr, stdout, tsbd};
+
+const GRID: &str = "profile = \"smoke\"\n[grid]\nattack = [\"badnets\"]\ndefense = [\"none\", \"ft\"]\n";
+
+fn run(folder: &Path, text: &str, flags: &[&str]) -> Output {
+    let file = experiment(folder, "trial.toml", text);
+    tsbd().arg("run").arg(file).arg("--results").arg(folder.join("results")).args(flags).output().unwrap()
+}
+
+/// Runs the experiment and asserts that it is refused with all of `parts` on standard error, and nothing else happens.
+fn assert_refused(text: &str, flags: &[&str], parts: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let output = run(folder.path(), text, flags);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert_contains(&stderr(&output), parts);
+    assert!(!stderr(&output).contains('\x1b'), "colour where there is no terminal");
+    assert_eq!(stdout(&output), "", "talk belongs on standard error");
+    assert!(!folder.path().join("results").exists(), "something was started");
+}
+
+#[test]
+fn an_unknown_key_is_shown_in_its_file_with_the_key_that_was_meant() {
+    let text = format!("{GRID}[attack]\npoisonning_ratio = 0.1\n");
+    assert_refused(
+        &text,
+        &[],
+        &[
+            "trial.toml:6",
+            "poisonning_ratio = 0.1",
+            "`attack.poisonning_ratio`",
+            "hint:",
+            "did you mean `poisoning_ratio`?",
+        ],
+    );
+}
+
+#[test]
+fn a_ratio_of_one_and_a_half_is_refused_with_the_range() {
+    let text = format!("{GRID}[attack]\npoisoning_ratio = 1.5\n");
+    assert_refused(
+        &text,
+        &[],
+        &["trial.toml:6", "`attack.poisoning_ratio` = 1.5", "out of range", "hint:", "greater than 0 and at most 1"],
+    );
+}
+
+#[test]
+fn a_wrong_value_on_the_command_line_is_shown_there() {
+    assert_refused(GRID, &["--set", "attack.poisoning_ratio=1.5"], &["--set", "attack.poisoning_ratio=1.5", "hint:"]);
+}
+
+#[test]
+fn everything_that_is_wrong_is_told_at_once() {
+    let text = GRID.replace("\"ft\"", "\"fft\"") + "[attack]\ntarget_class = 12\n[training]\nepochs = \"many\"\n";
+    assert_refused(&text, &[], &["fft", "target_class", "epochs"]);
+}
+
+#[test]
+fn a_text_that_is_no_toml_is_refused_with_its_line() {
+    assert_refused("title = \"unfinished\n", &[], &["trial.toml:1", "hint:"]);
+}
+
+#[test]
+fn a_missing_data_folder_says_where_it_looked_and_how_to_get_the_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = experiment(folder.path(), "trial.toml", &GRID.replace("smoke", "quick"));
+    let absent = folder.path().join("no-such-folder");
+    let output = tsbd()
+        .arg("run")
+        .arg(file)
+        .arg("--results")
+        .arg(folder.path().join("results"))
+        .arg("--data")
+        .arg(&absent)
+        .env("XDG_CACHE_HOME", folder.path().join("empty-cache"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert_contains(
+        &unfolded(&stderr(&output)),
+        &["cifar10", &absent.display().to_string(), "hint:", "tsbd data fetch cifar10"],
+    );
+}
+
+/// An error is folded to the width of the page: undone, so that a long path is in one piece.
+fn unfolded(text: &str) -> String {
+    text.lines().map(|line| line.trim_start_matches([' ', '│', '|'])).collect()
+}
+
+#[test]
+fn a_missing_experiment_file_is_refused_with_its_name() {
+    let output = tsbd().args(["run", "no/such/file.toml"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_contains(&stderr(&output), &["no/such/file.toml", "hint:", "tsbd list experiments"]);
+}
+
+#[test]
+fn a_set_without_a_value_is_bad_usage_with_an_example() {
+    let output = tsbd().args(["plan", "x.toml", "--set", "attack.poisoning_ratio"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_contains(&stderr(&output), &["attack.poisoning_ratio=0.05"]);
+}
+
+#[test]
+fn parquet_is_not_written_to_a_terminal() {
+    let output = tsbd().args(["table", "x.toml", "--format", "parquet"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_contains(&stderr(&output), &["--out table.parquet"]);
+}
