@@ -13,6 +13,7 @@
 
 mod aggregate;
 mod axis;
+mod contest;
 mod error;
 mod format;
 mod long;
