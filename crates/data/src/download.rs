@@ -1,7 +1,7 @@
 //! One file over HTTP(S), continuing what an earlier attempt left.
 
 use std::{
-    io::{Read, Seek, SeekFrom, Write},
+    io::{Read, Write},
     path::Path,
     time::Duration,
 };
@@ -35,8 +35,7 @@ pub(crate) fn download(
         .into();
     let failed = |reason: String| Error::Download { url: url.to_owned(), reason, way_out: way_out.to_owned() };
     loop {
-        let mut file = OpenOptions::new().create(true).append(true).open(part)?;
-        let before = file.metadata()?.len();
+        let before = if part.exists() { fs_err::metadata(part)?.len() } else { 0 };
         let mut request = agent.get(url);
         if before > 0 {
             request = request.header(header::RANGE, format!("bytes={before}-"));
@@ -49,9 +48,10 @@ pub(crate) fn download(
             StatusCode::RANGE_NOT_SATISFIABLE if before > 0 => return Ok(()),
             status => return Err(failed(format!("the server answered {status}"))),
         };
+        // Opened only now, so that without a network nothing is left behind.
+        let mut file = OpenOptions::new().create(true).append(true).open(part)?;
         if start == 0 {
             file.set_len(0)?;
-            file.seek(SeekFrom::Start(0))?;
         }
         let total = response.body().content_length().map(|length| start + length);
         let (received, broken) = copy(&mut response.body_mut().as_reader(), &mut file, start, total, progress)?;
@@ -62,8 +62,8 @@ pub(crate) fn download(
             None => "the connection closed early".to_owned(),
         };
         if received <= before {
-            let size = total.map_or("an unknown number".to_owned(), |total| total.to_string());
-            return Err(failed(format!("{reason} after {received} of {size} of bytes")));
+            let size = total.map_or("an unknown number of".to_owned(), |total| total.to_string());
+            return Err(failed(format!("{reason} after {received} of {size} bytes")));
         }
     }
 }

@@ -18,8 +18,10 @@ struct Taps {
     weights: Vec<i32>,
 }
 
-/// Resizes an image `[height, width, channels]` to `[to_height, to_width, channels]`. `pixels` must hold
-/// `height * width * channels` values and no length may be zero.
+/// Resizes an image `[height, width, channels]`, 8 bits per value, to `[to_height, to_width, channels]`.
+///
+/// # Panics
+/// If `pixels` does not hold a whole number of channels or a length is zero.
 pub fn bilinear(pixels: &[u8], (height, width): (usize, usize), (to_height, to_width): (usize, usize)) -> Vec<u8> {
     assert!(height * width > 0 && to_height * to_width > 0, "an image needs at least one pixel");
     assert_eq!(pixels.len() % (height * width), 0, "{} values are no {height} x {width} image", pixels.len());

@@ -251,7 +251,9 @@ fn without_a_network_the_error_names_the_address_and_the_other_way() {
     // A port that was free a moment ago: nobody listens there.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("http://{address}/things.tar.gz").leak();
-    let error = Place::new().fetch(&official(url, &good_archive())).unwrap_err().to_string();
+    let place = Place::new();
+    let error = place.fetch(&official(url, &good_archive())).unwrap_err().to_string();
+    assert_eq!(fs_err::read_dir(place.root.download_folder()).unwrap().count(), 0);
     assert!(error.contains(&*url) && error.contains("tsbd data fetch things --from FILE"), "{error}");
 }
 
