@@ -9,7 +9,9 @@ PROFILE ?= quick
 ARGS ?=
 RUN_ARGS ?=
 CARGO_ARGS ?=
-TSBD = cargo run --release --quiet $(CARGO_ARGS) --package tsbd --
+TSBD = $(or $(CARGO_TARGET_DIR),target)/release/tsbd
+
+# Always the whole workspace: cargo compiles dependencies once for each set of packages that it is asked for.
 
 .DEFAULT_GOAL := help
 .PHONY: help demo table1 data test check bench build
@@ -41,7 +43,7 @@ bench: build ## training throughput of this machine
 	@$(TSBD) bench train $(ARGS)
 
 build: ## compile the binary, target/release/tsbd
-	@cargo build --release $(CARGO_ARGS) --package tsbd
+	@cargo build --release --quiet --workspace $(CARGO_ARGS)
 
 # Runs what is outstanding and prints the table. Failed cells (exit code 1) do not hide the others; a refused file (2)
 # and an interruption (130) print no table.
