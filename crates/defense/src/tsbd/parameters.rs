@@ -70,8 +70,8 @@ pub struct Parameters {
     pub gradient_norm: GradientNorm,
     /// r: length of the step along the normalised gradient to where the second gradient is taken.
     pub radius: f64,
-    /// alpha: share of the second gradient in the update; the penalty's weight is `lambda = alpha / radius` in the
-    /// released code's reading. From 0 to 1.
+    /// alpha: share of the second gradient in the update, from 0 to 1. To first order the update descends the
+    /// cross-entropy plus `alpha * radius` times the gradient's norm, the paper's lambda.
     pub alpha: f64,
     /// Learning rate of stage 2 (SGD, constant, no weight decay).
     pub fine_tuning_learning_rate: f64,
