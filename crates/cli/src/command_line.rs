@@ -18,11 +18,11 @@ use crate::terminal::{self, Talk};
     styles = STYLES,
     max_term_width = 100,
     after_help = examples!(
-        "tsbd run experiments/smoke.toml         train and repair everything in the file that is not done yet"
-        "tsbd table experiments/smoke.toml       print its table"
+        "tsbd run experiments/demo.toml          train and repair everything in the file that is not done yet"
+        "tsbd table experiments/demo.toml        print its table"
         "tsbd plan experiments/table1.toml       what would run, and what it will cost"
         "tsbd list attacks                       what there is to choose from"
-        ""
+        ;
         "Exit codes: 0 all done, 1 something failed, 2 refused before anything started, 130 interrupted (resumable)."
         "Data is printed on standard output, everything else on standard error. NO_COLOR is respected."
     ),
@@ -82,8 +82,8 @@ impl CommandLine {
 const ORIENTATION: &str = "\
 tsbd: backdoor attacks on image classifiers and their removal
 
-  tsbd run experiments/smoke.toml      train and repair every cell of a grid (a minute, no download)
-  tsbd table experiments/smoke.toml    print its table
+  tsbd run experiments/demo.toml       train and repair every cell of a grid (minutes, no download)
+  tsbd table experiments/demo.toml     print its table
   tsbd run experiments/table1.toml     the same on CIFAR-10 (first: tsbd data fetch cifar10)
   tsbd plan experiments/table1.toml    what would run, what is done, what it will cost
   tsbd list attacks                    attacks; also: defenses, models, datasets, experiments
@@ -102,7 +102,9 @@ const STYLES: Styles = Styles::styled()
 
 /// The Examples section of a help text: one command line (with a remark) after the other.
 macro_rules! examples {
-    ($($line:literal)+) => { concat!("\x1b[1mExamples:\x1b[0m\n", $("  ", $line, "\n"),+) };
+    ($($line:literal)+ $(; $($remark:literal)+)?) => {
+        concat!("\x1b[1mExamples:\x1b[0m\n", $("  ", $line, "\n",)+ $("\n", $($remark, "\n",)+)?)
+    };
 }
 pub(crate) use examples;
 

@@ -31,10 +31,6 @@ pub fn run(plan: &Plan, store: &Store, options: Options, talk: &Talk) -> Result<
         run_options.workers = options.workers;
         let (sender, events) = mpsc::channel(256);
         let drawing = tokio::spawn(draw(events, labels::of(plan), talk.quiet));
-        // For tables that are made where the images are not. Left to whoever runs here, if somebody does.
-        if store.lock_holder().map_err(planning::store_failure)?.is_none() {
-            store.note_images(&plan.images).map_err(planning::store_failure)?;
-        }
         let summary = tsbd_orchestrator::run(plan, store, run_options, sender).await;
         // Ends by itself once nobody sends any more; a panic in drawing loses lines, not results.
         let _ = drawing.await;
@@ -135,7 +131,10 @@ pub fn describe(summary: &RunSummary, plan: &Plan) -> Vec<String> {
     let labels = labels::of(plan);
     let RunSummary { already_done, finished, failed, skipped, stopped, interrupted, elapsed } = summary;
     if finished.is_empty() && failed.is_empty() && stopped.is_empty() {
-        return vec![format!("all {already_done} cells are done already")];
+        return vec![match already_done {
+            1 => "the only cell is done already".to_owned(),
+            _ => format!("all {already_done} cells are done already"),
+        }];
     }
     let mut parts = vec![format!("{} done", finished.len())];
     for (count, what) in
@@ -145,8 +144,8 @@ pub fn describe(summary: &RunSummary, plan: &Plan) -> Vec<String> {
             parts.push(format!("{count} {what}"));
         }
     }
-    let mut lines =
-        vec![format!("{} cells: {} in {}", plan.cells.len(), parts.join(", "), duration(elapsed.as_secs_f64()))];
+    let cells = if plan.cells.len() == 1 { "1 cell".to_owned() } else { format!("{} cells", plan.cells.len()) };
+    let mut lines = vec![format!("{cells}: {} in {}", parts.join(", "), duration(elapsed.as_secs_f64()))];
     lines.extend(failed.iter().map(|(key, reason)| format!("failed: {} ({}): {reason}", labels[key], key.short())));
     if *interrupted && !stopped.is_empty() {
         lines.push("stopped; run the same command to continue".to_owned());

@@ -35,7 +35,7 @@ pub struct Overrides {
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,
 
-    /// Set one key of the experiment file; may be repeated. The value is TOML: a number, true, "text" or a list
+    /// Set one key of the experiment file; may be repeated. The value is TOML: 0.05, true, text, [0, 1]
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_setting)]
     pub set: Vec<Setting>,
 }
@@ -104,7 +104,7 @@ pub struct OnePoint {
     #[arg(long, value_name = "NAME", default_value = "quick")]
     pub profile: String,
 
-    /// Set one key as in an experiment file; may be repeated. The value is TOML: a number, true, "text" or a list
+    /// Set one key as in an experiment file; may be repeated. The value is TOML: 0.05, true, text, [0, 1]
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_setting)]
     pub set: Vec<Setting>,
 }

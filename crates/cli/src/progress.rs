@@ -11,7 +11,7 @@ use tsbd_experiment::CellKey;
 use crate::terminal;
 
 /// Between two lines about the same running cell, where there is no terminal.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How far a running cell is.
 #[derive(Debug, Clone, PartialEq, Default)]

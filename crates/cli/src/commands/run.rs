@@ -18,12 +18,12 @@ use crate::{grid, planning};
 /// command continues from the last epoch. Results that are there are never changed.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
-    "tsbd run experiments/smoke.toml                          a minute, no download"
+    "tsbd run experiments/demo.toml                           minutes, no download"
     "tsbd run experiments/table1.toml                         Table 1 with the file's profile"
     "tsbd run experiments/table1.toml --profile paper         as published; hours on a GPU"
     "tsbd run experiments/table1.toml --set attack.poisoning_ratio=0.05 --set 'seeds=[0, 1, 2]'"
     "tsbd run experiments/table1.toml --results /mnt/results --workers 2"
-    ""
+    ;
     "Exit codes: 0 all done, 1 some cells failed, 2 the file was refused, 130 interrupted (resumable)."
 ))]
 pub struct Arguments {

@@ -18,7 +18,7 @@ use crate::{planning, terminal};
 /// Nothing is trained: cells without a result are marked as missing. Numbers are percentages.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
-    "tsbd table experiments/smoke.toml                          on the terminal"
+    "tsbd table experiments/demo.toml                           on the terminal"
     "tsbd table experiments/table1.toml --format tex --out table1.tex"
     "tsbd table experiments/table1.toml --profile paper --format md"
     "tsbd table experiments/table1.toml --long --format csv     one row per finished cell, for other programs"
