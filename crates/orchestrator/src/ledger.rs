@@ -111,3 +111,112 @@ impl Ledger {
         entry.state = to;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+    use tsbd_experiment::{
+        Augmentation, Cell, CellKind, DatasetParameters, Experiment, MethodParameters, ModelParameters, Schedule,
+        TableSpec, TrainingParameters,
+    };
+
+    use super::*;
+
+    /// Cell `i` has up to two earlier cells as parents, as the bits of `shape[i]` say.
+    fn plan(shape: &[u16]) -> Plan {
+        let experiment = Experiment {
+            name: "test".into(),
+            title: "A test".into(),
+            profile: "smoke".into(),
+            table: TableSpec::default(),
+        };
+        let mut plan = Plan { experiment, cells: IndexMap::new(), points: Vec::new(), images: Default::default() };
+        for (seed, mask) in shape.iter().enumerate() {
+            let earlier = plan.cells.keys().enumerate().filter(|(position, _)| mask & (1 << position) != 0);
+            let parents = earlier.take(2).map(|(_, key)| key.clone()).collect();
+            let cell = Cell {
+                kind: CellKind::Train,
+                profile: "smoke".into(),
+                seed: seed as u64,
+                data_digest: "none".into(),
+                parents,
+                dataset: DatasetParameters::new("shapes"),
+                model: ModelParameters { name: "preact-resnet18".into(), width: 4 },
+                training: Some(TrainingParameters {
+                    epochs: 1,
+                    batch_size: 2,
+                    learning_rate: 0.1,
+                    momentum: 0.0,
+                    weight_decay: 0.0,
+                    schedule: Schedule::Constant,
+                    augmentation: Augmentation::None,
+                }),
+                attack: MethodParameters { name: "none".into(), revision: 1, parameters: serde_json::json!({}) },
+                defense: None,
+            };
+            plan.cells.insert(cell.key(), cell);
+        }
+        plan
+    }
+
+    proptest! {
+        /// Runs a plan in which some cells fail, children ending in any order, and compares with the definition: a
+        /// cell is done if it does not fail and all its ancestors are done.
+        #[test]
+        fn exactly_the_descendants_of_failed_cells_are_skipped_in_any_order_of_endings(
+            (shape, fails) in (1_usize..12).prop_flat_map(|count| {
+                (proptest::collection::vec(any::<u16>(), count), proptest::collection::vec(proptest::bool::weighted(0.2), count))
+            }),
+            workers in 1_usize..5,
+            order in proptest::collection::vec(any::<usize>(), 12),
+        ) {
+            let plan = plan(&shape);
+            let keys: Vec<CellKey> = plan.cells.keys().cloned().collect();
+            let fails = |key: &CellKey| fails[plan.cells.get_index_of(key).unwrap()];
+            let mut ledger = Ledger::new(&plan, &keys);
+            let mut running: Vec<CellKey> = Vec::new();
+            let (mut done, mut skipped) = (BTreeSet::new(), BTreeSet::new());
+            let mut order = order.into_iter().cycle();
+            loop {
+                while running.len() < workers && let Some(key) = ledger.next().cloned() {
+                    prop_assert!(plan.cells[&key].parents.iter().all(|parent| done.contains(parent)));
+                    ledger.begin(&key);
+                    running.push(key);
+                }
+                prop_assert_eq!(ledger.running(), running.len());
+                if running.is_empty() {
+                    break;
+                }
+                let key = running.swap_remove(order.next().unwrap() % running.len());
+                let ending = if fails(&key) { Ending::Failed } else { Ending::Done };
+                for (child, parent) in ledger.end(&key, ending) {
+                    prop_assert!(plan.cells[&child].parents.contains(&parent));
+                    prop_assert!(skipped.insert(child));
+                }
+                if ending == Ending::Done {
+                    done.insert(key);
+                }
+            }
+            let mut expected = BTreeSet::new();
+            for key in &keys {
+                if !fails(key) && plan.cells[key].parents.iter().all(|parent| expected.contains(parent)) {
+                    expected.insert(key.clone());
+                }
+            }
+            prop_assert_eq!(&done, &expected);
+            prop_assert_eq!(ledger.waiting(), 0);
+            prop_assert_eq!(ledger.skipped(), skipped.len());
+            prop_assert_eq!(done.len() + ledger.ended(Ending::Failed) + skipped.len(), keys.len());
+        }
+
+        #[test]
+        fn parents_that_already_have_results_hold_nobody_up(shape in proptest::collection::vec(any::<u16>(), 2..12), from in 0_usize..12) {
+            let plan = plan(&shape);
+            let todo: Vec<CellKey> = plan.cells.keys().skip(from).cloned().collect();
+            let ledger = Ledger::new(&plan, &todo);
+            prop_assert_eq!(ledger.next(), todo.first());
+        }
+    }
+}

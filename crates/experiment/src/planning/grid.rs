@@ -58,20 +58,17 @@ pub(super) fn read(root: &Table, start: &Place, problems: &mut Problems) -> Grid
         grid.defenses.push(("none".into(), node.key_place.clone()));
     }
     for (axis, values) in &grid.axes {
-        let used = |family: &Family, chosen: &[(String, Place)]| {
-            let method = axis.strip_prefix(family.own)?.strip_prefix('.')?.split('.').next()?.to_owned();
-            Some((chosen.iter().any(|(name, _)| *name == method), method))
-        };
-        let found = used(&ATTACK, &grid.attacks).or_else(|| used(&DEFENSE, &grid.defenses));
-        if let (Some((false, method)), Some(value)) = (found, values.first()) {
-            let reason = format!("`{method}` is not in the grid, so the axis changes nothing");
-            problems.add(
-                &value.key_place,
-                format!("grid.{axis}"),
-                None,
-                reason,
-                "add it to the grid, or remove the axis",
-            );
+        for (family, chosen) in [(&ATTACK, &grid.attacks), (&DEFENSE, &grid.defenses)] {
+            let method = axis.strip_prefix(family.own).and_then(|rest| rest.strip_prefix('.')?.split('.').next());
+            let (Some(method), Some(value)) = (method, values.first()) else { continue };
+            let key = format!("grid.{axis}");
+            if !family.names().contains(&method) {
+                let reason = format!("there is no such {}", family.what);
+                problems.add(&value.key_place, key, None, reason, suggest(method, family.names()));
+            } else if chosen.iter().all(|(name, _)| name != method) {
+                let reason = format!("`{method}` is not in the grid, so the axis changes nothing");
+                problems.add(&value.key_place, key, None, reason, "add it to the grid, or remove the axis");
+            }
         }
     }
     grid

@@ -1,1 +1,323 @@
+use std::collections::BTreeMap;
 
+use serde_json::json;
+use tsbd_data::DataRoot;
+
+use super::*;
+use crate::diagnostic::Diagnostic;
+use crate::plan::outstanding;
+use crate::store::Store;
+
+/// A grid on a few tiny drawn images: it needs no files and is planned in milliseconds.
+const SMALL: &str = r#"
+title = "A test"
+profile = "smoke"
+[data]
+train_images = 400
+test_images = 50
+image_size = 8
+[model]
+width = 4
+[grid]
+attack = ["none", "badnets", "blended"]
+defense = ["none", "ft", "tsbd"]
+"#;
+
+fn request(text: &str, set: &[(&str, &str)]) -> Request {
+    Request {
+        source: ExperimentSource::Text { name: "test.toml".into(), text: text.into() },
+        profile: None,
+        set: set.iter().map(|(key, value)| Setting::new(*key, *value)).collect(),
+        images: ImagesFrom::Disk(DataRoot::new("/nowhere")),
+    }
+}
+
+fn planned(text: &str, set: &[(&str, &str)]) -> Plan {
+    plan(&request(text, set)).unwrap_or_else(|refusal| panic!("{refusal}"))
+}
+
+fn refused(text: &str, set: &[(&str, &str)]) -> Vec<Diagnostic> {
+    plan(&request(text, set)).expect_err("the experiment should be refused").diagnostics
+}
+
+/// The only thing that is wrong, as: place text, key, value, reason, hint.
+fn only(diagnostics: &[Diagnostic]) -> (&str, &str, Option<&str>, &str, &str) {
+    let [one] = diagnostics else { panic!("{} diagnostics: {diagnostics:#?}", diagnostics.len()) };
+    (one.place.text(), &one.key, one.value.as_deref(), &one.reason, &one.hint)
+}
+
+#[test]
+fn a_backdoored_model_is_shared_by_its_defenses_and_parents_come_first() {
+    let plan = planned(SMALL, &[]);
+    assert_eq!((plan.cells.len(), plan.points.len()), (9, 9));
+    assert_eq!(plan.experiment.title, "A test");
+    let mut seen = Vec::new();
+    for (key, cell) in &plan.cells {
+        assert!(cell.parents.iter().all(|parent| seen.contains(parent)));
+        assert_eq!(&cell.key(), key);
+        assert_eq!(
+            (cell.kind == CellKind::Train, cell.training.is_some()),
+            (cell.defense.is_none(), cell.defense.is_none())
+        );
+        seen.push(key.clone());
+    }
+    let point = &plan.points[0];
+    assert_eq!((point.attack.as_str(), point.defense.as_str()), ("none", "none"));
+    assert_eq!(plan.cells[&point.cell].kind, CellKind::Train);
+}
+
+#[test]
+fn the_same_experiment_has_the_same_keys_and_a_title_changes_none() {
+    let keys = |plan: Plan| plan.cells.into_keys().collect::<Vec<_>>();
+    let one = keys(planned(SMALL, &[]));
+    assert_eq!(one, keys(planned(&SMALL.replace("A test", "Another"), &[])));
+    assert_ne!(one, keys(planned(SMALL, &[("attack.target_class", "1")])));
+}
+
+#[test]
+fn set_comes_before_the_file_and_the_file_before_the_profile() {
+    let plan = planned(SMALL, &[("model.width", "6"), ("training.epochs", "2")]);
+    let cell = &plan.cells[0];
+    assert_eq!((cell.model.width, cell.dataset.image_size), (6, Some(8)));
+    let training = cell.training.as_ref().unwrap();
+    // Batch size: from the profile alone. The cosine schedule follows the epochs that are in force.
+    assert_eq!((training.epochs, training.batch_size), (2, 64));
+    assert_eq!(training.schedule, crate::parameters::Schedule::Cosine { t_max: 2 });
+}
+
+#[test]
+fn an_axis_of_one_defense_multiplies_that_defense_alone() {
+    let text = format!("{SMALL}\"defenses.tsbd.neuron_ratio\" = [0.05, 0.15, 0.3]\n");
+    let plan = planned(&text, &[]);
+    // 3 attacks x (none, ft, 3 x tsbd).
+    assert_eq!((plan.points.len(), plan.cells.len()), (15, 15));
+    let of = |defense: &str| plan.points.iter().filter(|point| point.defense == defense).collect::<Vec<_>>();
+    assert!(of("ft").iter().all(|point| point.axes.is_empty()));
+    let ratios: Vec<_> = of("tsbd").iter().map(|point| point.axes["defenses.tsbd.neuron_ratio"].clone()).collect();
+    assert_eq!(ratios[..3], [json!(0.05), json!(0.15), json!(0.3)]);
+    for point in of("tsbd") {
+        let parameters = &plan.cells[&point.cell].defense.as_ref().unwrap().parameters;
+        assert_eq!(parameters["neuron_ratio"], point.axes["defenses.tsbd.neuron_ratio"]);
+    }
+    let dotted = planned(&format!("{SMALL}defenses.tsbd.neuron_ratio = [0.05, 0.15, 0.3]\n"), &[]);
+    assert_eq!(dotted.points, plan.points);
+}
+
+#[test]
+fn a_clean_model_is_trained_once_for_every_poisoning_ratio() {
+    let plan = planned(&format!("{SMALL}\"attack.poisoning_ratio\" = [0.05, 0.1]\n"), &[]);
+    let trained = plan.cells.values().filter(|cell| cell.kind == CellKind::Train);
+    assert_eq!(trained.filter(|cell| cell.attack.name == "none").count(), 1);
+    assert_eq!(plan.points.iter().filter(|point| point.attack == "badnets").count(), 6);
+}
+
+#[test]
+fn seeds_make_cells_of_their_own() {
+    let plan = planned(&SMALL.replace("title", "seeds = [0, 7]\ntitle"), &[]);
+    assert_eq!(plan.points.len(), 18);
+    assert_eq!(plan.cells.values().filter(|cell| cell.seed == 7).count(), 9);
+}
+
+#[test]
+fn a_shared_parameter_can_be_overridden_for_one_method() {
+    let plan = planned(SMALL, &[("attacks.blended.poisoning_ratio", "0.2")]);
+    let ratio = |name: &str| {
+        let cell = plan.cells.values().find(|cell| cell.attack.name == name).unwrap();
+        cell.attack.parameters["poisoning_ratio"].clone()
+    };
+    assert_eq!((ratio("badnets"), ratio("blended")), (json!(0.1), json!(0.2)));
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_place_and_the_key_that_was_meant() {
+    let diagnostics = refused(&format!("{SMALL}[attack]\npoisonning_ratio = 0.1\n"), &[]);
+    let (text, key, _, reason, hint) = only(&diagnostics);
+    assert_eq!((text, key), ("poisonning_ratio", "attack.poisonning_ratio"));
+    assert_eq!((reason, hint), ("there is no such key", "did you mean `poisoning_ratio`?"));
+    assert_eq!(diagnostics[0].place.line_and_column(), (14, 1));
+    assert_eq!(diagnostics[0].place.source.name, "test.toml");
+    for key in
+        ["titel = \"x\"\n", "[data]\nimages = 1\n", "[defenses.tsbd]\nratio = 1\n", "[attacks.wanet]\nstrength = 1\n"]
+    {
+        let text = match key.starts_with("[data]") {
+            true => SMALL.replace("[data]\n", key),
+            false if key.starts_with('[') => format!("{SMALL}{key}"),
+            false => format!("{key}{SMALL}"),
+        };
+        assert_eq!(only(&refused(&text, &[])).2, None, "{key}");
+    }
+}
+
+#[test]
+fn a_ratio_of_one_and_a_half_is_refused_where_it_was_written() {
+    let file = refused(&format!("{SMALL}[attack]\npoisoning_ratio = 1.5\n"), &[]);
+    let (text, key, value, _, hint) = only(&file);
+    assert_eq!((text, key, value), ("1.5", "attack.poisoning_ratio", Some("1.5")));
+    assert!(hint.contains("at most 1"), "{hint}");
+
+    let argument = refused(SMALL, &[("attack.poisoning_ratio", "1.5")]);
+    assert_eq!(only(&argument).0, "1.5");
+    let source = &argument[0].place.source;
+    assert_eq!((source.name.as_str(), source.text.as_str()), ("--set", "attack.poisoning_ratio=1.5"));
+
+    for (key, value) in
+        [("defense.clean_ratio", "0"), ("defenses.tsbd.neuron_ratio", "1.5"), ("attacks.blended.alpha", "-1")]
+    {
+        let diagnostics = refused(SMALL, &[(key, value)]);
+        assert_eq!((only(&diagnostics).0, only(&diagnostics).1), (value, key));
+    }
+}
+
+#[test]
+fn everything_that_is_wrong_is_told_at_once() {
+    let text = SMALL.replace("width = 4", "width = \"four\"").replace("\"ft\"", "\"fft\"");
+    let diagnostics =
+        refused(&text, &[("training.epochs", "0"), ("training.momentum", "1"), ("attack.target_class", "10")]);
+    let mut keys: Vec<_> = diagnostics.iter().map(|diagnostic| diagnostic.key.as_str()).collect();
+    keys.sort();
+    // The target class is checked against the data set, which needs a basis that is right.
+    assert_eq!(keys, ["grid.defense", "model.width", "training.epochs", "training.momentum"]);
+    let two = refused(
+        SMALL,
+        &[("attack.poisoning_ratio", "0"), ("attack.labels", "backwards"), ("defense.clean_ratio", "2")],
+    );
+    assert_eq!(two.len(), 3, "{two:#?}");
+}
+
+#[test]
+fn impossible_combinations_with_the_data_set_are_refused() {
+    for (key, value, reason) in [
+        ("attack.target_class", "10", "10 classes"),
+        ("attack.poisoning_ratio", "0.0001", "none of the 400"),
+        ("defense.clean_ratio", "0.01", "fewer than one for each class"),
+        ("training.batch_size", "401", "larger than the 400 training images"),
+        ("data.image_size", "4", "no use to any network"),
+        ("data.train_images", "0", "out of range"),
+    ] {
+        let diagnostics = refused(SMALL, &[(key, value)]);
+        let (text, found, _, told, hint) = only(&diagnostics);
+        assert_eq!((text, found), (value, key));
+        assert!(told.contains(reason) && !hint.is_empty(), "{key}: {told}");
+    }
+}
+
+#[test]
+fn a_missing_data_set_is_refused_with_the_folders_and_the_command_that_gets_it() {
+    let diagnostics = refused(SMALL, &[("data.name", "cifar10")]);
+    let (_, key, _, reason, hint) = only(&diagnostics);
+    assert_eq!(key, "data.name");
+    assert!(reason.contains("/nowhere/cifar-10-batches-bin"), "{reason}");
+    assert!(hint.contains("tsbd data fetch cifar10") && hint.contains("--data"), "{hint}");
+}
+
+#[test]
+fn unknown_names_are_refused_with_those_there_are() {
+    for (key, value, hint) in [
+        ("data.name", "shape", "did you mean `shapes`?"),
+        ("model.name", "resnet", "there are: preact-resnet18"),
+        ("grid.attack", "[\"badnet\"]", "did you mean `badnets`?"),
+        ("training.schedule", "cosin", "did you mean `cosine`?"),
+        ("profile", "quik", "did you mean `quick`?"),
+        ("table.metrics", "[\"acc\", \"ars\"]", "did you mean `asr`?"),
+        ("table.rows", "atack", "did you mean `attack`?"),
+    ] {
+        assert_eq!(only(&refused(SMALL, &[(key, value)])).4, hint, "{key}");
+    }
+}
+
+#[test]
+fn a_key_of_another_schedule_is_refused() {
+    let diagnostics = refused(SMALL, &[("training.schedule", "constant"), ("training.t_max", "5")]);
+    assert!(only(&diagnostics).3.contains("belongs to the schedule `cosine`"));
+}
+
+#[test]
+fn axes_that_cannot_be_are_refused() {
+    for (axis, reason) in [
+        ("\"model.width\" = []", "without values"),
+        ("\"model.width\" = [4, 4]", "there twice"),
+        ("\"modle.width\" = [4]", "no such axis"),
+        ("\"attacks.trojan.alpha\" = [0.1]", "no such attack"),
+        ("\"defenses.fp.step\" = [0.1]", "not in the grid"),
+        ("seed = [1, 2]", "seeds are no axis"),
+        ("\"model.width\" = [4, 0]", "out of range"),
+        ("\"training.epoch\" = [4, 5]", "no such key"),
+    ] {
+        let diagnostics = refused(&format!("{SMALL}{axis}\n"), &[]);
+        assert!(diagnostics.iter().any(|diagnostic| diagnostic.reason.contains(reason)), "{axis}: {diagnostics:#?}");
+    }
+}
+
+#[test]
+fn text_that_is_no_toml_is_refused_with_its_line() {
+    let diagnostics = refused("title = \"x\"\n[grid\nattack = [\"badnets\"]\n", &[]);
+    assert!(diagnostics[0].reason.contains("no TOML"), "{diagnostics:#?}");
+    assert_eq!(diagnostics[0].place.line_and_column().0, 2);
+}
+
+#[test]
+fn a_missing_file_is_refused_by_its_path() {
+    let source = ExperimentSource::File("experiments/tabel1.toml".into());
+    let refusal = plan(&Request { source, ..request("", &[]) }).unwrap_err();
+    assert!(refusal.to_string().contains("experiments/tabel1.toml"), "{refusal}");
+}
+
+#[test]
+fn a_profile_beside_the_experiment_comes_before_the_one_of_the_program() {
+    let folder = tempfile::tempdir().unwrap();
+    fs_err::create_dir(folder.path().join("profiles")).unwrap();
+    fs_err::write(folder.path().join("profiles/mine.toml"), "model.name = \"preact-resnet18\"\nmodel.width = 5\n")
+        .unwrap();
+    let file = folder.path().join("small.toml");
+    fs_err::write(
+        &file,
+        SMALL.replace("\"smoke\"", "\"mine\"").replace("[data]", "[data]\nname = \"shapes\"").replace("width = 4", ""),
+    )
+    .unwrap();
+    let request = Request { source: ExperimentSource::File(file), ..request("", &[]) };
+    let found = plan(&request).unwrap_or_else(|refusal| panic!("{refusal}"));
+    assert_eq!((found.experiment.name.as_str(), found.experiment.profile.as_str()), ("small", "mine"));
+    assert_eq!((found.cells[0].model.width, found.cells[0].profile.as_str()), (5, "mine"));
+    fs_err::write(folder.path().join("profiles/mine.toml"), "seeds = [1]\n[model]\nwidht = 5\n").unwrap();
+    let refusal = plan(&request).unwrap_err().to_string();
+    assert!(refusal.contains("mine.toml:1:1: `seeds`"), "{refusal}");
+}
+
+#[test]
+fn a_table_is_planned_from_the_notes_of_a_run_without_its_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::new(folder.path());
+    let known = planned(SMALL, &[]);
+    store.note_images(&known.images).unwrap();
+    let mut notes = store.images().unwrap();
+    // What tells notes from loading: another digest, as of an image set that is no longer here.
+    notes.values_mut().for_each(|identity| identity.digest = "noted".into());
+    store.note_images(&notes).unwrap();
+    let request = Request { images: ImagesFrom::Notes(store, DataRoot::new("/nowhere")), ..request(SMALL, &[]) };
+    let noted = plan(&request).unwrap();
+    assert!(noted.cells.values().all(|cell| cell.data_digest == "noted"));
+    assert_eq!(noted.points.len(), known.points.len());
+}
+
+#[test]
+fn the_experiments_of_this_repository_are_valid() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../experiments");
+    let mut count = 0;
+    for entry in fs_err::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|end| end != "toml") {
+            continue;
+        }
+        // With drawn images in place of those that may not be on this machine.
+        let set = [("data.name", "shapes"), ("data.train_images", "2000"), ("data.test_images", "50")];
+        for (profile, _) in PROFILES {
+            let mut request = request("", &set);
+            request.source = ExperimentSource::File(path.clone());
+            request.profile = Some((*profile).to_owned());
+            let found = plan(&request).unwrap_or_else(|refusal| panic!("{}: {refusal}", path.display()));
+            assert_eq!(outstanding(&found, &BTreeMap::new()).len(), found.cells.len());
+            count += 1;
+        }
+    }
+    assert!(count >= 2 * PROFILES.len());
+}

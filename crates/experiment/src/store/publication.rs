@@ -286,15 +286,15 @@ mod tests {
         Run { cell: usize, kill: Option<usize> },
         /// Cut the record of a cell to a share of its length.
         Truncate { cell: usize, share: f64 },
-        /// Flip a bit of the model of a cell.
-        Flip { cell: usize, byte: usize },
+        /// Overwrite a byte of the model of a cell.
+        Overwrite { cell: usize, byte: usize },
     }
 
     fn any_event() -> impl Strategy<Value = Event> {
         prop_oneof![
             6 => (0_usize..4, proptest::option::of(0_usize..12)).prop_map(|(cell, kill)| Event::Run { cell, kill }),
             1 => (0_usize..4, 0.0..0.99).prop_map(|(cell, share)| Event::Truncate { cell, share }),
-            1 => (0_usize..4, 0_usize..100).prop_map(|(cell, byte)| Event::Flip { cell, byte }),
+            1 => (0_usize..4, 0_usize..100).prop_map(|(cell, byte)| Event::Overwrite { cell, byte }),
         ]
     }
 
@@ -336,10 +336,10 @@ mod tests {
                             truth[cell] = None;
                         }
                     }
-                    Event::Flip { cell, byte } => {
+                    Event::Overwrite { cell, byte } => {
                         let path = store.artefact(&cells[cell].key(), MODEL);
                         if let Ok(mut bytes) = fs::read(&path) {
-                            bytes[byte] ^= 1;
+                            bytes[byte] = u8::MAX;
                             fs::write(&path, bytes).unwrap();
                             truth[cell] = None;
                         }

@@ -55,12 +55,7 @@ pub(super) fn run(setting: &Setting, workspace: &CellWorkspace) -> Result<Conclu
     facts.insert("clean_count".to_owned(), json!(clean.len()));
     facts.insert("changed_neurons".to_owned(), json!(repaired.changed.len()));
     facts.extend(repaired.facts);
-    Ok(Conclusion::Done(Findings {
-        metrics,
-        facts,
-        trace: repaired.trace,
-        artefacts: vec![MODEL.to_owned()],
-    }))
+    Ok(Conclusion::Done(Findings { metrics, facts, trace: repaired.trace, artefacts: vec![MODEL.to_owned()] }))
 }
 
 fn configure(method: &MethodParameters) -> Result<Box<dyn Defense>, ExecuteError> {

@@ -1,0 +1,110 @@
+//! A stand-in for `tsbd cell` that behaves as its environment says, and (`fake-cell coordinate RESULTS`) for a
+//! coordinator that a test can kill. It uses the real workspace, protocol and publication; only the work is made up.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::json;
+use tsbd_experiment::{Store, Versions};
+use tsbd_orchestrator::{
+    CellArguments, CellError, CellWorkspace, Conclusion, Findings, Interrupts, RunOptions, run_cell,
+};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments[0].as_str() {
+        "coordinate" => coordinate(Path::new(&arguments[1])),
+        "cell" => {
+            let value = |flag: &str| {
+                let position = arguments.iter().position(|argument| argument == flag)?;
+                arguments.get(position + 1).cloned()
+            };
+            let arguments = CellArguments {
+                key: arguments[1].parse().expect("the coordinator gives a key"),
+                results: value("--results").expect("always given").into(),
+                data: value("--data").map(PathBuf::from),
+                device: value("--device").expect("always given"),
+                threads: value("--threads").and_then(|threads| threads.parse().ok()).expect("always given"),
+                attempt: value("--attempt"),
+            };
+            ExitCode::from(run_cell(&arguments, Versions::default(), work))
+        }
+        other => panic!("unknown subcommand {other}"),
+    }
+}
+
+fn coordinate(results: &Path) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    let plan = support::grid(&["badnets", "blended"], &["ft"]);
+    let summary = runtime.block_on(async {
+        let options = RunOptions { workers: 2, ..RunOptions::new(Interrupts::from_signals()?)? };
+        let (events, mut received) = tokio::sync::mpsc::channel(64);
+        tokio::spawn(async move { while received.recv().await.is_some() {} });
+        tsbd_orchestrator::run(&plan, &Store::new(results), options, events).await
+    });
+    match summary {
+        Ok(summary) => ExitCode::from(summary.exit_code()),
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn work(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
+    let label = workspace.cell().label().replace(" + ", "+");
+    let results = &workspace.arguments().results;
+    let mut starts = std::fs::OpenOptions::new().create(true).append(true).open(results.join("starts"))?;
+    starts.write_all(format!("{label} {}\n", std::process::id()).as_bytes())?;
+    for parent in &workspace.cell().parents {
+        workspace.parent(parent)?;
+    }
+    let behaviours = std::env::var(support::BEHAVIOURS).unwrap_or_default();
+    let behaviour = behaviours.split(',').find_map(|pair| pair.split_once('=').filter(|(name, _)| *name == label));
+    let reporter = workspace.reporter();
+    reporter.stage("train");
+    let mut first_epoch = 0;
+    match behaviour.map(|(_, behaviour)| behaviour) {
+        Some("fail") => return Err("the loss is NaN in epoch 3; lower the learning rate".into()),
+        Some("panic") => panic!("an index is out of bounds"),
+        Some("abort") => {
+            eprintln!("last words");
+            std::process::abort()
+        }
+        Some("vanish") => std::process::exit(0),
+        Some("hang") => loop {
+            std::thread::sleep(Duration::from_secs(1));
+        },
+        Some("chatter") => println!("a library says hello\n{{\"event\": \"unknown\"}}"),
+        Some("slow") => std::thread::sleep(Duration::from_millis(400)),
+        Some("patient") => {
+            let checkpoint = workspace.checkpoint();
+            if checkpoint.exists() {
+                first_epoch = std::fs::read_to_string(&checkpoint)?.parse()?;
+            }
+            for epoch in first_epoch..support::EPOCHS {
+                std::thread::sleep(Duration::from_millis(50));
+                reporter.step("train", (epoch, support::EPOCHS), (1, 1), Some(1.0), None);
+                let next = checkpoint.with_extension("next");
+                std::fs::write(&next, (epoch + 1).to_string())?;
+                std::fs::rename(&next, &checkpoint)?;
+                workspace.checkpointed()?;
+                if workspace.cancellation().is_cancelled() {
+                    return Ok(Conclusion::Stopped);
+                }
+            }
+        }
+        Some(other) => return Err(format!("unknown behaviour {other}").into()),
+        None => {}
+    }
+    std::fs::write(workspace.directory().join("model.safetensors"), &label)?;
+    let mut findings = Findings { artefacts: vec!["model.safetensors".into()], ..Findings::default() };
+    findings.metrics.insert("acc".into(), 0.5);
+    findings.facts.insert("first_epoch".into(), json!(first_epoch));
+    Ok(Conclusion::Done(findings))
+}

@@ -1,0 +1,75 @@
+//! A small grid for tests of the scheduler, the same in the test and in the program that it starts.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use tsbd_experiment::{
+    Augmentation, Cell, CellKey, CellKind, DatasetParameters, Experiment, GridPoint, MethodParameters, ModelParameters,
+    Plan, Schedule, TableSpec, TrainingParameters,
+};
+
+/// Variable with the behaviours of cells: `badnets=fail,blended+ft=hang`.
+pub const BEHAVIOURS: &str = "FAKE_BEHAVIOURS";
+
+/// Epochs of the behaviour `patient`.
+pub const EPOCHS: usize = 20;
+
+/// Every attack, alone and with every defense.
+pub fn grid(attacks: &[&str], defenses: &[&str]) -> Plan {
+    let table = TableSpec::default();
+    let experiment = Experiment { name: "test".into(), title: "A test".into(), profile: "smoke".into(), table };
+    let mut plan = Plan { experiment, cells: Default::default(), points: Vec::new(), images: Default::default() };
+    for attack in attacks {
+        let train = cell(attack);
+        let key = add(&mut plan, train.clone(), "none");
+        for defense in defenses {
+            let defense = MethodParameters { name: (*defense).into(), revision: 1, parameters: json!({}) };
+            let name = defense.name.clone();
+            let cell = Cell {
+                kind: CellKind::Defend,
+                training: None,
+                parents: vec![key.clone()],
+                defense: Some(defense),
+                ..train.clone()
+            };
+            add(&mut plan, cell, &name);
+        }
+    }
+    plan
+}
+
+fn add(plan: &mut Plan, cell: Cell, defense: &str) -> CellKey {
+    let key = cell.key();
+    plan.points.push(GridPoint {
+        attack: cell.attack.name.clone(),
+        defense: defense.to_owned(),
+        seed: 0,
+        axes: BTreeMap::new(),
+        cell: key.clone(),
+    });
+    plan.cells.insert(key.clone(), cell);
+    key
+}
+
+fn cell(attack: &str) -> Cell {
+    Cell {
+        kind: CellKind::Train,
+        profile: "smoke".into(),
+        seed: 0,
+        data_digest: "none".into(),
+        parents: Vec::new(),
+        dataset: DatasetParameters::new("shapes"),
+        model: ModelParameters { name: "preact-resnet18".into(), width: 4 },
+        training: Some(TrainingParameters {
+            epochs: EPOCHS,
+            batch_size: 2,
+            learning_rate: 0.1,
+            momentum: 0.0,
+            weight_decay: 0.0,
+            schedule: Schedule::Constant,
+            augmentation: Augmentation::None,
+        }),
+        attack: MethodParameters { name: attack.into(), revision: 1, parameters: json!({}) },
+        defense: None,
+    }
+}
