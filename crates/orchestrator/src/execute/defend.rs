@@ -10,9 +10,9 @@ use tsbd_experiment::{CellKind, MethodParameters, TracePoint};
 use tsbd_nn::Model;
 
 use super::{ExecuteError, MODEL, Setting, other_method, rates};
-use crate::workspace::{Cancellation, CellWorkspace, Conclusion, Findings, ProgressReporter};
+use crate::workspace::{Cancellation, CellError, CellWorkspace, Conclusion, Findings, ProgressReporter};
 
-pub(super) fn run(setting: &Setting, workspace: &CellWorkspace) -> Result<Conclusion, ExecuteError> {
+pub(super) fn run(setting: &Setting, workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
     let cell = workspace.cell();
     let incomplete = |part| ExecuteError::Incomplete { kind: CellKind::Defend, part };
     let method = cell.defense.as_ref().ok_or(incomplete("defense"))?;
@@ -58,10 +58,10 @@ pub(super) fn run(setting: &Setting, workspace: &CellWorkspace) -> Result<Conclu
     Ok(Conclusion::Done(Findings { metrics, facts, trace: repaired.trace, artefacts: vec![MODEL.to_owned()] }))
 }
 
-fn configure(method: &MethodParameters) -> Result<Box<dyn Defense>, ExecuteError> {
+fn configure(method: &MethodParameters) -> Result<Box<dyn Defense>, CellError> {
     match tsbd_defense::find(&method.name) {
         Some(entry) if entry.revision == method.revision => Ok(entry.from_parameters(&method.parameters)?),
-        entry => Err(other_method("defense", method, entry.map(|entry| entry.revision))),
+        entry => Err(other_method("defense", method, entry.map(|entry| entry.revision)).into()),
     }
 }
 

@@ -11,10 +11,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use tsbd_attack::{Attack, DatasetFacts, Evaluation, ParameterError, Poisoner};
+use tsbd_attack::{Attack, DatasetFacts, Evaluation, Poisoner};
 use tsbd_data::{DataRoot, Dataset, ImageSource};
-use tsbd_experiment::{Cell, CellKind, MethodParameters, StoreError};
-use tsbd_models::ModelError;
+use tsbd_experiment::{Cell, CellKind, MethodParameters};
 use tsbd_nn::{Architecture, Model, Streams};
 use tsbd_tensor::Device;
 
@@ -26,7 +25,7 @@ pub const MODEL: &str = "model.safetensors";
 /// Images per batch when a model is measured: changes speed and memory, not results.
 const EVALUATION_BATCH: usize = 500;
 
-/// Why a cell has no result.
+/// Why a cell cannot be run by this program; whatever fails inside it has its own error.
 #[derive(Debug, thiserror::Error)]
 enum ExecuteError {
     /// The images on disk are not those that the cell's key was made from.
@@ -44,20 +43,6 @@ enum ExecuteError {
     /// A device that this program cannot compute on.
     #[error("device `{device}`: this program computes on `cpu` only")]
     Device { device: String },
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Parameter(#[from] ParameterError),
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    #[error(transparent)]
-    Data(#[from] tsbd_data::Error),
-    #[error(transparent)]
-    Attack(#[from] tsbd_attack::Error),
-    #[error(transparent)]
-    Defense(#[from] tsbd_defense::Error),
-    #[error(transparent)]
-    Network(#[from] tsbd_nn::Error),
 }
 
 /// Runs the workspace's cell to its end.
@@ -69,7 +54,7 @@ pub fn execute(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
         CellKind::Measure => return Err(ExecuteError::NoMeasurement.into()),
     };
     workspace.reporter().stage("load data");
-    Ok(run(&Setting::of(cell, workspace)?, workspace)?)
+    run(&Setting::of(cell, workspace)?, workspace)
 }
 
 /// What training and repairing a model have in common: the images, the attack on them, the network.
@@ -83,10 +68,10 @@ struct Setting {
 }
 
 impl Setting {
-    fn of(cell: &Cell, workspace: &CellWorkspace) -> Result<Setting, ExecuteError> {
+    fn of(cell: &Cell, workspace: &CellWorkspace) -> Result<Setting, CellError> {
         let device = match workspace.arguments().device.as_str() {
             "cpu" => Device::Cpu,
-            other => return Err(ExecuteError::Device { device: other.to_owned() }),
+            other => return Err(ExecuteError::Device { device: other.to_owned() }.into()),
         };
         let root = DataRoot::discover(workspace.arguments().data.as_deref());
         let dataset = Arc::new(tsbd_data::load(&cell.dataset, &root)?);
@@ -95,7 +80,8 @@ impl Setting {
                 name: dataset.name.clone(),
                 found: dataset.digest.clone(),
                 expected: cell.data_digest.clone(),
-            });
+            }
+            .into());
         }
         let dataset_facts = DatasetFacts::of(&dataset);
         let streams = Streams::new(cell.seed);
@@ -126,11 +112,11 @@ impl Setting {
     }
 }
 
-fn configure_attack(method: &MethodParameters) -> Result<Box<dyn Attack>, ExecuteError> {
+fn configure_attack(method: &MethodParameters) -> Result<Box<dyn Attack>, CellError> {
     let entry = tsbd_experiment::ATTACKS.iter().find(|entry| entry.name == method.name);
     match entry {
         Some(entry) if entry.revision == method.revision => Ok(entry.from_parameters(&method.parameters)?),
-        _ => Err(other_method("attack", method, entry.map(|entry| entry.revision))),
+        _ => Err(other_method("attack", method, entry.map(|entry| entry.revision)).into()),
     }
 }
 

@@ -12,11 +12,11 @@ use tsbd_nn::{
 };
 
 use super::{ExecuteError, MODEL, Setting, rates};
-use crate::workspace::{CellWorkspace, Conclusion, Findings, ProgressReporter};
+use crate::workspace::{CellError, CellWorkspace, Conclusion, Findings, ProgressReporter};
 
 const STAGE: &str = "train";
 
-pub(super) fn run(setting: &Setting, workspace: &CellWorkspace) -> Result<Conclusion, ExecuteError> {
+pub(super) fn run(setting: &Setting, workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
     let parameters = workspace.cell().training.as_ref();
     let parameters = parameters.ok_or(ExecuteError::Incomplete { kind: CellKind::Train, part: "training" })?;
     let loader = loader(setting, parameters);
