@@ -59,8 +59,9 @@ fn a_wrong_value_on_the_command_line_is_shown_there() {
 
 #[test]
 fn everything_that_is_wrong_is_told_at_once() {
-    let text = GRID.replace("\"ft\"", "\"fft\"") + "[attack]\ntarget_class = 12\n[training]\nepochs = \"many\"\n";
-    assert_refused(&text, &[], &["fft", "target_class", "epochs"]);
+    let text =
+        GRID.replace("\"ft\"", "\"fft\"") + "[attack]\npoisoning_ratio = 1.5\n[table]\nmetrics = [\"accuracy\"]\n";
+    assert_refused(&text, &[], &["fft", "poisoning_ratio", "accuracy"]);
 }
 
 #[test]
