@@ -325,7 +325,7 @@ async fn a_damaged_result_is_told_kept_aside_and_made_again_with_what_needs_it()
     let cell = key(&plan, "badnets", "none");
     std::fs::write(bench.store.artefact(&cell, "model.safetensors"), "Badnets").unwrap();
     let (summary, events) = bench.run(&plan, "", 1).await;
-    assert_eq!(summary.finished, [cell.clone()]);
+    assert_eq!(summary.finished, vec![cell.clone()]);
     let Some(RunEvent::Damaged { damage, aside: Some(aside) }) = events.first() else { panic!("{events:?}") };
     assert!(damage.to_string().contains("model.safetensors was changed") && aside.exists());
     assert!(bench.record(&cell).is_some());

@@ -8,10 +8,11 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fs_err as fs;
 
+use super::lock::{PATIENCE, lock_within};
 use super::{Store, StoreError, file_error};
 use crate::cell::CellKey;
 
@@ -136,23 +137,22 @@ impl Store {
 
     /// Begins to work in an attempt's folder; refuses if another process does.
     pub fn open_attempt(&self, key: &CellKey, id: &AttemptId) -> Result<Attempt, StoreError> {
+        self.open_attempt_within(key, id, Duration::ZERO)
+    }
+
+    fn open_attempt_within(&self, key: &CellKey, id: &AttemptId, patience: Duration) -> Result<Attempt, StoreError> {
         let directory = self.attempt_directory(key, id);
-        let lock = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(directory.join("lock"))
-            .map_err(file_error)?;
-        match lock.file().try_lock() {
-            Ok(()) => Ok(Attempt { store: self.clone(), key: key.clone(), id: id.clone(), directory, _lock: lock }),
-            Err(std::fs::TryLockError::WouldBlock) => Err(StoreError::AttemptInUse { path: directory }),
-            Err(std::fs::TryLockError::Error(error)) => Err(file_error(error)),
+        let lock = fs::OpenOptions::new().write(true).create(true).truncate(false).open(directory.join("lock"));
+        let lock = lock.map_err(file_error)?;
+        if !lock_within(&lock, patience).map_err(file_error)? {
+            return Err(StoreError::AttemptInUse { path: directory });
         }
+        Ok(Attempt { store: self.clone(), key: key.clone(), id: id.clone(), directory, _lock: lock })
     }
 
     /// The attempt to work in: `wanted` if it is free, else one to continue, else a new one.
     pub fn begin_attempt(&self, key: &CellKey, wanted: Option<&AttemptId>) -> Result<Attempt, StoreError> {
-        if let Some(attempt) = wanted.and_then(|id| self.open_attempt(key, id).ok()) {
+        if let Some(attempt) = wanted.and_then(|id| self.open_attempt_within(key, id, PATIENCE).ok()) {
             return Ok(attempt);
         }
         if let Some(attempt) = self.resumable_attempt(key)?.and_then(|id| self.open_attempt(key, &id).ok()) {
@@ -203,7 +203,7 @@ mod tests {
         fs::write(old.checkpoint(), "epoch 9").unwrap();
         let new = store.begin_attempt(&key, None).unwrap();
         fs::write(new.checkpoint(), "epoch 2").unwrap();
-        let earlier = SystemTime::now() - std::time::Duration::from_secs(60);
+        let earlier = SystemTime::now() - Duration::from_secs(60);
         fs::File::open(old.checkpoint()).unwrap().file().set_modified(earlier).unwrap();
         let expected = new.id().clone();
         drop((old, new));

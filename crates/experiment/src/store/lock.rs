@@ -1,8 +1,8 @@
 //! One coordinator at a time works on a results folder.
 
 use std::fmt;
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
@@ -48,12 +48,8 @@ impl Store {
             .truncate(false)
             .open(&path)
             .map_err(file_error)?;
-        match file.file().try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => {
-                return Err(StoreError::InUse { root: self.root().to_owned(), holder: read_holder(&mut file) });
-            }
-            Err(std::fs::TryLockError::Error(error)) => return Err(file_error(error)),
+        if !lock_within(&file, PATIENCE).map_err(file_error)? {
+            return Err(StoreError::InUse { root: self.root().to_owned(), holder: read_holder(&mut file) });
         }
         let since_unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         let holder = LockHolder { pid: std::process::id(), host: host_name(), since_unix };
@@ -71,13 +67,32 @@ impl Store {
     pub fn lock_holder(&self) -> Result<Option<LockHolder>, StoreError> {
         let mut file = match fs::File::open(self.root().join("coordinator.lock")) {
             Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(file_error(error)),
         };
         match file.file().try_lock_shared() {
             Ok(()) => Ok(None),
             Err(std::fs::TryLockError::WouldBlock) => Ok(Some(read_holder(&mut file))),
             Err(std::fs::TryLockError::Error(error)) => Err(file_error(error)),
+        }
+    }
+}
+
+/// How long a lock is waited for that seems to be held. A process that is just starting a child holds its locks twice
+/// for a moment, and one that is being killed a little longer than it lives.
+pub(super) const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Takes the lock of a file; `false` if somebody else still holds it after `patience`.
+pub(super) fn lock_within(file: &fs::File, patience: Duration) -> io::Result<bool> {
+    let began = Instant::now();
+    loop {
+        match file.file().try_lock() {
+            Ok(()) => return Ok(true),
+            Err(std::fs::TryLockError::WouldBlock) if began.elapsed() < patience => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(std::fs::TryLockError::WouldBlock) => return Ok(false),
+            Err(std::fs::TryLockError::Error(error)) => return Err(error),
         }
     }
 }
