@@ -90,9 +90,9 @@ fn show(event: RunEvent, progress: Option<&mut Progress>, labels: &BTreeMap<Cell
                 RunEvent::CellStopped { key } => progress.stopped(&key),
                 RunEvent::Interrupted { kill: false, running } => {
                     progress
-                        .note(&format!("stopping {running} cells; again to kill them, which loses their last epoch"));
+                        .note(&format!("stopping {}; again to kill, which loses the epoch at work", cells(running)));
                 }
-                RunEvent::Interrupted { kill: true, running } => progress.note(&format!("killing {running} cells")),
+                RunEvent::Interrupted { kill: true, running } => progress.note(&format!("killing {}", cells(running))),
                 RunEvent::Planned { .. } | RunEvent::Damaged { .. } | RunEvent::Warning { .. } => {}
             }
         }
@@ -117,6 +117,10 @@ fn hear(progress: &mut Progress, key: &CellKey, label: &str, event: CellEvent) {
     }
 }
 
+fn cells(count: usize) -> String {
+    if count == 1 { "1 cell".to_owned() } else { format!("{count} cells") }
+}
+
 /// How the run ended, as an exit code.
 pub fn exit(summary: &RunSummary) -> Exit {
     match summary.exit_code() {
@@ -136,15 +140,17 @@ pub fn describe(summary: &RunSummary, plan: &Plan) -> Vec<String> {
             _ => format!("all {already_done} cells are done already"),
         }];
     }
+    // What never came to its turn is left too, not only what was stopped at work.
+    let left = plan.cells.len().saturating_sub(already_done + finished.len() + failed.len() + skipped.len());
     let mut parts = vec![format!("{} done", finished.len())];
     for (count, what) in
-        [(*already_done, "done before"), (failed.len(), "failed"), (skipped.len(), "skipped"), (stopped.len(), "left")]
+        [(*already_done, "done before"), (failed.len(), "failed"), (skipped.len(), "skipped"), (left, "left")]
     {
         if count > 0 {
             parts.push(format!("{count} {what}"));
         }
     }
-    let cells = if plan.cells.len() == 1 { "1 cell".to_owned() } else { format!("{} cells", plan.cells.len()) };
+    let cells = cells(plan.cells.len());
     let mut lines = vec![format!("{cells}: {} in {}", parts.join(", "), duration(elapsed.as_secs_f64()))];
     lines.extend(failed.iter().map(|(key, reason)| format!("failed: {} ({}): {reason}", labels[key], key.short())));
     if *interrupted && !stopped.is_empty() {

@@ -117,7 +117,6 @@ mod tests {
 
     use super::*;
 
-    #[expect(dead_code, reason = "the schema names the choice that no test makes")]
     #[derive(JsonSchema, Serialize, Default)]
     #[serde(rename_all = "kebab-case")]
     enum Rule {
@@ -166,6 +165,7 @@ mod tests {
     fn the_choices_of_an_enumeration_are_spelled_out() {
         assert_eq!(named("rule").kind, "all-to-one | all-to-all");
         assert_eq!(named("rule").default.as_deref(), Some("\"all-to-one\""));
+        assert_eq!(serde_json::json!(Rule::AllToAll), "all-to-all", "the choices are those that are read and written");
     }
 
     #[test]
