@@ -43,7 +43,7 @@ bench: build ## training throughput of this machine
 	@$(TSBD) bench train $(ARGS)
 
 build: ## compile the binary, target/release/tsbd
-	@cargo build --release --quiet --workspace $(CARGO_ARGS)
+	cargo build --release --workspace $(CARGO_ARGS)
 
 # Runs what is outstanding and prints the table. Failed cells (exit code 1) do not hide the others; a refused file (2)
 # and an interruption (130) print no table.

@@ -18,10 +18,14 @@ impl DataRoot {
         DataRoot { folders: vec![folder.into()] }
     }
 
-    /// What the user named with `--data` (if anything), then `$TSBD_DATA`, then the user's cache:
-    /// `$XDG_CACHE_HOME/tsbd/datasets`, or `~/.cache/tsbd/datasets` without that variable.
+    /// The folder that the user named with `--data`, and no other: a mistyped one is not to be answered with images
+    /// from elsewhere. If none was named, `$TSBD_DATA`, then the user's cache: `$XDG_CACHE_HOME/tsbd/datasets`, or
+    /// `~/.cache/tsbd/datasets` without that variable.
     pub fn discover(explicit: Option<&Path>) -> DataRoot {
-        DataRoot::among(explicit, |name| env::var_os(name))
+        match explicit {
+            Some(folder) => DataRoot::new(folder),
+            None => DataRoot::of_environment(|name| env::var_os(name)),
+        }
     }
 
     /// The folders, in the order of search. Never empty.
@@ -44,18 +48,12 @@ impl DataRoot {
         self.folders.iter().map(move |folder| folder.join(name))
     }
 
-    fn among(explicit: Option<&Path>, variable: impl Fn(&str) -> Option<OsString>) -> DataRoot {
+    fn of_environment(variable: impl Fn(&str) -> Option<OsString>) -> DataRoot {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
         // Without a home folder, data sets lie beside whatever is run.
         let cache = cache.unwrap_or_else(|| PathBuf::from(".cache")).join("tsbd").join("datasets");
-        let mut folders: Vec<PathBuf> = Vec::new();
-        for folder in [explicit.map(Path::to_path_buf), set("TSBD_DATA"), Some(cache)].into_iter().flatten() {
-            if !folders.contains(&folder) {
-                folders.push(folder);
-            }
-        }
-        DataRoot { folders }
+        DataRoot { folders: set("TSBD_DATA").into_iter().chain([cache]).collect() }
     }
 }
 
@@ -63,22 +61,22 @@ impl DataRoot {
 mod tests {
     use super::*;
 
-    fn folders(explicit: Option<&str>, variables: &[(&str, &str)]) -> Vec<PathBuf> {
+    fn folders(variables: &[(&str, &str)]) -> Vec<PathBuf> {
         let find = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
-        DataRoot::among(explicit.map(Path::new), find).folders
+        DataRoot::of_environment(find).folders
     }
 
     #[test]
-    fn the_option_comes_before_the_variable_and_that_before_the_cache() {
+    fn the_variable_comes_before_the_cache_and_a_named_folder_stands_alone() {
         let variables = [("TSBD_DATA", "/mine"), ("XDG_CACHE_HOME", "/cache"), ("HOME", "/home/me")];
-        assert_eq!(folders(Some("/given"), &variables), ["/given", "/mine", "/cache/tsbd/datasets"].map(PathBuf::from));
-        assert_eq!(folders(None, &variables[2..]), [PathBuf::from("/home/me/.cache/tsbd/datasets")]);
-        assert_eq!(folders(Some("/mine"), &variables).len(), 2);
+        assert_eq!(folders(&variables), ["/mine", "/cache/tsbd/datasets"].map(PathBuf::from));
+        assert_eq!(folders(&variables[2..]), [PathBuf::from("/home/me/.cache/tsbd/datasets")]);
+        assert_eq!(DataRoot::discover(Some(Path::new("/given"))).folders(), [PathBuf::from("/given")]);
     }
 
     #[test]
     fn an_empty_variable_counts_as_unset() {
-        let found = folders(None, &[("TSBD_DATA", ""), ("XDG_CACHE_HOME", ""), ("HOME", "/home/me")]);
+        let found = folders(&[("TSBD_DATA", ""), ("XDG_CACHE_HOME", ""), ("HOME", "/home/me")]);
         assert_eq!(found, [PathBuf::from("/home/me/.cache/tsbd/datasets")]);
     }
 
