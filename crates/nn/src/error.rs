@@ -132,7 +132,8 @@ pub enum Error {
     },
     /// The loss became infinite or not a number.
     #[error(
-        "the loss is {loss} in epoch {epoch}, step {step} (counted from 0); the batch holds the images {indices:?}: lower the learning rate, or look at these images"
+        "the loss is {loss} in epoch {epoch}, step {step} (counted from 0); the batch holds {}: lower the learning rate, or look at these images",
+        some_of(indices)
     )]
     NonFiniteLoss {
         /// The epoch, from 0.
@@ -194,5 +195,15 @@ impl Error {
     pub(crate) fn file(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.to_path_buf();
         move |source| Error::File { path, source }
+    }
+}
+
+/// How many images a message names; the error itself has them all.
+const NAMED: usize = 8;
+
+fn some_of(indices: &[u32]) -> String {
+    match indices.len().checked_sub(NAMED) {
+        None | Some(0) => format!("the images {indices:?}"),
+        Some(more) => format!("the images {:?} and {more} more", &indices[..NAMED]),
     }
 }
