@@ -207,3 +207,17 @@ fn some_of(indices: &[u32]) -> String {
         Some(more) => format!("the images {:?} and {more} more", &indices[..NAMED]),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_names_a_few_images_and_counts_the_rest() {
+        let message = |images: u32| {
+            Error::NonFiniteLoss { epoch: 1, step: 2, loss: f64::NAN, indices: (0..images).collect() }.to_string()
+        };
+        assert!(message(8).contains("the images [0, 1, 2, 3, 4, 5, 6, 7]: lower"), "{}", message(8));
+        assert!(message(256).contains("the images [0, 1, 2, 3, 4, 5, 6, 7] and 248 more: lower"), "{}", message(256));
+    }
+}
