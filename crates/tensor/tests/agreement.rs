@@ -61,12 +61,13 @@ proptest! {
     }
 
     #[test]
-    fn convolution_over_whole_tiles_in_f32_is_convolution_in_f64(
-        images in 1usize..5, height in 1usize..4, width in 1usize..4, inputs in 1usize..4, outputs in 1usize..4,
+    fn convolution_over_tiles_in_f32_is_convolution_in_f64(
+        images in 1usize..5, height in 3usize..14, width in 3usize..14, inputs in 1usize..6, outputs in 1usize..6,
         residual: bool,
     ) {
-        // 3x3, stride 1, sizes and channels in multiples of 4 and 16: the shapes of most layers of a network.
-        let (dims, outputs) = ([images, 4 * height, 4 * width, 16 * inputs], 16 * outputs);
+        // 3x3, stride 1, channels in multiples of 8: the shapes of most layers of a network, with whole and with partial
+        // tiles, and registers of 8 and of 16.
+        let (dims, outputs) = ([images, height, width, 8 * inputs], 8 * outputs);
         let mut arguments = vec![values(&dims, 1), values(&[3, 3, dims[3], outputs], 2)];
         let options = Conv2d { stride: 1, padding: 1 };
         if residual {
@@ -144,6 +145,29 @@ fn the_number_of_threads_does_not_change_a_bit() {
     let one = bits(1);
     assert_eq!(one, bits(2));
     assert_eq!(one, bits(5));
+}
+
+#[test]
+fn narrower_instruction_sets_pass_the_same_tests() {
+    // The set is chosen once per process, so this binary runs its other tests again in processes of their own.
+    const SELF: &str = "narrower_instruction_sets_pass_the_same_tests";
+    for set in ["avx2", "portable"] {
+        if set == "avx2" && !has_avx2() {
+            println!("skipped: {set} (not on this machine)");
+            continue;
+        }
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = command.args(["--skip", SELF]).env("TSBD_SIMD", set).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("test result: ok"), "with {set}:\n{text}");
+    }
+}
+
+fn has_avx2() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 #[test]

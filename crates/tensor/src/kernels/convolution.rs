@@ -8,10 +8,9 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-#[cfg(target_arch = "x86_64")]
-use super::avx512::winograd;
 use super::matrix::{Matrix, add_product, product};
 use super::simd::multiversion;
+use super::winograd;
 use super::{Element, assume_written, written};
 
 /// All sizes of one convolution.
@@ -159,16 +158,14 @@ fn scratch_length(g: &Geometry, pixels: usize) -> usize {
 
 /// The convolution of `x: [images, height, width, in]` with `weight: [kh, kw, in, out]`, plus `start`.
 pub(crate) fn forward<T: Element>(g: &Geometry, fast: bool, x: &[T], weight: &[T], start: Start<T>) -> Vec<T> {
-    #[cfg(target_arch = "x86_64")]
     if fast
-        && winograd::serves(g)
         && let (Some(x), Some(weight)) = (T::single(x), T::single(weight))
         && let Some(addend) = match start {
             Start::Nothing => Some(None),
             Start::Residual(residual) => T::single(residual).map(Some),
             Start::Bias(_) => None,
         }
-        && let Some(y) = T::from_single(winograd::forward(g, x, weight, addend))
+        && let Some(y) = winograd::forward(g, x, weight, addend).and_then(T::from_single)
     {
         return y;
     }
@@ -215,11 +212,9 @@ pub(crate) fn backward_input<T: Element>(
     weight: &[T],
     existing: Option<&[T]>,
 ) -> Vec<T> {
-    #[cfg(target_arch = "x86_64")]
     if fast
-        && winograd::serves(g)
         && let (Some(dy), Some(weight)) = (T::single(dy), T::single(weight))
-        && let Some(dx) = T::from_single(winograd::backward_input(g, dy, weight, existing.and_then(T::single)))
+        && let Some(dx) = winograd::backward_input(g, dy, weight, existing.and_then(T::single)).and_then(T::from_single)
     {
         return dx;
     }
@@ -283,11 +278,9 @@ fn weight_groups(g: &Geometry) -> usize {
 
 /// The gradient with respect to the weight.
 pub(crate) fn backward_weight<T: Element>(g: &Geometry, fast: bool, x: &[T], dy: &[T]) -> Vec<T> {
-    #[cfg(target_arch = "x86_64")]
     if fast
-        && winograd::serves(g)
         && let (Some(x), Some(dy)) = (T::single(x), T::single(dy))
-        && let Some(dw) = T::from_single(winograd::backward_weight(g, x, dy))
+        && let Some(dw) = winograd::backward_weight(g, x, dy).and_then(T::from_single)
     {
         return dw;
     }

@@ -12,15 +12,15 @@ use std::ops::AddAssign;
 use candle_core::{CpuStorage, CpuStorageRef};
 
 pub(crate) mod allocator;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
 pub(crate) mod convolution;
 pub(crate) mod elementwise;
+mod lanes;
 pub(crate) mod loss;
 pub(crate) mod matrix;
 pub(crate) mod normalization;
 pub(crate) mod pooling;
-mod simd;
+pub(crate) mod simd;
+mod winograd;
 
 /// An element type the kernels are compiled for.
 pub(crate) trait Element: candle_core::WithDType + Default + AddAssign {

@@ -1,32 +1,43 @@
-//! Convolution 3x3 with stride 1 and padding 1 by Winograd's F(4x4, 3x3), in `f32` on AVX-512: 36 products
-//! for 16 outputs instead of 144. For sizes in multiples of 4 and channels in multiples of 16.
+//! Convolution 3x3 with stride 1 and padding 1 by Winograd's F(4x4, 3x3), in `f32`: 36 products for 16 outputs instead of
+//! 144. For channels in multiples of the registers' size, and maps that tiles of 4x4 pixels cover without much waste.
 //!
 //! A piece of work is a run of tiles: their patches are transformed into memory of the thread, multiplied
 //! with the transformed weights position by position, and transformed back. Rounding errors are about ten
 //! times those of the direct sum (1e-6 relative to the largest output); what is not finite spoils its whole
 //! tile and its neighbours.
 
+mod product;
+mod transform;
+
 use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::lanes::LANES;
-use super::product::{Right, panel, product};
-use super::transform::{self, POSITIONS, TILE};
-use crate::kernels::convolution::Geometry;
-use crate::kernels::{Element, written};
+use super::convolution::Geometry;
+use super::lanes::{Lanes, with_widest_lanes};
+use super::{Element, written};
+use product::{Right, panel, product};
+use transform::{POSITIONS, TILE};
 
-/// Whether this machine and these sizes are served here.
-pub(in crate::kernels) fn serves(g: &Geometry) -> bool {
+/// Whether these sizes are served here at all, on machines whose registers divide the channels.
+fn serves(g: &Geometry) -> bool {
+    let covered = g.height.next_multiple_of(TILE) * g.width.next_multiple_of(TILE);
     g.kernel_height == 3
         && g.kernel_width == 3
         && g.stride == 1
         && g.padding == 1
-        && g.height.is_multiple_of(TILE)
-        && g.width.is_multiple_of(TILE)
-        && g.in_channels.is_multiple_of(LANES)
-        && g.out_channels.is_multiple_of(LANES)
-        && super::is_available()
+        // A tile costs a quarter of its pixels' direct products, and as much again for the transforms.
+        && g.height * g.width * 2 >= covered
+}
+
+/// Calls `$call` with `$L` standing for the widest lanes whose registers the channels fill; `None` if there are none or the
+/// sizes are not served.
+macro_rules! with_lanes {
+    ($g:expr, $L:ident => $call:expr) => {{
+        let g: &Geometry = $g;
+        let fits = |count: usize| g.in_channels.is_multiple_of(count) && g.out_channels.is_multiple_of(count);
+        if serves(g) { with_widest_lanes!(fits, $L => $call) } else { None }
+    }};
 }
 
 /// The sizes of a batch of images or activations, cut into tiles.
@@ -56,7 +67,7 @@ impl Maps {
     }
 
     fn tiles(&self) -> usize {
-        self.images * (self.height / TILE) * (self.width / TILE)
+        self.images * self.height.div_ceil(TILE) * self.width.div_ceil(TILE)
     }
 
     fn length(&self) -> usize {
@@ -64,7 +75,7 @@ impl Maps {
     }
 
     pub fn tile(&self, index: usize) -> Corner {
-        let (columns, rows) = (self.width / TILE, self.height / TILE);
+        let (columns, rows) = (self.width.div_ceil(TILE), self.height.div_ceil(TILE));
         let (row, column) = (index / columns, index % columns);
         Corner { image: row / rows, y: row % rows * TILE, x: column * TILE }
     }
@@ -96,7 +107,7 @@ impl Shared {
 }
 
 /// Elements added between positions, so that they do not all fall on the same cache sets.
-const SKEW: usize = LANES;
+const SKEW: usize = 16;
 
 /// Tiles per piece of work: the transformed patches and products take about half a megabyte.
 fn tiles_per_piece(g: &Geometry) -> usize {
@@ -112,23 +123,23 @@ fn tiles_per_piece(g: &Geometry) -> usize {
 
 /// The first 64-byte boundary in a slice, and `length` elements from there.
 fn aligned(scratch: &mut [f32], length: usize) -> *mut f32 {
-    let offset = scratch.as_ptr().align_offset(64).min(LANES);
+    let offset = scratch.as_ptr().align_offset(64).min(16);
     scratch[offset..][..length].as_mut_ptr()
 }
 
 /// `weight: [3, 3, k, n]` transformed: `[36]` matrices `[k, n]` in panels of columns.
-fn transformed_weight(weight: &[f32], k: usize, n: usize) -> Vec<f32> {
+fn transformed_weight<L: Lanes>(weight: &[f32], k: usize, n: usize) -> Vec<f32> {
     assert_eq!(weight.len(), 9 * k * n);
-    // SAFETY: the loops write every row and every panel of all 36 matrices. A row of 16 columns lies inside
+    // SAFETY: the loops write every row and every panel of all 36 matrices. A register of columns lies inside
     // its panel, which lies inside the matrix; different pieces write different rows.
     unsafe {
         written(POSITIONS * k * n, |u| {
             let u = Shared::of(u);
             (0..k).into_par_iter().with_min_len(16).for_each(|row| {
-                for column in (0..n).step_by(LANES) {
-                    let (start, width) = panel(column, n);
+                for column in (0..n).step_by(L::COUNT) {
+                    let (start, width) = panel::<L>(column, n);
                     let place = u.at(start * k + row * width + (column - start));
-                    transform::taps(weight.as_ptr().add(row * n + column), k * n, place, k * n);
+                    transform::taps::<L>(weight.as_ptr().add(row * n + column), k * n, place, k * n);
                 }
             });
         })
@@ -144,11 +155,12 @@ fn turned_weight(weight: &[f32], inputs: usize, outputs: usize) -> Vec<f32> {
         written(9 * size, |turned| {
             turned.par_chunks_mut(size).enumerate().for_each(|(tap, turned)| {
                 let weight = &weight[(8 - tap) * size..][..size];
-                // Blocks of 16x16: one side is read along rows, the other written so.
-                for input in (0..inputs).step_by(LANES) {
-                    for output in (0..outputs).step_by(LANES) {
-                        for o in output..output + LANES {
-                            for i in input..input + LANES {
+                const BLOCK: usize = 16;
+                // Blocks: one side is read along rows, the other written so.
+                for input in (0..inputs).step_by(BLOCK) {
+                    for output in (0..outputs).step_by(BLOCK) {
+                        for o in output..outputs.min(output + BLOCK) {
+                            for i in input..inputs.min(input + BLOCK) {
                                 turned[o * inputs + i].write(weight[i * outputs + o]);
                             }
                         }
@@ -160,31 +172,30 @@ fn turned_weight(weight: &[f32], inputs: usize, outputs: usize) -> Vec<f32> {
 }
 
 /// The convolution of `x` with a weight `[3, 3, in, out]`, plus `addend`.
-pub(in crate::kernels) fn forward(g: &Geometry, x: &[f32], weight: &[f32], addend: Option<&[f32]>) -> Vec<f32> {
-    let weight = transformed_weight(weight, g.in_channels, g.out_channels);
-    convolve(g, x, &weight, addend)
+pub(super) fn forward(g: &Geometry, x: &[f32], weight: &[f32], addend: Option<&[f32]>) -> Option<Vec<f32>> {
+    with_lanes!(g, L => {
+        let weight = transformed_weight::<L>(weight, g.in_channels, g.out_channels);
+        convolve::<L>(g, x, &weight, addend)
+    })
 }
 
 /// The gradient of the input, plus `existing`: a convolution with the weight turned around.
-pub(in crate::kernels) fn backward_input(
-    g: &Geometry,
-    dy: &[f32],
-    weight: &[f32],
-    existing: Option<&[f32]>,
-) -> Vec<f32> {
-    let turned = turned_weight(weight, g.in_channels, g.out_channels);
-    let weight = transformed_weight(&turned, g.out_channels, g.in_channels);
-    let g = Geometry { in_channels: g.out_channels, out_channels: g.in_channels, ..*g };
-    convolve(&g, dy, &weight, existing)
+pub(super) fn backward_input(g: &Geometry, dy: &[f32], weight: &[f32], existing: Option<&[f32]>) -> Option<Vec<f32>> {
+    with_lanes!(g, L => {
+        let turned = turned_weight(weight, g.in_channels, g.out_channels);
+        let weight = transformed_weight::<L>(&turned, g.out_channels, g.in_channels);
+        let g = Geometry { in_channels: g.out_channels, out_channels: g.in_channels, ..*g };
+        convolve::<L>(&g, dy, &weight, existing)
+    })
 }
 
-fn convolve(g: &Geometry, x: &[f32], weight: &[f32], addend: Option<&[f32]>) -> Vec<f32> {
+fn convolve<L: Lanes>(g: &Geometry, x: &[f32], weight: &[f32], addend: Option<&[f32]>) -> Vec<f32> {
     let (input, output) = (Maps::input(g), Maps::output(g));
-    assert!(serves(g) && x.len() == input.length() && addend.is_none_or(|addend| addend.len() == output.length()));
+    assert!(x.len() == input.length() && addend.is_none_or(|addend| addend.len() == output.length()));
     let (k, n) = (g.in_channels, g.out_channels);
     assert_eq!(weight.len(), POSITIONS * k * n);
     let (tiles, piece) = (input.tiles(), tiles_per_piece(g));
-    // SAFETY: AVX-512 is there (`serves`); the pieces write every tile of the output, each its own; the
+    // SAFETY: the lanes are the machine's (`with_lanes`); the pieces write every tile of the output, each its own; the
     // lengths of all slices have been asserted.
     unsafe {
         written(output.length(), |y| {
@@ -193,17 +204,17 @@ fn convolve(g: &Geometry, x: &[f32], weight: &[f32], addend: Option<&[f32]>) -> 
                 let (first, count) = (index * piece, piece.min(tiles - index * piece));
                 let (v_stride, m_stride) = (count * k + SKEW, count * n + SKEW);
                 let length = POSITIONS * (v_stride + m_stride);
-                f32::with_scratch(length + LANES, |scratch| {
+                f32::with_scratch(length + 16, |scratch| {
                     let v = aligned(scratch, length);
                     let m = v.add(POSITIONS * v_stride);
-                    transform::patches(&input, x.as_ptr(), first, count, v, v_stride);
+                    transform::patches::<L>(&input, x.as_ptr(), first, count, v, v_stride);
                     for position in 0..POSITIONS {
                         let (v, m) = (v.add(position * v_stride), m.add(position * m_stride));
                         let weight = Right::Panels(weight.as_ptr().add(position * k * n));
-                        product([count, n, k], v, [k, 1], weight, m, false);
+                        product::<L>([count, n, k], v, [k, 1], weight, m, false);
                     }
                     let addend = addend.map(<[f32]>::as_ptr);
-                    transform::tiles(&output, m, m_stride, first, count, addend, y.at(0));
+                    transform::tiles::<L>(&output, m, m_stride, first, count, addend, y.at(0));
                 });
             });
         })
@@ -211,23 +222,27 @@ fn convolve(g: &Geometry, x: &[f32], weight: &[f32], addend: Option<&[f32]>) -> 
 }
 
 /// The gradient of the weight.
-pub(in crate::kernels) fn backward_weight(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
+pub(super) fn backward_weight(g: &Geometry, x: &[f32], dy: &[f32]) -> Option<Vec<f32>> {
+    with_lanes!(g, L => weight_gradient::<L>(g, x, dy))
+}
+
+fn weight_gradient<L: Lanes>(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
     let (input, output) = (Maps::input(g), Maps::output(g));
-    assert!(serves(g) && x.len() == input.length() && dy.len() == output.length());
+    assert!(x.len() == input.length() && dy.len() == output.length());
     let (k, n) = (g.in_channels, g.out_channels);
     let all_at_once = input.tiles() * (k + n) <= 256 * 1024 && k * n >= 64 * 64;
     let (products, groups) =
-        if all_at_once { (by_positions(&input, &output, x, dy), 1) } else { by_groups(&input, &output, x, dy) };
-    // SAFETY: AVX-512 is there (`serves`); every row of every tap is written by its own piece of work, and
+        if all_at_once { (by_positions::<L>(&input, &output, x, dy), 1) } else { by_groups::<L>(&input, &output, x, dy) };
+    // SAFETY: the lanes are the machine's (`with_lanes`); every row of every tap is written by its own piece of work, and
     // `products` holds `groups` times 36 matrices.
     unsafe {
         written(9 * k * n, |dw| {
             let dw = Shared::of(dw);
             (0..k).into_par_iter().with_min_len(16).for_each(|row| {
-                for column in (0..n).step_by(LANES) {
+                for column in (0..n).step_by(L::COUNT) {
                     let place = row * n + column;
-                    let groups = [groups, POSITIONS * k * n];
-                    transform::tap_gradients(products.as_ptr().add(place), k * n, groups, dw.at(place), k * n);
+                    let products = products.as_ptr().add(place);
+                    transform::tap_gradients::<L>(products, k * n, groups, POSITIONS * k * n, dw.at(place), k * n);
                 }
             });
         })
@@ -235,35 +250,35 @@ pub(in crate::kernels) fn backward_weight(g: &Geometry, x: &[f32], dy: &[f32]) -
 }
 
 /// Few tiles and large matrices: everything is transformed first, then each position is one product.
-fn by_positions(input: &Maps, output: &Maps, x: &[f32], dy: &[f32]) -> Vec<f32> {
+fn by_positions<L: Lanes>(input: &Maps, output: &Maps, x: &[f32], dy: &[f32]) -> Vec<f32> {
     const PIECE: usize = 16;
     let (k, n, tiles) = (input.channels, output.channels, input.tiles());
     let (v_stride, m_stride) = (tiles * k + SKEW, tiles * n + SKEW);
-    let mut transformed: Vec<f32> = Vec::with_capacity(POSITIONS * (v_stride + m_stride) + LANES);
+    let mut transformed: Vec<f32> = Vec::with_capacity(POSITIONS * (v_stride + m_stride) + 16);
     let v = Shared::of(transformed.spare_capacity_mut());
-    let v = Shared(v.at(v.0.align_offset(64).min(LANES)));
+    let v = Shared(v.at(v.0.align_offset(64).min(16)));
     let m = Shared(v.at(POSITIONS * v_stride));
-    // SAFETY: AVX-512 was asked for by the caller, which also asserted the lengths. The pieces transform all
+    // SAFETY: the lanes are the machine's (`with_lanes`). The caller has asserted the lengths. The pieces transform all
     // tiles, each to its own place, before the products read them; each product writes its own matrix. What
     // `SKEW` leaves between positions is never read.
     unsafe {
         (0..tiles.div_ceil(PIECE)).into_par_iter().for_each(|index| {
             let (first, count) = (index * PIECE, PIECE.min(tiles - index * PIECE));
-            transform::patches(input, x.as_ptr(), first, count, v.at(first * k), v_stride);
-            transform::gradient_tiles(output, dy.as_ptr(), first, count, m.at(first * n), m_stride);
+            transform::patches::<L>(input, x.as_ptr(), first, count, v.at(first * k), v_stride);
+            transform::gradient_tiles::<L>(output, dy.as_ptr(), first, count, m.at(first * n), m_stride);
         });
         written(POSITIONS * k * n, |products| {
             let products = Shared::of(products);
             (0..POSITIONS).into_par_iter().for_each(|position| {
                 let (v, m) = (v.at(position * v_stride), m.at(position * m_stride));
-                product([k, n, tiles], v, [1, k], Right::Rows(m, n), products.at(position * k * n), false);
+                product::<L>([k, n, tiles], v, [1, k], Right::Rows(m, n), products.at(position * k * n), false);
             });
         })
     }
 }
 
 /// Many tiles: a fixed number of groups of tiles, each with products of its own. Returns them and their number.
-fn by_groups(input: &Maps, output: &Maps, x: &[f32], dy: &[f32]) -> (Vec<f32>, usize) {
+fn by_groups<L: Lanes>(input: &Maps, output: &Maps, x: &[f32], dy: &[f32]) -> (Vec<f32>, usize) {
     let (k, n, tiles) = (input.channels, output.channels, input.tiles());
     let size = POSITIONS * k * n;
     let piece = if k.max(n) <= 32 {
@@ -277,7 +292,7 @@ fn by_groups(input: &Maps, output: &Maps, x: &[f32], dy: &[f32]) -> (Vec<f32>, u
     };
     let per_group = tiles.div_ceil((4 * 1024 * 1024 / size).clamp(2, 16)).next_multiple_of(piece);
     let groups = tiles.div_ceil(per_group);
-    // SAFETY: AVX-512 was asked for by the caller, which also asserted the lengths. Every group has at least
+    // SAFETY: the lanes are the machine's (`with_lanes`). The caller has asserted the lengths. Every group has at least
     // one tile, and the products of its first piece write all of its matrices.
     let products = unsafe {
         written(groups * size, |products| {
@@ -286,17 +301,17 @@ fn by_groups(input: &Maps, output: &Maps, x: &[f32], dy: &[f32]) -> (Vec<f32>, u
                 let (start, end) = (group * per_group, tiles.min((group + 1) * per_group));
                 let (v_stride, m_stride) = (piece * k + SKEW, piece * n + SKEW);
                 let length = POSITIONS * (v_stride + m_stride);
-                f32::with_scratch(length + LANES, |scratch| {
+                f32::with_scratch(length + 16, |scratch| {
                     let v = aligned(scratch, length);
                     let m = v.add(POSITIONS * v_stride);
                     for first in (start..end).step_by(piece) {
                         let count = piece.min(end - first);
-                        transform::patches(input, x.as_ptr(), first, count, v, v_stride);
-                        transform::gradient_tiles(output, dy.as_ptr(), first, count, m, m_stride);
+                        transform::patches::<L>(input, x.as_ptr(), first, count, v, v_stride);
+                        transform::gradient_tiles::<L>(output, dy.as_ptr(), first, count, m, m_stride);
                         for position in 0..POSITIONS {
                             let (v, m) = (v.add(position * v_stride), m.add(position * m_stride));
                             let products = products.at(group * size + position * k * n);
-                            product([k, n, count], v, [1, k], Right::Rows(m, n), products, first > start);
+                            product::<L>([k, n, count], v, [1, k], Right::Rows(m, n), products, first > start);
                         }
                     }
                 });

@@ -1,0 +1,150 @@
+//! Matrix products that are small and many, with one or two registers of columns at a time and nothing copied first.
+
+use crate::kernels::lanes::{Lanes, for_lanes};
+
+/// Depth of a product taken at once, so that what is read again stays in the first-level cache.
+const DEPTH: usize = 256;
+
+for_lanes! {
+    /// A block of `ROWS × COLUMNS registers` of outputs over the whole depth, in registers.
+    ///
+    /// # Safety
+    /// The lanes' instructions; with `w` numbers in a register, `a[row·a_row + step·a_step]`,
+    /// `b[step·b_step ..+ w·COLUMNS]` and `c[row·c_row ..+ w·COLUMNS]` are valid for all rows below `ROWS` and steps below
+    /// `depth`.
+    unsafe fn block<L, const ROWS: usize, const COLUMNS: usize>(
+        depth: usize, a: *const f32, a_strides: [usize; 2], b: *const f32, b_step: usize, c: *mut f32, c_row: usize,
+        accumulate: bool,
+    ) {
+        let [a_row, a_step] = a_strides;
+        // SAFETY: the caller vouches for the instructions and for all places.
+        unsafe {
+            let mut sums = [[L::zero(); COLUMNS]; ROWS];
+            if accumulate {
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    for (column, sum) in sums.iter_mut().enumerate() {
+                        *sum = L::load(c.add(row * c_row + L::COUNT * column));
+                    }
+                }
+            }
+            let (mut a, mut b) = (a, b);
+            for _ in 0..depth {
+                let mut right = [L::zero(); COLUMNS];
+                for (column, right) in right.iter_mut().enumerate() {
+                    *right = L::load(b.add(L::COUNT * column));
+                }
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let left = L::splat(*a.add(row * a_row));
+                    for (sum, right) in sums.iter_mut().zip(right) {
+                        *sum = left.multiply_add(right, *sum);
+                    }
+                }
+                a = a.wrapping_add(a_step);
+                b = b.wrapping_add(b_step);
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                for (column, sum) in sums.iter().enumerate() {
+                    sum.store(c.add(row * c_row + L::COUNT * column));
+                }
+            }
+        }
+    }
+}
+
+/// Runs `block` for a number of rows known at run time.
+macro_rules! block_of {
+    ($L:ident, $rows:expr, $columns:literal, [$($count:literal)*], $arguments:tt) => {
+        match $rows {
+            $($count => block::<$L, $count, $columns> $arguments,)*
+            other => unreachable!("a block of {other} rows"),
+        }
+    };
+}
+
+/// A block of one or two registers of columns and at most as many rows as [`Lanes::ROWS`] says for them.
+///
+/// # Safety
+/// As [`block`].
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn any_block<L: Lanes>(
+    [rows, registers, depth]: [usize; 3],
+    a: *const f32,
+    a_strides: [usize; 2],
+    b: *const f32,
+    b_step: usize,
+    c: *mut f32,
+    c_row: usize,
+    accumulate: bool,
+) {
+    // SAFETY: as for this function.
+    unsafe {
+        if registers == 2 {
+            block_of!(L, rows, 2, [1 2 3 4 5 6 7 8 9 10 11 12], (depth, a, a_strides, b, b_step, c, c_row, accumulate));
+        } else {
+            block_of!(
+                L, rows, 1, [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16],
+                (depth, a, a_strides, b, b_step, c, c_row, accumulate)
+            );
+        }
+    }
+}
+
+/// Where the column panel that holds column `column` of `n` begins, and how wide it is: panels of two registers, the last
+/// one of one register if `n` is an odd multiple of its size.
+#[inline(always)]
+pub(super) fn panel<L: Lanes>(column: usize, n: usize) -> (usize, usize) {
+    let start = column / (2 * L::COUNT) * (2 * L::COUNT);
+    (start, if n - start >= 2 * L::COUNT { 2 * L::COUNT } else { L::COUNT })
+}
+
+/// The right-hand matrix of a product, `[k, n]`.
+#[derive(Clone, Copy)]
+pub(super) enum Right {
+    /// In panels of columns (see [`panel`]), each with its rows one after the other.
+    Panels(*const f32),
+    /// In rows, this many elements apart.
+    Rows(*const f32, usize),
+}
+
+/// `c = a · b`, added to `c` if `accumulate`; `c: [m, n]` in rows, `n` a multiple of the lanes' count, element
+/// `(row, step)` of `a: [m, k]` at `a[row·a_row + step·a_step]`.
+///
+/// # Safety
+/// The lanes' instructions; all elements of the three matrices can be accessed; `c` overlaps neither of the others, and is
+/// initialised if `accumulate`.
+pub(super) unsafe fn product<L: Lanes>(
+    [m, n, k]: [usize; 3],
+    a: *const f32,
+    [a_row, a_step]: [usize; 2],
+    b: Right,
+    c: *mut f32,
+    accumulate: bool,
+) {
+    let depth_at_once = if matches!(b, Right::Panels(_)) { DEPTH } else { DEPTH / 2 };
+    for start in (0..k).step_by(depth_at_once) {
+        let depth = depth_at_once.min(k - start);
+        let mut column = 0;
+        while column < n {
+            let (_, width) = panel::<L>(column, n);
+            let registers = width / L::COUNT;
+            let rows = L::ROWS[registers - 1];
+            // Equal blocks rather than full ones and a small rest: sixteen rows are two of eight, not one of twelve
+            // and one of four.
+            let rows = if m <= 2 * rows { m.div_ceil(m.div_ceil(rows)) } else { rows };
+            for row in (0..m).step_by(rows) {
+                let size = [rows.min(m - row), registers, depth];
+                // SAFETY: the block lies inside the three matrices, which the caller vouches for.
+                unsafe {
+                    let (b, b_step) = match b {
+                        Right::Panels(b) => (b.add(column * k + start * width), width),
+                        Right::Rows(b, stride) => (b.add(start * stride + column), stride),
+                    };
+                    let (a, c) = (a.add(row * a_row + start * a_step), c.add(row * n + column));
+                    any_block::<L>(size, a, [a_row, a_step], b, b_step, c, n, accumulate || start > 0);
+                }
+            }
+            column += width;
+        }
+    }
+}
