@@ -1,13 +1,15 @@
 //! Two-dimensional convolution, NHWC and HWIO, as matrix products over unrolled patches (im2col).
 //!
 //! A piece of work is a run of output pixels (or, backward, a group of images): its patches are unrolled
-//! into memory of the thread that stays in its cache, and multiplied at once. Where `fast` is asked for,
-//! `f32` convolutions of the shapes that most layers have go to Winograd's algorithm instead.
+//! into memory of the thread that stays in its cache, and multiplied at once, by the `gemm` crate. The layers of most
+//! networks go elsewhere: in `f32`, with channels that fill registers, to the products of [`direct`], and where `fast` is
+//! asked for to Winograd's algorithm.
 
 use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
+use super::direct;
 use super::matrix::{Matrix, add_product, product};
 use super::simd::multiversion;
 use super::winograd;
@@ -31,20 +33,22 @@ pub(crate) struct Geometry {
 
 impl Geometry {
     /// Elements of one patch: kernel height × kernel width × input channels.
-    fn patch(&self) -> usize {
+    pub(super) fn patch(&self) -> usize {
         self.kernel_height * self.kernel_width * self.in_channels
     }
 
-    fn pixels(&self) -> usize {
+    /// Output pixels.
+    pub(super) fn pixels(&self) -> usize {
         self.images * self.out_height * self.out_width
     }
 
-    fn image(&self) -> usize {
+    /// Elements of an input image.
+    pub(super) fn image(&self) -> usize {
         self.height * self.width * self.in_channels
     }
 
     /// Whether the patches are the input itself.
-    fn is_pointwise(&self) -> bool {
+    pub(super) fn is_pointwise(&self) -> bool {
         self.kernel_height == 1 && self.kernel_width == 1 && self.stride == 1 && self.padding == 0
     }
 
@@ -87,9 +91,20 @@ pub(crate) enum Start<'a, T> {
     Residual(&'a [T]),
 }
 
+impl<'a, T: Element> Start<'a, T> {
+    /// The same for `f32`, if that is what the elements are.
+    fn single(self) -> Option<Start<'a, f32>> {
+        match self {
+            Start::Nothing => Some(Start::Nothing),
+            Start::Bias(bias) => T::single(bias).map(Start::Bias),
+            Start::Residual(residual) => T::single(residual).map(Start::Residual),
+        }
+    }
+}
+
 multiversion! {
     /// Writes the patches of the output pixels from `first` on, one row each, until `patches` is full.
-    fn unroll<T>(g: &Geometry, x: &[T], first: usize, patches: &mut [T]) {
+    pub(super) fn unroll<T>(g: &Geometry, x: &[T], first: usize, patches: &mut [T]) {
         let row = g.kernel_width * g.in_channels;
         for (index, patch) in patches.chunks_exact_mut(g.patch()).enumerate() {
             let pixel = g.pixel(first + index);
@@ -113,7 +128,7 @@ multiversion! {
 
 multiversion! {
     /// Adds patches back to where [`unroll`] took them from. `image` is the first image of `dx`.
-    fn roll<T>(g: &Geometry, patches: &[T], first: usize, image: usize, dx: &mut [T]) {
+    pub(super) fn roll<T>(g: &Geometry, patches: &[T], first: usize, image: usize, dx: &mut [T]) {
         let offset = image * g.image();
         let row = g.kernel_width * g.in_channels;
         for (index, patch) in patches.chunks_exact(g.patch()).enumerate() {
@@ -141,7 +156,7 @@ multiversion! {
 }
 
 /// The patches of some output pixels, unrolled into `scratch` unless they lie in the input as they are.
-fn patches<'a, T: Element>(g: &Geometry, x: &'a [T], first: usize, pixels: usize, scratch: &'a mut [T]) -> &'a [T] {
+pub(super) fn patches<'a, T: Element>(g: &Geometry, x: &'a [T], first: usize, pixels: usize, scratch: &'a mut [T]) -> &'a [T] {
     let patch = g.patch();
     if g.is_pointwise() {
         &x[first * patch..][..pixels * patch]
@@ -152,20 +167,26 @@ fn patches<'a, T: Element>(g: &Geometry, x: &'a [T], first: usize, pixels: usize
     }
 }
 
-fn scratch_length(g: &Geometry, pixels: usize) -> usize {
+/// Room that [`patches`] needs.
+pub(super) fn scratch_length(g: &Geometry, pixels: usize) -> usize {
     if g.is_pointwise() { 0 } else { pixels * g.patch() }
 }
 
 /// The convolution of `x: [images, height, width, in]` with `weight: [kh, kw, in, out]`, plus `start`.
 pub(crate) fn forward<T: Element>(g: &Geometry, fast: bool, x: &[T], weight: &[T], start: Start<T>) -> Vec<T> {
+    let addend = match start {
+        Start::Nothing => Some(None),
+        Start::Residual(residual) => Some(Some(residual)),
+        Start::Bias(_) => None,
+    };
     if fast
-        && let (Some(x), Some(weight)) = (T::single(x), T::single(weight))
-        && let Some(addend) = match start {
-            Start::Nothing => Some(None),
-            Start::Residual(residual) => T::single(residual).map(Some),
-            Start::Bias(_) => None,
-        }
-        && let Some(y) = winograd::forward(g, x, weight, addend).and_then(T::from_single)
+        && let (Some(x), Some(weight), Some(addend)) = (T::single(x), T::single(weight), addend)
+        && let Some(y) = winograd::forward(g, x, weight, addend.and_then(T::single)).and_then(T::from_single)
+    {
+        return y;
+    }
+    if let (Some(x), Some(weight), Some(start)) = (T::single(x), T::single(weight), start.single())
+        && let Some(y) = direct::forward(g, x, weight, start).and_then(T::from_single)
     {
         return y;
     }
@@ -199,7 +220,7 @@ pub(crate) fn forward<T: Element>(g: &Geometry, fast: bool, x: &[T], weight: &[T
 }
 
 /// Images per piece of work in the backward pass to the input, and output pixels unrolled at once.
-fn backward_group(g: &Geometry) -> (usize, usize) {
+pub(super) fn backward_group(g: &Geometry) -> (usize, usize) {
     let pixels = 256usize;
     (pixels.div_ceil(g.out_height * g.out_width), pixels)
 }
@@ -215,6 +236,11 @@ pub(crate) fn backward_input<T: Element>(
     if fast
         && let (Some(dy), Some(weight)) = (T::single(dy), T::single(weight))
         && let Some(dx) = winograd::backward_input(g, dy, weight, existing.and_then(T::single)).and_then(T::from_single)
+    {
+        return dx;
+    }
+    if let (Some(dy), Some(weight)) = (T::single(dy), T::single(weight))
+        && let Some(dx) = direct::backward_input(g, dy, weight, existing.and_then(T::single)).and_then(T::from_single)
     {
         return dx;
     }
@@ -271,7 +297,7 @@ fn multiply_into<T: Element>(a: Matrix<T>, b: Matrix<T>, size: [usize; 3], outpu
 
 /// How the pixels are grouped for the weight gradient: each group makes one partial sum, of which there are
 /// few enough that together they stay small (about 16 MB of `f32`).
-fn weight_groups(g: &Geometry) -> usize {
+pub(super) fn weight_groups(g: &Geometry) -> usize {
     let size = g.patch() * g.out_channels;
     (4 * 1024 * 1024 / size).clamp(2, 16).min(g.pixels().div_ceil(512))
 }
@@ -281,6 +307,11 @@ pub(crate) fn backward_weight<T: Element>(g: &Geometry, fast: bool, x: &[T], dy:
     if fast
         && let (Some(x), Some(dy)) = (T::single(x), T::single(dy))
         && let Some(dw) = winograd::backward_weight(g, x, dy).and_then(T::from_single)
+    {
+        return dw;
+    }
+    if let (Some(x), Some(dy)) = (T::single(x), T::single(dy))
+        && let Some(dw) = direct::backward_weight(g, x, dy).and_then(T::from_single)
     {
         return dw;
     }

@@ -13,12 +13,14 @@ use candle_core::{CpuStorage, CpuStorageRef};
 
 pub(crate) mod allocator;
 pub(crate) mod convolution;
+mod direct;
 pub(crate) mod elementwise;
 mod lanes;
 pub(crate) mod loss;
 pub(crate) mod matrix;
 pub(crate) mod normalization;
 pub(crate) mod pooling;
+mod product;
 pub(crate) mod simd;
 mod winograd;
 

@@ -6,17 +6,17 @@
 //! times those of the direct sum (1e-6 relative to the largest output); what is not finite spoils its whole
 //! tile and its neighbours.
 
-mod product;
 mod transform;
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::convolution::Geometry;
 use super::lanes::{Lanes, with_widest_lanes};
+use super::product::{Right, panel, product};
 use super::{Element, written};
-use product::{Right, panel, product};
 use transform::{POSITIONS, TILE};
 
 /// Whether these sizes are served here at all, on machines whose registers divide the channels.
@@ -42,28 +42,32 @@ macro_rules! with_lanes {
 
 /// The sizes of a batch of images or activations, cut into tiles.
 #[derive(Clone, Copy)]
-pub(super) struct Maps {
-    pub images: usize,
-    pub height: usize,
-    pub width: usize,
-    pub channels: usize,
+struct Maps {
+    images: usize,
+    height: usize,
+    width: usize,
+    /// Channels that are worked on.
+    channels: usize,
+    /// Elements from a pixel to the next: all its channels.
+    pixel: usize,
 }
 
 /// The top left pixel of a tile.
 #[derive(Clone, Copy)]
-pub(super) struct Corner {
-    pub image: usize,
-    pub y: usize,
-    pub x: usize,
+struct Corner {
+    image: usize,
+    y: usize,
+    x: usize,
 }
 
 impl Maps {
     fn input(g: &Geometry) -> Self {
-        Self { images: g.images, height: g.height, width: g.width, channels: g.in_channels }
+        let (channels, pixel) = (g.in_channels, g.in_channels);
+        Self { images: g.images, height: g.height, width: g.width, channels, pixel }
     }
 
     fn output(g: &Geometry) -> Self {
-        Self { channels: g.out_channels, ..Self::input(g) }
+        Self { channels: g.out_channels, pixel: g.out_channels, ..Self::input(g) }
     }
 
     fn tiles(&self) -> usize {
@@ -71,18 +75,18 @@ impl Maps {
     }
 
     fn length(&self) -> usize {
-        self.images * self.height * self.width * self.channels
+        self.images * self.height * self.width * self.pixel
     }
 
-    pub fn tile(&self, index: usize) -> Corner {
+    fn tile(&self, index: usize) -> Corner {
         let (columns, rows) = (self.width.div_ceil(TILE), self.height.div_ceil(TILE));
         let (row, column) = (index / columns, index % columns);
         Corner { image: row / rows, y: row % rows * TILE, x: column * TILE }
     }
 
     /// The place of the first element of a pixel.
-    pub fn element(&self, corner: Corner) -> usize {
-        ((corner.image * self.height + corner.y) * self.width + corner.x) * self.channels
+    fn element(&self, corner: Corner) -> usize {
+        ((corner.image * self.height + corner.y) * self.width + corner.x) * self.pixel
     }
 }
 
@@ -109,6 +113,35 @@ impl Shared {
 /// Elements added between positions, so that they do not all fall on the same cache sets.
 const SKEW: usize = 16;
 
+/// A matrix for each of the 36 positions, written by pieces of work and then read.
+struct Positions {
+    /// Empty: what lies beyond its length is written through `first`.
+    memory: Vec<f32>,
+    first: Shared,
+    /// From the matrix of one position to that of the next.
+    stride: usize,
+}
+
+impl Positions {
+    /// Room for matrices of `size` elements, on a cache line each where `size` allows it.
+    fn of(size: usize) -> Self {
+        let stride = size + SKEW;
+        let mut memory = Vec::with_capacity(POSITIONS * stride + ALIGNMENT);
+        let first = Shared::of(memory.spare_capacity_mut());
+        let first = Shared(first.at(first.0.align_offset(4 * ALIGNMENT).min(ALIGNMENT)));
+        Self { memory, first, stride }
+    }
+
+    /// An element of the matrix of `position`.
+    fn at(&self, position: usize, element: usize) -> *mut f32 {
+        debug_assert!(self.memory.is_empty());
+        self.first.at(position * self.stride + element)
+    }
+}
+
+/// Elements of a cache line.
+const ALIGNMENT: usize = 16;
+
 /// Tiles per piece of work: the transformed patches and products take about half a megabyte.
 fn tiles_per_piece(g: &Geometry) -> usize {
     let tiles = 128 * 1024 / (POSITIONS * (g.in_channels + g.out_channels));
@@ -117,33 +150,30 @@ fn tiles_per_piece(g: &Geometry) -> usize {
         48..96 => 48,
         _ if g.in_channels.max(g.out_channels) >= 256 => 96,
         _ if g.in_channels.max(g.out_channels) >= 128 => 48,
-        _ => 24,
+        _ => 36,
     }
 }
 
 /// The first 64-byte boundary in a slice, and `length` elements from there.
 fn aligned(scratch: &mut [f32], length: usize) -> *mut f32 {
-    let offset = scratch.as_ptr().align_offset(64).min(16);
+    let offset = scratch.as_ptr().align_offset(4 * ALIGNMENT).min(ALIGNMENT);
     scratch[offset..][..length].as_mut_ptr()
 }
 
-/// `weight: [3, 3, k, n]` transformed: `[36]` matrices `[k, n]` in panels of columns.
-fn transformed_weight<L: Lanes>(weight: &[f32], k: usize, n: usize) -> Vec<f32> {
+/// `weight: [3, 3, k, n]` transformed: matrices `[k, n]` in panels of columns.
+fn transformed_weight<L: Lanes>(weight: &[f32], k: usize, n: usize) -> Positions {
     assert_eq!(weight.len(), 9 * k * n);
-    // SAFETY: the loops write every row and every panel of all 36 matrices. A register of columns lies inside
-    // its panel, which lies inside the matrix; different pieces write different rows.
-    unsafe {
-        written(POSITIONS * k * n, |u| {
-            let u = Shared::of(u);
-            (0..k).into_par_iter().with_min_len(16).for_each(|row| {
-                for column in (0..n).step_by(L::COUNT) {
-                    let (start, width) = panel::<L>(column, n);
-                    let place = u.at(start * k + row * width + (column - start));
-                    transform::taps::<L>(weight.as_ptr().add(row * n + column), k * n, place, k * n);
-                }
-            });
-        })
-    }
+    let u = Positions::of(k * n);
+    (0..k).into_par_iter().with_min_len(16).for_each(|row| {
+        for column in (0..n).step_by(L::COUNT) {
+            let (start, width) = panel::<L>(column, n);
+            let place = u.at(0, start * k + row * width + (column - start));
+            // SAFETY: a register of columns lies inside its panel, which lies inside the matrix; every row and every
+            // panel of all matrices is written, different rows by different pieces of work.
+            unsafe { transform::taps::<L>(weight.as_ptr().add(row * n + column), k * n, place, u.stride) };
+        }
+    });
+    u
 }
 
 /// The weight of the convolution that takes the gradient back: taps turned around, channels exchanged;
@@ -155,12 +185,12 @@ fn turned_weight(weight: &[f32], inputs: usize, outputs: usize) -> Vec<f32> {
         written(9 * size, |turned| {
             turned.par_chunks_mut(size).enumerate().for_each(|(tap, turned)| {
                 let weight = &weight[(8 - tap) * size..][..size];
-                const BLOCK: usize = 16;
-                // Blocks: one side is read along rows, the other written so.
-                for input in (0..inputs).step_by(BLOCK) {
-                    for output in (0..outputs).step_by(BLOCK) {
-                        for o in output..outputs.min(output + BLOCK) {
-                            for i in input..inputs.min(input + BLOCK) {
+                const SIDE: usize = 16;
+                // Squares: one side is read along rows, the other written so.
+                for input in (0..inputs).step_by(SIDE) {
+                    for output in (0..outputs).step_by(SIDE) {
+                        for o in output..outputs.min(output + SIDE) {
+                            for i in input..inputs.min(input + SIDE) {
                                 turned[o * inputs + i].write(weight[i * outputs + o]);
                             }
                         }
@@ -189,11 +219,11 @@ pub(super) fn backward_input(g: &Geometry, dy: &[f32], weight: &[f32], existing:
     })
 }
 
-fn convolve<L: Lanes>(g: &Geometry, x: &[f32], weight: &[f32], addend: Option<&[f32]>) -> Vec<f32> {
+fn convolve<L: Lanes>(g: &Geometry, x: &[f32], weight: &Positions, addend: Option<&[f32]>) -> Vec<f32> {
     let (input, output) = (Maps::input(g), Maps::output(g));
     assert!(x.len() == input.length() && addend.is_none_or(|addend| addend.len() == output.length()));
     let (k, n) = (g.in_channels, g.out_channels);
-    assert_eq!(weight.len(), POSITIONS * k * n);
+    assert!(weight.stride >= k * n);
     let (tiles, piece) = (input.tiles(), tiles_per_piece(g));
     // SAFETY: the lanes are the machine's (`with_lanes`); the pieces write every tile of the output, each its own; the
     // lengths of all slices have been asserted.
@@ -204,13 +234,13 @@ fn convolve<L: Lanes>(g: &Geometry, x: &[f32], weight: &[f32], addend: Option<&[
                 let (first, count) = (index * piece, piece.min(tiles - index * piece));
                 let (v_stride, m_stride) = (count * k + SKEW, count * n + SKEW);
                 let length = POSITIONS * (v_stride + m_stride);
-                f32::with_scratch(length + 16, |scratch| {
+                f32::with_scratch(length + ALIGNMENT, |scratch| {
                     let v = aligned(scratch, length);
                     let m = v.add(POSITIONS * v_stride);
                     transform::patches::<L>(&input, x.as_ptr(), first, count, v, v_stride);
                     for position in 0..POSITIONS {
                         let (v, m) = (v.add(position * v_stride), m.add(position * m_stride));
-                        let weight = Right::Panels(weight.as_ptr().add(position * k * n));
+                        let weight = Right::Panels(weight.at(position, 0));
                         product::<L>([count, n, k], v, [k, 1], weight, m, false);
                     }
                     let addend = addend.map(<[f32]>::as_ptr);
@@ -226,97 +256,77 @@ pub(super) fn backward_weight(g: &Geometry, x: &[f32], dy: &[f32]) -> Option<Vec
     with_lanes!(g, L => weight_gradient::<L>(g, x, dy))
 }
 
+/// Channels of a block of the weight gradient along each side: its 36 products and a piece of what they are made of stay
+/// in the second-level cache.
+const BLOCK: usize = 64;
+
+/// The tiles are cut into a fixed number of groups and the channels into blocks; each pair is a piece of work with products
+/// of its own.
 fn weight_gradient<L: Lanes>(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
     let (input, output) = (Maps::input(g), Maps::output(g));
     assert!(x.len() == input.length() && dy.len() == output.length());
-    let (k, n) = (g.in_channels, g.out_channels);
-    let all_at_once = input.tiles() * (k + n) <= 256 * 1024 && k * n >= 64 * 64;
-    let (products, groups) =
-        if all_at_once { (by_positions::<L>(&input, &output, x, dy), 1) } else { by_groups::<L>(&input, &output, x, dy) };
-    // SAFETY: the lanes are the machine's (`with_lanes`); every row of every tap is written by its own piece of work, and
-    // `products` holds `groups` times 36 matrices.
+    let (k, n, tiles) = (g.in_channels, g.out_channels, input.tiles());
+    let blocks = [k.div_ceil(BLOCK), n.div_ceil(BLOCK)];
+    let groups = (16 / (blocks[0] * blocks[1])).clamp(1, tiles.div_ceil(256));
+    let per_group = tiles.div_ceil(groups);
+    let groups = tiles.div_ceil(per_group);
+    // SAFETY: the lanes are the machine's (`with_lanes`); every block writes its own part of every tap.
     unsafe {
         written(9 * k * n, |dw| {
             let dw = Shared::of(dw);
-            (0..k).into_par_iter().with_min_len(16).for_each(|row| {
-                for column in (0..n).step_by(L::COUNT) {
-                    let place = row * n + column;
-                    let products = products.as_ptr().add(place);
-                    transform::tap_gradients::<L>(products, k * n, groups, POSITIONS * k * n, dw.at(place), k * n);
+            (0..blocks[0] * blocks[1]).into_par_iter().for_each(|block| {
+                let (row, column) = (block / blocks[1] * BLOCK, block % blocks[1] * BLOCK);
+                let input = Maps { channels: BLOCK.min(k - row), ..input };
+                let output = Maps { channels: BLOCK.min(n - column), ..output };
+                let (x, dy) = (&x[row..], &dy[column..]);
+                let products: Vec<Positions> = (0..groups)
+                    .into_par_iter()
+                    .map(|group| {
+                        let tiles = group * per_group..tiles.min((group + 1) * per_group);
+                        tap_products::<L>(&input, &output, x, dy, tiles)
+                    })
+                    .collect();
+                let columns = output.channels;
+                for i in 0..input.channels {
+                    for j in (0..columns).step_by(L::COUNT) {
+                        let dw = dw.at((row + i) * n + column + j);
+                        transform::tap_gradients::<L>(&products, i * columns + j, dw, k * n);
+                    }
                 }
             });
         })
     }
 }
 
-/// Few tiles and large matrices: everything is transformed first, then each position is one product.
-fn by_positions<L: Lanes>(input: &Maps, output: &Maps, x: &[f32], dy: &[f32]) -> Vec<f32> {
-    const PIECE: usize = 16;
-    let (k, n, tiles) = (input.channels, output.channels, input.tiles());
-    let (v_stride, m_stride) = (tiles * k + SKEW, tiles * n + SKEW);
-    let mut transformed: Vec<f32> = Vec::with_capacity(POSITIONS * (v_stride + m_stride) + 16);
-    let v = Shared::of(transformed.spare_capacity_mut());
-    let v = Shared(v.at(v.0.align_offset(64).min(16)));
-    let m = Shared(v.at(POSITIONS * v_stride));
-    // SAFETY: the lanes are the machine's (`with_lanes`). The caller has asserted the lengths. The pieces transform all
-    // tiles, each to its own place, before the products read them; each product writes its own matrix. What
-    // `SKEW` leaves between positions is never read.
-    unsafe {
-        (0..tiles.div_ceil(PIECE)).into_par_iter().for_each(|index| {
-            let (first, count) = (index * PIECE, PIECE.min(tiles - index * PIECE));
-            transform::patches::<L>(input, x.as_ptr(), first, count, v.at(first * k), v_stride);
-            transform::gradient_tiles::<L>(output, dy.as_ptr(), first, count, m.at(first * n), m_stride);
-        });
-        written(POSITIONS * k * n, |products| {
-            let products = Shared::of(products);
-            (0..POSITIONS).into_par_iter().for_each(|position| {
-                let (v, m) = (v.at(position * v_stride), m.at(position * m_stride));
-                product::<L>([k, n, tiles], v, [1, k], Right::Rows(m, n), products.at(position * k * n), false);
-            });
-        })
-    }
+/// The products of the transformed patches of `x` with the transformed tiles of `dy`, summed over some tiles: a matrix
+/// `[channels of x, channels of dy]` for each position.
+///
+/// # Safety
+/// The lanes' instructions; `x` and `dy` hold the maps from the first channel on; `tiles` is not empty.
+unsafe fn tap_products<L: Lanes>(input: &Maps, output: &Maps, x: &[f32], dy: &[f32], tiles: Range<usize>) -> Positions {
+    let (k, n) = (input.channels, output.channels);
+    let products = Positions::of(k * n);
+    let piece = (TILES_OF_PRODUCTS() * BLOCK / k.max(n)).min(96);
+    let (v_stride, m_stride) = (piece * k + SKEW, piece * n + SKEW);
+    let length = POSITIONS * (v_stride + m_stride);
+    f32::with_scratch(length + ALIGNMENT, |scratch| {
+        let v = aligned(scratch, length);
+        // SAFETY: the caller vouches for the maps; the products of the first piece write all of their matrices.
+        unsafe {
+            let m = v.add(POSITIONS * v_stride);
+            for first in tiles.clone().step_by(piece) {
+                let count = piece.min(tiles.end - first);
+                transform::patches::<L>(input, x.as_ptr(), first, count, v, v_stride);
+                transform::gradient_tiles::<L>(output, dy.as_ptr(), first, count, m, m_stride);
+                for position in 0..POSITIONS {
+                    let (v, m) = (v.add(position * v_stride), m.add(position * m_stride));
+                    let products = products.at(position, 0);
+                    product::<L>([k, n, count], v, [1, k], Right::Rows(m, n), products, first > tiles.start);
+                }
+            }
+        }
+    });
+    products
 }
-
-/// Many tiles: a fixed number of groups of tiles, each with products of its own. Returns them and their number.
-fn by_groups<L: Lanes>(input: &Maps, output: &Maps, x: &[f32], dy: &[f32]) -> (Vec<f32>, usize) {
-    let (k, n, tiles) = (input.channels, output.channels, input.tiles());
-    let size = POSITIONS * k * n;
-    let piece = if k.max(n) <= 32 {
-        96
-    } else if k.max(n) <= 64 {
-        32
-    } else if k.max(n) <= 128 {
-        64
-    } else {
-        128
-    };
-    let per_group = tiles.div_ceil((4 * 1024 * 1024 / size).clamp(2, 16)).next_multiple_of(piece);
-    let groups = tiles.div_ceil(per_group);
-    // SAFETY: the lanes are the machine's (`with_lanes`). The caller has asserted the lengths. Every group has at least
-    // one tile, and the products of its first piece write all of its matrices.
-    let products = unsafe {
-        written(groups * size, |products| {
-            let products = Shared::of(products);
-            (0..groups).into_par_iter().for_each(|group| {
-                let (start, end) = (group * per_group, tiles.min((group + 1) * per_group));
-                let (v_stride, m_stride) = (piece * k + SKEW, piece * n + SKEW);
-                let length = POSITIONS * (v_stride + m_stride);
-                f32::with_scratch(length + 16, |scratch| {
-                    let v = aligned(scratch, length);
-                    let m = v.add(POSITIONS * v_stride);
-                    for first in (start..end).step_by(piece) {
-                        let count = piece.min(end - first);
-                        transform::patches::<L>(input, x.as_ptr(), first, count, v, v_stride);
-                        transform::gradient_tiles::<L>(output, dy.as_ptr(), first, count, m, m_stride);
-                        for position in 0..POSITIONS {
-                            let (v, m) = (v.add(position * v_stride), m.add(position * m_stride));
-                            let products = products.at(group * size + position * k * n);
-                            product::<L>([k, n, count], v, [1, k], Right::Rows(m, n), products, first > start);
-                        }
-                    }
-                });
-            });
-        })
-    };
-    (products, groups)
-}
+#[allow(non_snake_case)]
+fn TILES_OF_PRODUCTS() -> usize { std::env::var("TPP").map_or(48, |t| t.parse().unwrap()) }

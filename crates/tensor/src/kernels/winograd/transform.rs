@@ -8,7 +8,7 @@
 
 #![allow(clippy::needless_range_loop)] // rows and columns of small squares are told apart by their indices
 
-use super::Maps;
+use super::{Maps, Positions};
 use crate::kernels::lanes::{Lanes, for_lanes, prefetch};
 
 /// Side of an output tile.
@@ -99,7 +99,7 @@ impl Square {
     fn of(maps: &Maps, tile: usize, side: usize, margin: usize) -> Self {
         let place = maps.tile(tile);
         let inside = |first: usize, size: usize| (margin.saturating_sub(first), side.min(size + margin - first));
-        let back = (margin * maps.width + margin) * maps.channels;
+        let back = (margin * maps.width + margin) * maps.pixel;
         Self {
             corner: maps.element(place) as isize - back as isize,
             rows: inside(place.y, maps.height),
@@ -133,7 +133,7 @@ unsafe fn load<L: Lanes, const SIDE: usize>(
     // SAFETY: pixels outside the map are not touched; the rest is as the caller vouches.
     unsafe {
         let corner = map.wrapping_offset(square.corner).wrapping_add(channel);
-        let place = |y: usize, x: usize| corner.wrapping_add((y * maps.width + x) * maps.channels);
+        let place = |y: usize, x: usize| corner.wrapping_add((y * maps.width + x) * maps.pixel);
         let mut values = [[L::zero(); SIDE]; SIDE];
         if square.is_whole(SIDE) {
             for y in 0..SIDE {
@@ -157,7 +157,7 @@ unsafe fn load<L: Lanes, const SIDE: usize>(
 fn prefetch_tile(maps: &Maps, tile: *const f32, rows: usize) {
     for y in 0..rows {
         for x in 0..TILE {
-            prefetch(tile.wrapping_add((y * maps.width + x) * maps.channels));
+            prefetch(tile.wrapping_add((y * maps.width + x) * maps.pixel));
         }
     }
 }
@@ -267,7 +267,7 @@ for_lanes! {
                     for (row, values) in columns.into_iter().enumerate() {
                         for (column, value) in output(values).into_iter().enumerate() {
                             if whole || square.holds(row, column) {
-                                let pixel = square.corner as usize + (row * maps.width + column) * maps.channels + channel;
+                                let pixel = square.corner as usize + (row * maps.width + column) * maps.pixel + channel;
                                 let value = match addend {
                                     Some(addend) => value + L::load(addend.add(pixel)),
                                     None => value,
@@ -308,25 +308,19 @@ for_lanes! {
 }
 
 for_lanes! {
-    /// The way back of [`taps`] for gradients: sums partial results, `groups` of them, `group_stride` apart, of the 36
-    /// positions `u[p·stride ..]` and transforms them to `dw[tap·tap_stride ..]`.
+    /// The way back of [`taps`] for gradients: sums the partial results of all groups, one register at element `element`
+    /// of each of the 36 positions, and transforms them to `dw[tap·tap_stride ..]`.
     ///
     /// # Safety
-    /// The lanes' instructions; all places are valid.
-    pub(super) unsafe fn tap_gradients<L>(
-        u: *const f32, stride: usize, groups: usize, group_stride: usize, dw: *mut f32, tap_stride: usize,
-    ) {
+    /// The lanes' instructions; all places are valid, and no other thread writes to them.
+    pub(super) unsafe fn tap_gradients<L>(groups: &[Positions], element: usize, dw: *mut f32, tap_stride: usize) {
         // SAFETY: as for this function.
         unsafe {
             let mut columns = [[L::zero(); PATCH]; 3];
             for x in 0..PATCH {
                 let column: [L; PATCH] = std::array::from_fn(|y| {
-                    let u = u.add((y * PATCH + x) * stride);
-                    let mut sum = L::load(u);
-                    for group in 1..groups {
-                        sum = sum + L::load(u.add(group * group_stride));
-                    }
-                    sum
+                    let partial = |group: &Positions| L::load(group.at(y * PATCH + x, element));
+                    groups[1..].iter().fold(partial(&groups[0]), |sum, group| sum + partial(group))
                 });
                 let mapped = weight_transposed(column);
                 for y in 0..3 {

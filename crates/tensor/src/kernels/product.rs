@@ -5,6 +5,15 @@ use crate::kernels::lanes::{Lanes, for_lanes};
 /// Depth of a product taken at once, so that what is read again stays in the first-level cache.
 const DEPTH: usize = 256;
 
+/// The pointer itself, in a way that the compiler does not see through: left alone, it makes a chain of additions of the
+/// rows' addresses, which takes longer than the products.
+#[inline(always)]
+fn opaque(mut pointer: *const f32) -> *const f32 {
+    // SAFETY: there is no instruction.
+    unsafe { std::arch::asm!("/* {0} */", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags)) };
+    pointer
+}
+
 for_lanes! {
     /// A block of `ROWS × COLUMNS registers` of outputs over the whole depth, in registers.
     ///
@@ -27,19 +36,23 @@ for_lanes! {
                     }
                 }
             }
-            let (mut a, mut b) = (a, b);
+            // Four rows are reached from one pointer, so that all pointers stay in registers.
+            let mut fours: [*const f32; 4] = std::array::from_fn(|four| a.wrapping_add(four * 4 * a_row));
+            let mut b = b;
             for _ in 0..depth {
                 let mut right = [L::zero(); COLUMNS];
                 for (column, right) in right.iter_mut().enumerate() {
                     *right = L::load(b.add(L::COUNT * column));
                 }
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let left = L::splat(*a.add(row * a_row));
+                    let left = L::splat(*fours[row / 4].add(row % 4 * a_row));
                     for (sum, right) in sums.iter_mut().zip(right) {
                         *sum = left.multiply_add(right, *sum);
                     }
                 }
-                a = a.wrapping_add(a_step);
+                for four in &mut fours[..ROWS.div_ceil(4)] {
+                    *four = opaque(four.wrapping_add(a_step));
+                }
                 b = b.wrapping_add(b_step);
             }
             for (row, sums) in sums.iter().enumerate() {
@@ -131,7 +144,7 @@ pub(super) unsafe fn product<L: Lanes>(
             let rows = L::ROWS[registers - 1];
             // Equal blocks rather than full ones and a small rest: sixteen rows are two of eight, not one of twelve
             // and one of four.
-            let rows = if m <= 2 * rows { m.div_ceil(m.div_ceil(rows)) } else { rows };
+            let rows = m.div_ceil(m.div_ceil(rows));
             for row in (0..m).step_by(rows) {
                 let size = [rows.min(m - row), registers, depth];
                 // SAFETY: the block lies inside the three matrices, which the caller vouches for.

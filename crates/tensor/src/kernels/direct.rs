@@ -1,0 +1,147 @@
+//! Convolution in `f32` for channels in multiples of the registers' size: the same patches as everywhere, multiplied with
+//! weights that are packed once per convolution, where a general matrix product packs them again for each piece.
+
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+use super::convolution::{Geometry, Start, backward_group, patches, roll, scratch_length, weight_groups};
+use super::lanes::{Lanes, with_widest_lanes};
+use super::product::{Right, panel, product};
+use super::{Element, assume_written, written};
+
+/// Output pixels whose patches are unrolled at once: about half a megabyte.
+fn pixels_per_piece(g: &Geometry) -> usize {
+    (128 * 1024 / g.patch() / 12 * 12).clamp(24, 192)
+}
+
+/// The matrix `[k, n]` with element `(row, column)` at `values[row·row_stride + column·column_stride]` in panels of columns.
+fn packed<L: Lanes>(k: usize, n: usize, values: &[f32], [row_stride, column_stride]: [usize; 2]) -> Vec<f32> {
+    let mut panels = vec![0.; k * n];
+    panels.par_chunks_mut(2 * L::COUNT * k).enumerate().for_each(|(index, values_of_panel)| {
+        let (start, width) = panel::<L>(index * 2 * L::COUNT, n);
+        for (row, line) in values_of_panel.chunks_exact_mut(width).enumerate() {
+            for (column, value) in line.iter_mut().enumerate() {
+                *value = values[row * row_stride + (start + column) * column_stride];
+            }
+        }
+    });
+    panels
+}
+
+/// The convolution, plus `start`; `None` if the channels of the output do not fill registers.
+pub(super) fn forward(g: &Geometry, x: &[f32], weight: &[f32], start: Start<f32>) -> Option<Vec<f32>> {
+    with_widest_lanes!(|count| g.out_channels.is_multiple_of(count), L => forward_with::<L>(g, x, weight, start))
+}
+
+fn forward_with<L: Lanes>(g: &Geometry, x: &[f32], weight: &[f32], start: Start<f32>) -> Vec<f32> {
+    let (patch, out) = (g.patch(), g.out_channels);
+    let weight = packed::<L>(patch, out, weight, [out, 1]);
+    let piece = pixels_per_piece(g);
+    // SAFETY: the chunks cover the output, and each is written whole, by the product or by `start` before it. The lanes are
+    // the machine's, and the matrices have the sizes that are said.
+    unsafe {
+        written(g.pixels() * out, |y| {
+            y.par_chunks_mut(piece * out).enumerate().for_each(|(index, y)| {
+                let (first, pixels) = (index * piece, y.len() / out);
+                match start {
+                    Start::Nothing => {}
+                    Start::Bias(bias) => {
+                        for pixel in y.chunks_exact_mut(out) {
+                            pixel.write_copy_of_slice(bias);
+                        }
+                    }
+                    Start::Residual(residual) => {
+                        y.write_copy_of_slice(&residual[first * out..][..pixels * out]);
+                    }
+                }
+                f32::with_scratch(scratch_length(g, pixels), |scratch| {
+                    let rows = patches(g, x, first, pixels, scratch);
+                    let (weight, y) = (Right::Panels(weight.as_ptr()), y.as_mut_ptr().cast());
+                    let accumulate = !matches!(start, Start::Nothing);
+                    product::<L>([pixels, out, patch], rows.as_ptr(), [patch, 1], weight, y, accumulate);
+                });
+            });
+        })
+    }
+}
+
+/// The gradient with respect to `x`, plus `existing`; `None` if the channels of the input do not fill registers.
+pub(super) fn backward_input(g: &Geometry, dy: &[f32], weight: &[f32], existing: Option<&[f32]>) -> Option<Vec<f32>> {
+    let fits = |count: usize| g.in_channels.is_multiple_of(count);
+    with_widest_lanes!(fits, L => backward_input_with::<L>(g, dy, weight, existing))
+}
+
+fn backward_input_with<L: Lanes>(g: &Geometry, dy: &[f32], weight: &[f32], existing: Option<&[f32]>) -> Vec<f32> {
+    let (patch, out) = (g.patch(), g.out_channels);
+    let weight = packed::<L>(out, patch, weight, [1, out]);
+    let (images, step) = backward_group(g);
+    let group = images * g.image();
+    // SAFETY: the chunks cover the output, and each is written whole, by `existing` or with zeros, before anything is added
+    // to it. The lanes are the machine's, and the matrices have the sizes that are said.
+    unsafe {
+        written(g.images * g.image(), |dx| {
+            dx.par_chunks_mut(group).enumerate().for_each(|(index, dx)| {
+                let image = index * images;
+                let count = dx.len() / g.image();
+                let (first, pixels) = (image * g.out_height * g.out_width, count * g.out_height * g.out_width);
+                let dx = match existing {
+                    Some(existing) => dx.write_copy_of_slice(&existing[index * group..][..count * g.image()]),
+                    None => {
+                        dx.fill(MaybeUninit::new(0.));
+                        assume_written(dx)
+                    }
+                };
+                let multiply = |start: usize, count: usize, columns: *mut f32, accumulate: bool| {
+                    let dy = &dy[(first + start) * out..][..count * out];
+                    let weight = Right::Panels(weight.as_ptr());
+                    product::<L>([count, patch, out], dy.as_ptr(), [out, 1], weight, columns, accumulate);
+                };
+                if g.is_pointwise() {
+                    return multiply(0, pixels, dx.as_mut_ptr(), true);
+                }
+                f32::with_scratch(step.min(pixels) * patch, |scratch| {
+                    for start in (0..pixels).step_by(step) {
+                        let count = step.min(pixels - start);
+                        let scratch = &mut scratch[..count * patch];
+                        multiply(start, count, scratch.as_mut_ptr(), false);
+                        roll(g, scratch, first + start, image, dx);
+                    }
+                });
+            });
+        })
+    }
+}
+
+/// The gradient with respect to the weight; `None` if the channels of the output do not fill registers.
+pub(super) fn backward_weight(g: &Geometry, x: &[f32], dy: &[f32]) -> Option<Vec<f32>> {
+    with_widest_lanes!(|count| g.out_channels.is_multiple_of(count), L => backward_weight_with::<L>(g, x, dy))
+}
+
+fn backward_weight_with<L: Lanes>(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
+    let step = pixels_per_piece(g);
+    let (patch, out) = (g.patch(), g.out_channels);
+    let size = patch * out;
+    let per_group = g.pixels().div_ceil(weight_groups(g));
+    // Rounding up can leave the last group without pixels.
+    let groups = g.pixels().div_ceil(per_group);
+    // SAFETY: every chunk is one group with at least one pixel; its first product writes the whole chunk. The lanes are the
+    // machine's, and the matrices have the sizes that are said.
+    let partial = unsafe {
+        written(groups * size, |partial| {
+            partial.par_chunks_mut(size).enumerate().for_each(|(group, partial)| {
+                let (begin, end) = (group * per_group, ((group + 1) * per_group).min(g.pixels()));
+                f32::with_scratch(scratch_length(g, step.min(per_group)), |scratch| {
+                    for first in (begin..end).step_by(step) {
+                        let pixels = step.min(end - first);
+                        let columns = patches(g, x, first, pixels, scratch);
+                        let dy = &dy[first * out..][..pixels * out];
+                        let (dy, partial) = (Right::Rows(dy.as_ptr(), out), partial.as_mut_ptr().cast());
+                        product::<L>([patch, out, pixels], columns.as_ptr(), [1, patch], dy, partial, first > begin);
+                    }
+                });
+            });
+        })
+    };
+    super::elementwise::sum_blocks(partial, size)
+}
