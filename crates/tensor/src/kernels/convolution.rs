@@ -6,6 +6,7 @@
 //! asked for to Winograd's algorithm.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -103,12 +104,13 @@ impl<'a, T: Element> Start<'a, T> {
 }
 
 multiversion! {
-    /// Writes the patches of the output pixels from `first` on, one row each, until `patches` is full.
-    pub(super) fn unroll<T>(g: &Geometry, x: &[T], first: usize, patches: &mut [T]) {
+    /// Writes the rows `kernel_rows` of the patches of the output pixels from `first` on, one patch each, until `patches` is
+    /// full.
+    pub(super) fn unroll<T>(g: &Geometry, x: &[T], kernel_rows: Range<usize>, first: usize, patches: &mut [T]) {
         let row = g.kernel_width * g.in_channels;
-        for (index, patch) in patches.chunks_exact_mut(g.patch()).enumerate() {
+        for (index, patch) in patches.chunks_exact_mut(kernel_rows.len() * row).enumerate() {
             let pixel = g.pixel(first + index);
-            for (ky, line) in patch.chunks_exact_mut(row).enumerate() {
+            for (ky, line) in kernel_rows.clone().zip(patch.chunks_exact_mut(row)) {
                 match (g.source(pixel, ky, 0), g.source(pixel, ky, g.kernel_width - 1)) {
                     // Both ends inside: the row of taps is one run of memory.
                     (Some(start), Some(_)) => line.copy_from_slice(&x[start..start + row]),
@@ -162,7 +164,7 @@ pub(super) fn patches<'a, T: Element>(g: &Geometry, x: &'a [T], first: usize, pi
         &x[first * patch..][..pixels * patch]
     } else {
         let scratch = &mut scratch[..pixels * patch];
-        unroll(g, x, first, scratch);
+        unroll(g, x, 0..g.kernel_height, first, scratch);
         scratch
     }
 }

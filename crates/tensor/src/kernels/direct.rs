@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::convolution::{Geometry, Start, backward_group, patches, roll, scratch_length, weight_groups};
+use super::convolution::{Geometry, Start, backward_group, patches, roll, scratch_length, unroll, weight_groups};
 use super::lanes::{Lanes, with_widest_lanes};
 use super::product::{Right, panel, product};
 use super::{Element, assume_written, written};
@@ -119,29 +119,38 @@ pub(super) fn backward_weight(g: &Geometry, x: &[f32], dy: &[f32]) -> Option<Vec
 }
 
 fn backward_weight_with<L: Lanes>(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
-    let step = pixels_per_piece(g);
-    let (patch, out) = (g.patch(), g.out_channels);
-    let size = patch * out;
+    /// Pixels multiplied at once: enough that the sums are not read and written again too often.
+    const STEP: usize = 256;
+    let (row, out) = (g.kernel_width * g.in_channels, g.out_channels);
     let per_group = g.pixels().div_ceil(weight_groups(g));
     // Rounding up can leave the last group without pixels.
     let groups = g.pixels().div_ceil(per_group);
-    // SAFETY: every chunk is one group with at least one pixel; its first product writes the whole chunk. The lanes are the
+    // A piece of work is one row of the kernel for one group of pixels: its sums stay in the cache.
+    let size = row * out;
+    // SAFETY: every chunk has a group with at least one pixel; its first product writes the whole chunk. The lanes are the
     // machine's, and the matrices have the sizes that are said.
     let partial = unsafe {
-        written(groups * size, |partial| {
-            partial.par_chunks_mut(size).enumerate().for_each(|(group, partial)| {
+        written(groups * g.kernel_height * size, |partial| {
+            partial.par_chunks_mut(size).enumerate().for_each(|(index, partial)| {
+                let (group, ky) = (index / g.kernel_height, index % g.kernel_height);
                 let (begin, end) = (group * per_group, ((group + 1) * per_group).min(g.pixels()));
-                f32::with_scratch(scratch_length(g, step.min(per_group)), |scratch| {
-                    for first in (begin..end).step_by(step) {
-                        let pixels = step.min(end - first);
-                        let columns = patches(g, x, first, pixels, scratch);
-                        let dy = &dy[first * out..][..pixels * out];
-                        let (dy, partial) = (Right::Rows(dy.as_ptr(), out), partial.as_mut_ptr().cast());
-                        product::<L>([patch, out, pixels], columns.as_ptr(), [1, patch], dy, partial, first > begin);
+                f32::with_scratch(if g.is_pointwise() { 0 } else { STEP * row }, |scratch| {
+                    for first in (begin..end).step_by(STEP) {
+                        let pixels = STEP.min(end - first);
+                        let columns = if g.is_pointwise() {
+                            &x[first * row..][..pixels * row]
+                        } else {
+                            let scratch = &mut scratch[..pixels * row];
+                            unroll(g, x, ky..ky + 1, first, scratch);
+                            scratch
+                        };
+                        let dy = Right::Rows(dy[first * out..][..pixels * out].as_ptr(), out);
+                        let partial = partial.as_mut_ptr().cast();
+                        product::<L>([row, out, pixels], columns.as_ptr(), [1, row], dy, partial, first > begin);
                     }
                 });
             });
         })
     };
-    super::elementwise::sum_blocks(partial, size)
+    super::elementwise::sum_blocks(partial, g.kernel_height * size)
 }

@@ -306,7 +306,7 @@ fn weight_gradient<L: Lanes>(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
 unsafe fn tap_products<L: Lanes>(input: &Maps, output: &Maps, x: &[f32], dy: &[f32], tiles: Range<usize>) -> Positions {
     let (k, n) = (input.channels, output.channels);
     let products = Positions::of(k * n);
-    let piece = (TILES_OF_PRODUCTS() * BLOCK / k.max(n)).min(96);
+    let piece = (48 * BLOCK / k.max(n)).min(96);
     let (v_stride, m_stride) = (piece * k + SKEW, piece * n + SKEW);
     let length = POSITIONS * (v_stride + m_stride);
     f32::with_scratch(length + ALIGNMENT, |scratch| {
@@ -328,5 +328,3 @@ unsafe fn tap_products<L: Lanes>(input: &Maps, output: &Maps, x: &[f32], dy: &[f
     });
     products
 }
-#[allow(non_snake_case)]
-fn TILES_OF_PRODUCTS() -> usize { std::env::var("TPP").map_or(48, |t| t.parse().unwrap()) }
