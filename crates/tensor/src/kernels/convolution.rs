@@ -103,6 +103,20 @@ impl<'a, T: Element> Start<'a, T> {
     }
 }
 
+/// Copies a pixel or a row of pixels; those of images with three channels are too short to be worth a call.
+#[inline(always)]
+fn copy<T: Copy>(from: &[T], to: &mut [T]) {
+    #[inline(always)]
+    fn short<T: Copy, const LENGTH: usize>(from: &[T], to: &mut [T]) {
+        to[..LENGTH].copy_from_slice(&from[..LENGTH]);
+    }
+    match to.len() {
+        3 => short::<T, 3>(from, to),
+        9 => short::<T, 9>(from, to),
+        _ => to.copy_from_slice(from),
+    }
+}
+
 multiversion! {
     /// Writes the rows `kernel_rows` of the patches of the output pixels from `first` on, one patch each, until `patches` is
     /// full.
@@ -113,11 +127,11 @@ multiversion! {
             for (ky, line) in kernel_rows.clone().zip(patch.chunks_exact_mut(row)) {
                 match (g.source(pixel, ky, 0), g.source(pixel, ky, g.kernel_width - 1)) {
                     // Both ends inside: the row of taps is one run of memory.
-                    (Some(start), Some(_)) => line.copy_from_slice(&x[start..start + row]),
+                    (Some(start), Some(_)) => copy(&x[start..start + row], line),
                     _ => {
                         for (kx, tap) in line.chunks_exact_mut(g.in_channels).enumerate() {
                             match g.source(pixel, ky, kx) {
-                                Some(start) => tap.copy_from_slice(&x[start..start + g.in_channels]),
+                                Some(start) => copy(&x[start..start + g.in_channels], tap),
                                 None => tap.fill(T::zero()),
                             }
                         }
@@ -158,7 +172,13 @@ multiversion! {
 }
 
 /// The patches of some output pixels, unrolled into `scratch` unless they lie in the input as they are.
-pub(super) fn patches<'a, T: Element>(g: &Geometry, x: &'a [T], first: usize, pixels: usize, scratch: &'a mut [T]) -> &'a [T] {
+pub(super) fn patches<'a, T: Element>(
+    g: &Geometry,
+    x: &'a [T],
+    first: usize,
+    pixels: usize,
+    scratch: &'a mut [T],
+) -> &'a [T] {
     let patch = g.patch();
     if g.is_pointwise() {
         &x[first * patch..][..pixels * patch]

@@ -121,36 +121,41 @@ pub(super) fn backward_weight(g: &Geometry, x: &[f32], dy: &[f32]) -> Option<Vec
 fn backward_weight_with<L: Lanes>(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
     /// Pixels multiplied at once: enough that the sums are not read and written again too often.
     const STEP: usize = 256;
-    let (row, out) = (g.kernel_width * g.in_channels, g.out_channels);
+    /// Sums of one piece of work, at most, unless a row of the kernel has more: half a megabyte.
+    const SUMS: usize = 128 * 1024;
+    let out = g.out_channels;
+    // A piece of work is the whole kernel or one row of it, for one group of pixels.
+    let kernel_rows = if g.patch() * out <= SUMS { g.kernel_height } else { 1 };
+    let pieces_of_kernel = g.kernel_height / kernel_rows;
+    let rows = kernel_rows * g.kernel_width * g.in_channels;
     let per_group = g.pixels().div_ceil(weight_groups(g));
     // Rounding up can leave the last group without pixels.
     let groups = g.pixels().div_ceil(per_group);
-    // A piece of work is one row of the kernel for one group of pixels: its sums stay in the cache.
-    let size = row * out;
+    let size = rows * out;
     // SAFETY: every chunk has a group with at least one pixel; its first product writes the whole chunk. The lanes are the
     // machine's, and the matrices have the sizes that are said.
     let partial = unsafe {
-        written(groups * g.kernel_height * size, |partial| {
+        written(groups * pieces_of_kernel * size, |partial| {
             partial.par_chunks_mut(size).enumerate().for_each(|(index, partial)| {
-                let (group, ky) = (index / g.kernel_height, index % g.kernel_height);
+                let (group, part) = (index / pieces_of_kernel, index % pieces_of_kernel);
                 let (begin, end) = (group * per_group, ((group + 1) * per_group).min(g.pixels()));
-                f32::with_scratch(if g.is_pointwise() { 0 } else { STEP * row }, |scratch| {
+                f32::with_scratch(if g.is_pointwise() { 0 } else { STEP * rows }, |scratch| {
                     for first in (begin..end).step_by(STEP) {
                         let pixels = STEP.min(end - first);
                         let columns = if g.is_pointwise() {
-                            &x[first * row..][..pixels * row]
+                            &x[first * rows..][..pixels * rows]
                         } else {
-                            let scratch = &mut scratch[..pixels * row];
-                            unroll(g, x, ky..ky + 1, first, scratch);
+                            let scratch = &mut scratch[..pixels * rows];
+                            unroll(g, x, part * kernel_rows..(part + 1) * kernel_rows, first, scratch);
                             scratch
                         };
                         let dy = Right::Rows(dy[first * out..][..pixels * out].as_ptr(), out);
                         let partial = partial.as_mut_ptr().cast();
-                        product::<L>([row, out, pixels], columns.as_ptr(), [1, row], dy, partial, first > begin);
+                        product::<L>([rows, out, pixels], columns.as_ptr(), [1, rows], dy, partial, first > begin);
                     }
                 });
             });
         })
     };
-    super::elementwise::sum_blocks(partial, g.kernel_height * size)
+    super::elementwise::sum_blocks(partial, pieces_of_kernel * size)
 }
