@@ -16,11 +16,17 @@ pub(crate) mod allocator;
 mod avx512;
 pub(crate) mod convolution;
 pub(crate) mod elementwise;
+mod exponential;
+pub(crate) mod gelu;
+pub(crate) mod layer_norm;
 pub(crate) mod loss;
 pub(crate) mod matrix;
+mod normal;
 pub(crate) mod normalization;
 pub(crate) mod pooling;
+mod rows;
 mod simd;
+pub(crate) mod softmax;
 
 /// An element type the kernels are compiled for.
 pub(crate) trait Element: candle_core::WithDType + Default + AddAssign {

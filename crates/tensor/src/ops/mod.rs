@@ -5,10 +5,13 @@ mod activation;
 mod algorithm;
 mod arithmetic;
 mod convolution;
+mod gelu;
+mod layer_norm;
 mod linear;
 mod loss;
 mod normalization;
 mod pooling;
+mod softmax;
 
 pub use algorithm::ConvolutionAlgorithm;
 pub(crate) use arithmetic::add_tensors;
