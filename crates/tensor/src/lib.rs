@@ -45,6 +45,9 @@ mod sgd;
 mod tape;
 
 pub use error::{Error, Result};
-pub use ops::{BatchNorm, BatchStatistics, Conv2d, ConvolutionAlgorithm, CrossEntropy, Statistics};
+pub use ops::{
+    BatchNorm, BatchStatistics, Conv2d, ConvolutionAlgorithm, CrossEntropy, GridPadding, GridSample,
+    Statistics,
+};
 pub use sgd::{Sgd, sgd_step};
 pub use tape::{Gradients, Tape, Var};

@@ -6,15 +6,18 @@ mod algorithm;
 mod arithmetic;
 mod convolution;
 mod gelu;
+mod grid_sample;
 mod layer_norm;
 mod linear;
 mod loss;
 mod normalization;
 mod pooling;
+mod resize;
 mod softmax;
 
 pub use algorithm::ConvolutionAlgorithm;
 pub(crate) use arithmetic::add_tensors;
 pub use convolution::Conv2d;
+pub use grid_sample::{GridPadding, GridSample};
 pub use loss::CrossEntropy;
 pub use normalization::{BatchNorm, BatchStatistics, Statistics};
