@@ -4,6 +4,7 @@
 mod activation;
 mod algorithm;
 mod arithmetic;
+mod conv_transpose;
 mod convolution;
 mod gelu;
 mod grid_sample;
@@ -17,6 +18,7 @@ mod softmax;
 
 pub use algorithm::ConvolutionAlgorithm;
 pub(crate) use arithmetic::add_tensors;
+pub use conv_transpose::ConvTranspose2d;
 pub use convolution::Conv2d;
 pub use grid_sample::{GridPadding, GridSample};
 pub use loss::CrossEntropy;
