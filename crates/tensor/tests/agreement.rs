@@ -2,7 +2,10 @@
 //! number of threads; and what is not a number stays visible.
 
 use proptest::prelude::*;
-use tsbd_tensor::{BatchNorm, Conv2d, CrossEntropy, DType, Device, Result, Statistics, Tape, Tensor, Var};
+use tsbd_tensor::{
+    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, DType, Device, GridPadding, GridSample, Result, Statistics, Tape,
+    Tensor, Var,
+};
 
 /// Random values in (-1, 1): SplitMix64 (Steele, Lea and Flood 2014) of the element's number.
 fn values(dims: &[usize], start: u64) -> Tensor {
@@ -100,8 +103,10 @@ proptest! {
         height in 3usize..10, width in 3usize..10, channels in 1usize..20, kernel in 1usize..4, stride in 1usize..4,
     ) {
         let x = [values(&[2, height, width, channels], 1)];
-        compare(&x, 1e-6, &|v| v[0].max_pool2d(kernel, stride));
-        compare(&x, 1e-6, &|v| v[0].avg_pool2d(kernel, stride));
+        for padding in 0..=kernel / 2 {
+            compare(&x, 1e-6, &|v| v[0].max_pool2d(kernel, stride, padding));
+            compare(&x, 1e-6, &|v| v[0].avg_pool2d(kernel, stride, padding));
+        }
         compare(&x, 1e-6, &|v| v[0].global_average_pool());
     }
 
@@ -125,7 +130,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
         let activated = v[0].batch_norm(&v[2], &v[3], options)?.0;
         let x = activated.conv2d_add(&v[1], Conv2d { stride: 1, padding: 1 }, &v[0])?;
         let x = x.conv2d(&v[4], None, Conv2d { stride: 2, padding: 1 })?;
-        let x = x.max_pool2d(2, 2)?.avg_pool2d(2, 1)?;
+        let x = x.max_pool2d(2, 2, 0)?.avg_pool2d(2, 1, 0)?;
         x.global_average_pool()?.cross_entropy(&labels, CrossEntropy { label_smoothing: 0.1 })
     };
     let bits = |threads: usize| -> Vec<Vec<u32>> {
@@ -165,8 +170,15 @@ fn what_is_not_a_number_stays_visible() {
             spoiled(x.batch_norm(&ones, &ones, options).map(|(y, _)| y));
         }
         spoiled(x.relu());
-        spoiled(x.max_pool2d(2, 2));
-        spoiled(x.avg_pool2d(3, 1));
+        spoiled(x.max_pool2d(2, 2, 0));
+        spoiled(x.max_pool2d(3, 1, 1));
+        spoiled(x.avg_pool2d(3, 1, 1));
+        spoiled(x.conv_transpose2d(&weight, None, ConvTranspose2d { stride: 2, padding: 1, output_padding: 1 }));
+        spoiled(x.gelu());
+        spoiled(x.softmax());
+        spoiled(x.log_softmax());
+        spoiled(x.layer_norm(&ones, &ones, 1e-5));
+        spoiled(x.resize_bilinear(7, 9, false));
         spoiled(x.global_average_pool());
         spoiled(x.sum());
         let logits = x.reshape(&[4, 128]).unwrap();

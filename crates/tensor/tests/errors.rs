@@ -1,6 +1,9 @@
 //! Wrong arguments are refused with a message that names the operation, the argument and the way out.
 
-use tsbd_tensor::{BatchNorm, Conv2d, CrossEntropy, DType, Device, Result, Statistics, Tensor, Var};
+use tsbd_tensor::{
+    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, DType, Device, GridPadding, GridSample, Result, Statistics,
+    Tensor, Var,
+};
 
 fn zeros(dims: &[usize]) -> Var {
     Var::constant(Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap())
@@ -106,11 +109,19 @@ fn batch_norm_refuses_a_batch_of_one_value_per_channel() {
 #[test]
 fn pooling_and_linear_refuse_sizes_that_do_not_fit() {
     refused(
-        zeros(&[1, 4, 3, 2]).max_pool2d(4, 1),
+        zeros(&[1, 4, 3, 2]).max_pool2d(4, 1, 0),
         "max_pool2d: kernel = 4 is not possible: use 1 to 3, as the images are 4x3",
     );
     refused(
-        zeros(&[1, 4, 4, 2]).avg_pool2d(2, 0),
+        zeros(&[1, 4, 3, 2]).avg_pool2d(6, 1, 1),
+        "avg_pool2d: kernel = 6 is not possible: use 1 to 5, as the images are 4x3 with a padding of 1",
+    );
+    refused(
+        zeros(&[1, 4, 3, 2]).max_pool2d(3, 1, 2),
+        "max_pool2d: padding = 2 is not possible: use at most half the kernel, 1",
+    );
+    refused(
+        zeros(&[1, 4, 4, 2]).avg_pool2d(2, 0, 0),
         "avg_pool2d: stride = 0 is not possible: the window must move; use at least 1",
     );
     refused(

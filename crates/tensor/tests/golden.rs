@@ -5,7 +5,8 @@ use std::collections::HashMap;
 
 use safetensors::SafeTensors;
 use tsbd_tensor::{
-    BatchNorm, Conv2d, CrossEntropy, DType, Device, Gradients, Result, Sgd, Statistics, Tape, Tensor, Var, sgd_step,
+    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, DType, Device, Gradients, GridPadding, GridSample, Result, Sgd,
+    Statistics, Tape, Tensor, Var, sgd_step,
 };
 
 struct Golden(HashMap<String, Tensor>);
@@ -106,8 +107,16 @@ fn batch_norm_agrees_in_both_modes_and_moves_the_running_estimates_alike() {
 #[test]
 fn pooling_agrees_also_where_windows_have_ties() {
     for (name, kernel, stride) in [("2_2", 2, 2), ("3_2", 3, 2), ("2_3", 2, 3)] {
-        compare(&format!("max_pool_{name}"), &["x"], |v, _, _| v[0].max_pool2d(kernel, stride));
-        compare(&format!("avg_pool_{name}"), &["x"], |v, _, _| v[0].avg_pool2d(kernel, stride));
+        compare(&format!("max_pool_{name}"), &["x"], |v, _, _| v[0].max_pool2d(kernel, stride, 0));
+        compare(&format!("avg_pool_{name}"), &["x"], |v, _, _| v[0].avg_pool2d(kernel, stride, 0));
+    }
+}
+
+#[test]
+fn pooling_with_padding_agrees() {
+    for (name, kernel, stride, padding) in [("2_1_1", 2, 1, 1), ("3_2_1", 3, 2, 1), ("5_3_2", 5, 3, 2)] {
+        compare(&format!("max_pool_{name}"), &["x"], |v, _, _| v[0].max_pool2d(kernel, stride, padding));
+        compare(&format!("avg_pool_{name}"), &["x"], |v, _, _| v[0].avg_pool2d(kernel, stride, padding));
     }
 }
 

@@ -1,7 +1,9 @@
 //! Every differentiable operation against central finite differences, in `f64`.
 
 use tsbd_tensor::check::finite_differences;
-use tsbd_tensor::{BatchNorm, Conv2d, CrossEntropy, Device, Statistics, Tensor, Var};
+use tsbd_tensor::{
+    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, Device, GridPadding, GridSample, Statistics, Tensor, Var,
+};
 
 /// Central differences in `f64` with a step of 1e-5 are good to about 1e-9.
 const TOLERANCE: f64 = 1e-7;
@@ -102,8 +104,10 @@ fn relu_has_the_right_gradient_on_both_sides() {
 fn pooling_has_the_right_gradients_also_when_windows_overlap_or_leave_a_rest() {
     for (height, width, kernel, stride) in [(4, 4, 2, 2), (5, 7, 2, 2), (5, 6, 3, 2), (6, 5, 2, 3), (3, 4, 3, 1)] {
         let x = values(&[2, height, width, 3], 1);
-        check(std::slice::from_ref(&x), |v| v[0].max_pool2d(kernel, stride));
-        check(&[x], |v| v[0].avg_pool2d(kernel, stride));
+        for padding in 0..=kernel / 2 {
+            check(std::slice::from_ref(&x), |v| v[0].max_pool2d(kernel, stride, padding));
+            check(std::slice::from_ref(&x), |v| v[0].avg_pool2d(kernel, stride, padding));
+        }
     }
     check(&[values(&[2, 3, 5, 4], 1)], |v| v[0].global_average_pool());
 }
