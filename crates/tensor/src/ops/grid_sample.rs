@@ -28,9 +28,11 @@ pub enum GridPadding {
 
 impl Var {
     /// The images `self: [n, h, w, c]` at the points `grid: [n, out h, out w, 2]`, interpolated bilinearly:
-    /// `[n, out h, out w, c]`. A point is `(x, y)`, from -1 (left, top) to 1 (right, bottom), as PyTorch's `grid_sample`.
-    /// Gradients flow to images and grid. A coordinate that is not a number gives NaN with both paddings (PyTorch
-    /// reads some pixel of the border with [`GridPadding::Border`]), an infinite one with [`GridPadding::Zeros`].
+    /// `[n, out h, out w, c]`. A point is `(x, y)`, from -1 (left, top) to 1 (right, bottom), as PyTorch's
+    /// `grid_sample`. Gradients flow to images and grid.
+    ///
+    /// A coordinate that is not a number gives NaN; so does an infinite one with [`GridPadding::Zeros`]. PyTorch agrees
+    /// for zeros; for the border it reads the first row or column instead, which would hide the mistake.
     pub fn grid_sample(&self, grid: &Var, options: GridSample) -> Result<Var> {
         const OPERATION: &str = "grid_sample";
         let (x, points) = (self.tensor(), grid.tensor());

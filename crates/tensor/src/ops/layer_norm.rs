@@ -9,8 +9,8 @@ use crate::tape::{Flow, Var};
 
 impl Var {
     /// `(x - mean) / √(variance + epsilon) · weight + bias` per row (over the last dimension) of
-    /// `self: [..., channels]`, of any rank from 1 on, with `weight: [channels]` and `bias: [channels]`; the variance is
-    /// the biased one. `epsilon` is PyTorch's `eps` (1e-5 there). Gradients flow to all three.
+    /// `self: [..., channels]`, of any rank from 1 on, with `weight: [channels]` and `bias: [channels]`; the variance
+    /// is the biased one. `epsilon` is PyTorch's `eps` (1e-5 there). Gradients flow to all three.
     pub fn layer_norm(&self, weight: &Var, bias: &Var, epsilon: f64) -> Result<Var> {
         const OPERATION: &str = "layer_norm";
         let x = self.tensor();

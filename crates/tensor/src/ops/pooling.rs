@@ -13,8 +13,8 @@ const IMAGES: &str = "[batch, height, width, channels]";
 impl Var {
     /// The maximum of every window of `kernel`×`kernel` pixels, `stride` apart, of images with `padding` rows and
     /// columns around them: `[n, h, w, c]` to
-    /// `[n, (h + 2·padding - kernel) / stride + 1, (w + 2·padding - kernel) / stride + 1, c]`. The padding, at most half
-    /// the kernel, is never the maximum. The gradient goes to the first of equal maxima, as in PyTorch.
+    /// `[n, (h + 2·padding - kernel) / stride + 1, (w + 2·padding - kernel) / stride + 1, c]`. The padding, at most
+    /// half the kernel, is never the maximum. The gradient goes to the first of equal maxima, as in PyTorch.
     pub fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Var> {
         const OPERATION: &str = "max_pool2d";
         let x = self.tensor();

@@ -10,8 +10,8 @@ use crate::tape::Var;
 impl Var {
     /// The images `self: [n, h, w, c]` in another size, larger or smaller, by bilinear interpolation:
     /// `[n, height, width, c]`. With `align_corners` the middles of the outermost pixels of both sizes coincide, else
-    /// their outer edges do. As PyTorch's `interpolate` with `mode="bilinear"` and no antialiasing: made smaller by more
-    /// than half, an image loses pixels.
+    /// their outer edges do. As PyTorch's `interpolate` with `mode="bilinear"` and no antialiasing: made smaller by
+    /// more than half, an image loses pixels.
     pub fn resize_bilinear(&self, height: usize, width: usize, align_corners: bool) -> Result<Var> {
         const OPERATION: &str = "resize_bilinear";
         let x = self.tensor();
