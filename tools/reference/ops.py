@@ -5,8 +5,10 @@
 
 The golden files hold, per case, the inputs, the output, the gradient of the output that was sent back,
 and the gradients of all inputs, in f64 and in this project's layouts: images NHWC, convolution weights
-[kernel height, kernel width, in, out], linear weights [out, in]. The file's metadata names the options.
-Made with PyTorch 2.15 (CPU); seeds are fixed, so the files come out the same.
+[kernel height, kernel width, in, out], transposed ones [kernel height, kernel width, out, in], linear weights
+[out, in]. The file's metadata names the options.
+Made with PyTorch 2.15 (CPU); seeds are fixed, so the files come out the same (of matrix products and
+convolutions, up to the last bits on another machine).
 """
 
 import json
@@ -100,6 +102,59 @@ def golden():
         optimizer.step()
         tensors[f"after{step}"] = parameter.detach().clone()
     write("sgd", tensors, {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.01})
+    rows()
+    images()
+
+
+def rows():
+    """Operations over the last dimension, and element by element."""
+    g = torch.Generator().manual_seed(20240608)
+    run("softmax", {"x": random(g, 2, 3, 11) * 3}, {}, lambda x: F.softmax(x, -1), {})
+    run("log_softmax", {"x": random(g, 2, 3, 11) * 3}, {}, lambda x: F.log_softmax(x, -1), {})
+    labels = torch.tensor([2, 0, 4, 1])
+    for name, smoothing in [("cross_entropy_per_sample", 0.0), ("cross_entropy_per_sample_smoothed", 0.1)]:
+        function = lambda x: F.cross_entropy(x, labels, label_smoothing=smoothing, reduction="none")
+        run(name, {"x": random(g, 4, 5) * 3}, {}, function, {"label_smoothing": smoothing}, lambda: {"labels": labels.to(torch.uint32)})
+    inputs = {"x": random(g, 2, 3, 11) * 2 + 1, "weight": random(g, 11), "bias": random(g, 11)}
+    run("layer_norm", inputs, {}, lambda x, weight, bias: F.layer_norm(x, (11,), weight, bias, 1e-5), {"epsilon": 1e-5})
+    run("gelu", {"x": torch.cat([random(g, 40) * 3, torch.zeros(1).double()])}, {}, F.gelu, {})
+
+
+def images():
+    """Operations on images that change their size, or read them elsewhere."""
+    g = torch.Generator().manual_seed(20240609)
+    identity = lambda t: t.detach().contiguous()
+    for padding in ["zeros", "border"]:
+        for corners in [False, True]:
+            # Points inside, outside, and exactly on the corners -1 and 1.
+            grid = random(g, 2, 3, 4, 2) * 0.8
+            grid[:, 0, 0], grid[:, 0, 1], grid[:, 0, 2] = -1, 1, torch.tensor([-1, 0.3]).double()
+            function = lambda x, grid: F.grid_sample(x, grid, "bilinear", padding, corners)
+            options = {"padding": padding, "align_corners": corners}
+            inputs = {"x": random(g, 2, 3, 4, 5), "grid": grid}
+            run(f"grid_sample_{padding}_{'corners' if corners else 'edges'}", inputs, {"grid": identity}, function, options)
+    for name, size in [("up", (7, 9)), ("down", (2, 3)), ("one", (1, 8))]:
+        for corners in [False, True]:
+            function = lambda x: F.interpolate(x, size, mode="bilinear", align_corners=corners)
+            options = {"height": size[0], "width": size[1], "align_corners": corners}
+            run(f"resize_{name}_{'corners' if corners else 'edges'}", {"x": random(g, 1, 2, 4, 6)}, {}, function, options)
+    for name, (h, w, i, o, k, s, p, op, b) in {
+        "conv_transpose_3x3": (3, 4, 3, 2, 3, 1, 1, 0, True),
+        "conv_transpose_3x3_stride2": (3, 4, 2, 3, 3, 2, 1, 1, True),
+        "conv_transpose_4x4_stride3": (2, 3, 2, 2, 4, 3, 0, 2, False),
+    }.items():
+        inputs = {"x": random(g, 2, i, h, w), "weight": random(g, i, o, k, k)}
+        if b:
+            inputs["bias"] = random(g, o)
+        # The permutation (2, 3, 1, 0) of PyTorch's [in, out, kh, kw] is [kh, kw, out, in].
+        function = lambda x, weight, bias=None: F.conv_transpose2d(x, weight, bias, s, p, op)
+        run(name, inputs, {"weight": hwio}, function, {"stride": s, "padding": p, "output_padding": op})
+    for name, k, s, p in [("2_1_1", 2, 1, 1), ("3_2_1", 3, 2, 1), ("5_3_2", 5, 3, 2)]:
+        # All below zero, so that padding taken for a zero would be the maximum.
+        x = torch.randint(-5, 0, (1, 2, 6, 7), generator=g).double()
+        options = {"kernel": k, "stride": s, "padding": p}
+        run(f"max_pool_{name}", {"x": x}, {}, lambda x: F.max_pool2d(x, k, s, p), options)
+        run(f"avg_pool_{name}", {"x": x}, {}, lambda x: F.avg_pool2d(x, k, s, p), options)
 
 
 class Block(torch.nn.Module):

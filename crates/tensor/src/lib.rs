@@ -9,7 +9,8 @@
 //!
 //! Conventions, everywhere in the workspace:
 //! - images and activations are `[batch, height, width, channels]` (NHWC), contiguous;
-//! - convolution weights are `[kernel height, kernel width, in, out]` (HWIO); linear weights `[out, in]`;
+//! - convolution weights are `[kernel height, kernel width, in, out]` (HWIO), those of transposed convolutions
+//!   `[kernel height, kernel width, out, in]`; linear weights `[out, in]`;
 //! - `f32` for work, `f64` for references and gradient checks: every operation takes both, never mixed;
 //! - results do not depend on the number of threads: work is cut into pieces of fixed size and partial
 //!   sums are added in a fixed order;
@@ -45,6 +46,9 @@ mod sgd;
 mod tape;
 
 pub use error::{Error, Result};
-pub use ops::{BatchNorm, BatchStatistics, Conv2d, ConvolutionAlgorithm, CrossEntropy, Statistics};
+pub use ops::{
+    BatchNorm, BatchStatistics, Conv2d, ConvTranspose2d, ConvolutionAlgorithm, CrossEntropy, GridPadding, GridSample,
+    Statistics,
+};
 pub use sgd::{Sgd, sgd_step};
 pub use tape::{Gradients, Tape, Var};

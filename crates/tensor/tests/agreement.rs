@@ -2,7 +2,10 @@
 //! number of threads; and what is not a number stays visible.
 
 use proptest::prelude::*;
-use tsbd_tensor::{BatchNorm, Conv2d, CrossEntropy, DType, Device, Result, Statistics, Tape, Tensor, Var};
+use tsbd_tensor::{
+    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, DType, Device, GridPadding, GridSample, Result, Statistics, Tape,
+    Tensor, Var,
+};
 
 /// Random values in (-1, 1): SplitMix64 (Steele, Lea and Flood 2014) of the element's number.
 fn values(dims: &[usize], start: u64) -> Tensor {
@@ -101,8 +104,10 @@ proptest! {
         height in 3usize..10, width in 3usize..10, channels in 1usize..20, kernel in 1usize..4, stride in 1usize..4,
     ) {
         let x = [values(&[2, height, width, channels], 1)];
-        compare(&x, 1e-6, &|v| v[0].max_pool2d(kernel, stride));
-        compare(&x, 1e-6, &|v| v[0].avg_pool2d(kernel, stride));
+        for padding in 0..=kernel / 2 {
+            compare(&x, 1e-6, &|v| v[0].max_pool2d(kernel, stride, padding));
+            compare(&x, 1e-6, &|v| v[0].avg_pool2d(kernel, stride, padding));
+        }
         compare(&x, 1e-6, &|v| v[0].global_average_pool());
     }
 
@@ -111,6 +116,72 @@ proptest! {
         let arguments = [values(&[rows, inputs], 1), values(&[outputs, inputs], 2), values(&[outputs], 3)];
         compare(&arguments, 1e-5, &|v| v[0].linear(&v[1], Some(&v[2])));
         compare(&arguments, 1e-4, &|v| v[0].linear(&v[1], Some(&v[2]))?.relu()?.mean());
+    }
+
+    #[test]
+    fn softmax_and_per_sample_losses_in_f32_are_those_in_f64(
+        images in 1usize..4, rows in 1usize..40, classes in 1usize..90, scale in 0.1f64..30., smoothing in 0f64..1.,
+    ) {
+        let x = [(values(&[images, rows, classes], 1) * scale).unwrap()];
+        compare(&x, 1e-6, &|v| v[0].softmax());
+        compare(&x, 1e-6, &|v| v[0].log_softmax());
+        let labels: Vec<u32> = (0..images * rows).map(|row| (row * 7 % classes) as u32).collect();
+        let labels = Tensor::from_vec(labels, images * rows, &Device::Cpu).unwrap();
+        let options = CrossEntropy { label_smoothing: smoothing };
+        compare(&x, 1e-6, &|v| v[0].reshape(&[images * rows, classes])?.cross_entropy_per_sample(&labels, options));
+    }
+
+    #[test]
+    fn layer_norm_in_f32_is_layer_norm_in_f64(
+        images in 1usize..4, rows in 1usize..300, channels in 1usize..150, offset in -30f64..30.,
+    ) {
+        let x = (values(&[images, rows, channels], 1) + offset).unwrap();
+        compare(&[x, values(&[channels], 2), values(&[channels], 3)], 2e-6, &|v| v[0].layer_norm(&v[1], &v[2], 1e-2));
+    }
+
+    #[test]
+    fn gelu_in_f32_is_gelu_in_f64(rows in 1usize..90, columns in 1usize..90, scale in 0.01f64..20.) {
+        compare(&[(values(&[rows, columns], 1) * scale).unwrap()], 2e-7, &|v| v[0].gelu());
+    }
+
+    #[test]
+    fn sampling_and_resizing_in_f32_are_those_in_f64(
+        images in 1usize..4, height in 1usize..9, width in 1usize..9, channels in 1usize..20, out_height in 1usize..20,
+        out_width in 1usize..20, reach in 0.3f64..2., border: bool, align_corners: bool,
+    ) {
+        let x = values(&[images, height, width, channels], 1);
+        compare(std::slice::from_ref(&x), 1e-6, &|v| v[0].resize_bilinear(out_height, out_width, align_corners));
+        let grid = (values(&[images, out_height, out_width, 2], 2) * reach).unwrap();
+        let padding = if border { GridPadding::Border } else { GridPadding::Zeros };
+        compare(&[x, grid], 2e-6, &|v| v[0].grid_sample(&v[1], GridSample { padding, align_corners }));
+    }
+
+    #[test]
+    fn transposed_convolution_in_f32_is_that_in_f64(
+        images in 1usize..4, height in 2usize..9, width in 2usize..9, inputs in 1usize..20, outputs in 1usize..20,
+        kernel in 1usize..5, stride in 1usize..4, padding in 0usize..2, output_padding in 0usize..3,
+    ) {
+        let padding = padding.min(kernel - 1);
+        let options = ConvTranspose2d { stride, padding, output_padding: output_padding.min(stride - 1) };
+        let x = values(&[images, height, width, inputs], 1);
+        let arguments = [x, values(&[kernel, kernel, outputs, inputs], 2), values(&[outputs], 3)];
+        compare(&arguments, 1e-5, &|v| v[0].conv_transpose2d(&v[1], Some(&v[2]), options));
+    }
+
+    #[test]
+    fn transposed_convolution_over_whole_tiles_in_f32_is_that_in_f64(
+        images in 1usize..4, height in 1usize..4, width in 1usize..4, inputs in 1usize..4, outputs in 1usize..4,
+        existing: bool,
+    ) {
+        // The shapes that go to the fast algorithm.
+        let x = values(&[images, 4 * height, 4 * width, 16 * inputs], 1);
+        let outputs = if existing { inputs } else { outputs };
+        let arguments = [x, values(&[3, 3, 16 * outputs, 16 * inputs], 2), values(&[16 * outputs], 3)];
+        compare(&arguments, 2e-5, &|v| {
+            let options = ConvTranspose2d { stride: 1, padding: 1, output_padding: 0 };
+            let y = v[0].conv_transpose2d(&v[1], Some(&v[2]), options)?;
+            if existing { y.add(&v[0]) } else { Ok(y) }
+        });
     }
 }
 
@@ -126,13 +197,19 @@ fn the_number_of_threads_does_not_change_a_bit() {
         let activated = v[0].batch_norm(&v[2], &v[3], options)?.0;
         let x = activated.conv2d_add(&v[1], Conv2d { stride: 1, padding: 1 }, &v[0])?;
         let x = x.conv2d(&v[4], None, Conv2d { stride: 2, padding: 1 })?;
-        let x = x.max_pool2d(2, 2)?.avg_pool2d(2, 1)?;
+        let x = x.max_pool2d(2, 2, 0)?.avg_pool2d(2, 1, 0)?;
         x.global_average_pool()?.cross_entropy(&labels, CrossEntropy { label_smoothing: 0.1 })
     };
+    assert_independent_of_threads(&inputs, &network);
+}
+
+/// Runs with 1, 2 and 5 threads and compares the bits of output and gradients.
+#[track_caller]
+fn assert_independent_of_threads(inputs: &[Tensor], function: &(dyn Fn(&[Var]) -> Result<Var> + Sync)) {
     let bits = |threads: usize| -> Vec<Vec<u32>> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let results = run(&inputs, &network);
+            let results = run(inputs, function);
             results
                 .iter()
                 .map(|result| {
@@ -171,6 +248,23 @@ fn has_avx2() -> bool {
 }
 
 #[test]
+fn the_number_of_threads_does_not_change_a_bit_of_rows_and_images() {
+    let single = |dims: &[usize], start| values(dims, start).to_dtype(DType::F32).unwrap();
+    // Several pieces of work each: 16 Ki elements in rows, 4 Ki elements of gelu, single images.
+    let inputs = [single(&[700, 70], 1), single(&[70], 2), single(&[70], 3)];
+    assert_independent_of_threads(&inputs, &|v| v[0].layer_norm(&v[1], &v[2], 1e-5)?.gelu()?.softmax()?.log_softmax());
+    let labels = Tensor::from_vec((0..700).map(|row| row % 70).collect::<Vec<u32>>(), 700, &Device::Cpu).unwrap();
+    let options = CrossEntropy { label_smoothing: 0.1 };
+    assert_independent_of_threads(&inputs[..1], &|v| v[0].cross_entropy_per_sample(&labels, options));
+    let inputs = [single(&[9, 8, 8, 16], 1), single(&[9, 20, 20, 2], 2), single(&[3, 3, 5, 16], 3), single(&[5], 4)];
+    assert_independent_of_threads(&inputs, &|v| {
+        let options = ConvTranspose2d { stride: 2, padding: 1, output_padding: 1 };
+        let x = v[0].conv_transpose2d(&v[2], Some(&v[3]), options)?.resize_bilinear(19, 11, false)?;
+        x.grid_sample(&v[1], GridSample { padding: GridPadding::Zeros, align_corners: false })?.max_pool2d(3, 2, 1)
+    });
+}
+
+#[test]
 fn what_is_not_a_number_stays_visible() {
     for poison in [f32::NAN, f32::INFINITY] {
         let mut image = vec![0.5f32; 2 * 4 * 4 * 16];
@@ -189,8 +283,15 @@ fn what_is_not_a_number_stays_visible() {
             spoiled(x.batch_norm(&ones, &ones, options).map(|(y, _)| y));
         }
         spoiled(x.relu());
-        spoiled(x.max_pool2d(2, 2));
-        spoiled(x.avg_pool2d(3, 1));
+        spoiled(x.max_pool2d(2, 2, 0));
+        spoiled(x.max_pool2d(3, 1, 1));
+        spoiled(x.avg_pool2d(3, 1, 1));
+        spoiled(x.conv_transpose2d(&weight, None, ConvTranspose2d { stride: 2, padding: 1, output_padding: 1 }));
+        spoiled(x.gelu());
+        spoiled(x.softmax());
+        spoiled(x.log_softmax());
+        spoiled(x.layer_norm(&ones, &ones, 1e-5));
+        spoiled(x.resize_bilinear(7, 9, false));
         spoiled(x.global_average_pool());
         spoiled(x.sum());
         let logits = x.reshape(&[4, 128]).unwrap();
@@ -200,7 +301,71 @@ fn what_is_not_a_number_stays_visible() {
     }
     let bad = Var::constant(Tensor::new(&[[f32::NAN, 1.]], &Device::Cpu).unwrap());
     let labels = Tensor::new(&[1u32], &Device::Cpu).unwrap();
-    assert!(bad.cross_entropy_per_sample(&labels).unwrap().to_vec1::<f32>().unwrap()[0].is_nan());
+    assert!(read(bad.cross_entropy_per_sample(&labels, CrossEntropy::default()).unwrap().tensor())[0].is_nan());
+}
+
+#[test]
+fn what_is_not_a_number_stays_visible_in_images_and_grids() {
+    let x = |value: f32| {
+        let mut image = vec![0.5f32; 16];
+        image[5] = value;
+        Var::constant(Tensor::from_vec(image, (1, 4, 4, 1), &Device::Cpu).unwrap())
+    };
+    let grid = |point: [f32; 2]| Var::constant(Tensor::new(&[[[point]]], &Device::Cpu).unwrap());
+    for padding in [GridPadding::Zeros, GridPadding::Border] {
+        for align_corners in [false, true] {
+            let options = GridSample { padding, align_corners };
+            let sample = |x: Var, point| read(x.grid_sample(&grid(point), options).unwrap().tensor())[0];
+            assert!(sample(x(f32::NAN), [-0.2, -0.2]).is_nan());
+            assert!(!sample(x(f32::INFINITY), [-0.2, -0.2]).is_finite());
+            for point in [[f32::NAN, 0.], [0., f32::NAN]] {
+                assert!(sample(x(0.5), point).is_nan(), "{options:?} {point:?}");
+            }
+            // As PyTorch: infinity is no place among zeros, but the border is next to it. Far outside is outside.
+            let beyond = sample(x(0.5), [f32::INFINITY, 0.]);
+            let far = sample(x(0.5), [1e30, 0.]);
+            match padding {
+                GridPadding::Zeros => assert!(beyond.is_nan() && far == 0.),
+                GridPadding::Border => assert_eq!([beyond, far], [0.5, 0.5]),
+            }
+        }
+    }
+}
+
+#[test]
+fn infinities_and_denormals_go_through_rows_as_in_pytorch() {
+    let (infinity, tiny) = (f64::INFINITY, f64::from_bits(3));
+    let rows = |values: &[[f64; 2]]| {
+        Var::constant(Tensor::from_slice(values.as_flattened(), (values.len(), 2), &Device::Cpu).unwrap())
+    };
+    // A masked element has probability 0 and logarithm -infinity; a row without any other is no distribution.
+    let masked = rows(&[[1., -infinity], [-infinity, -infinity], [0., infinity]]);
+    let (y, logarithm) = (read(masked.softmax().unwrap().tensor()), read(masked.log_softmax().unwrap().tensor()));
+    assert_eq!(y[..2], [1., 0.]);
+    assert_eq!(logarithm[..2], [0., -infinity]);
+    assert!(y[2..].iter().all(|value| value.is_nan()), "{y:?}");
+    assert!(logarithm[2..4].iter().all(|value| value.is_nan()) && logarithm[5].is_nan(), "{logarithm:?}");
+    // The difference of logits is so large that one probability is denormal.
+    let y = read(rows(&[[0., -744.]]).softmax().unwrap().tensor());
+    assert!(y[0] == 1. && y[1] > 0. && y[1] < 2e-323, "{y:?}");
+    let y = read(rows(&[[infinity, -infinity], [tiny, -38.]]).gelu().unwrap().tensor());
+    assert!(y[0] == infinity && y[1].is_nan(), "{y:?}");
+    assert_eq!(y[2], tiny * 0.5);
+    assert!(y[3] < 0. && y[3] > -1e-300, "{y:?}");
+}
+
+#[test]
+fn layer_norm_survives_a_mean_much_larger_than_the_deviation() {
+    let x = (values(&[3, 400], 1) + 3000.).unwrap().to_dtype(DType::F32).unwrap();
+    let parameter = |value: f64| Var::constant((Tensor::ones(400, DType::F32, &Device::Cpu).unwrap() * value).unwrap());
+    let y = read(Var::constant(x.clone()).layer_norm(&parameter(1.), &parameter(0.), 0.).unwrap().tensor());
+    for (x, y) in read(&x).chunks(400).zip(y.chunks(400)) {
+        let mean = x.iter().sum::<f64>() / 400.;
+        let deviation = (x.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / 400.).sqrt();
+        for (x, y) in x.iter().zip(y) {
+            assert!((y - (x - mean) / deviation).abs() < 1e-6, "{y} for {}", (x - mean) / deviation);
+        }
+    }
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Wrong arguments are refused with a message that names the operation, the argument and the way out.
 
-use tsbd_tensor::{BatchNorm, Conv2d, CrossEntropy, DType, Device, Result, Statistics, Tensor, Var};
+use tsbd_tensor::{
+    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, DType, Device, GridPadding, GridSample, Result, Statistics,
+    Tensor, Var,
+};
 
 fn zeros(dims: &[usize]) -> Var {
     Var::constant(Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap())
@@ -76,7 +79,7 @@ fn labels_are_checked() {
         "cross_entropy: label 3 of row 1 is not a class; the logits have 3 classes (0..3)",
     );
     refused(
-        logits.cross_entropy_per_sample(&labels(&[0])),
+        logits.cross_entropy_per_sample(&labels(&[0]), options),
         "cross_entropy_per_sample: `labels` has shape [1], expected [2] (one label per row of the logits)",
     );
     refused(
@@ -86,6 +89,10 @@ fn labels_are_checked() {
     refused(
         logits.cross_entropy(&labels(&[0, 0]), CrossEntropy { label_smoothing: 1.5 }),
         "cross_entropy: label_smoothing = 1.5 is not possible: it is a share; use 0 to 1",
+    );
+    refused(
+        logits.cross_entropy_per_sample(&labels(&[0, 0]), CrossEntropy { label_smoothing: f64::NAN }),
+        "cross_entropy_per_sample: label_smoothing = NaN is not possible: it is a share; use 0 to 1",
     );
 }
 
@@ -106,11 +113,19 @@ fn batch_norm_refuses_a_batch_of_one_value_per_channel() {
 #[test]
 fn pooling_and_linear_refuse_sizes_that_do_not_fit() {
     refused(
-        zeros(&[1, 4, 3, 2]).max_pool2d(4, 1),
+        zeros(&[1, 4, 3, 2]).max_pool2d(4, 1, 0),
         "max_pool2d: kernel = 4 is not possible: use 1 to 3, as the images are 4x3",
     );
     refused(
-        zeros(&[1, 4, 4, 2]).avg_pool2d(2, 0),
+        zeros(&[1, 4, 3, 2]).avg_pool2d(6, 1, 1),
+        "avg_pool2d: kernel = 6 is not possible: use 1 to 5, as the images are 4x3 with a padding of 1",
+    );
+    refused(
+        zeros(&[1, 4, 3, 2]).max_pool2d(3, 1, 2),
+        "max_pool2d: padding = 2 is not possible: use at most half the kernel, 1",
+    );
+    refused(
+        zeros(&[1, 4, 4, 2]).avg_pool2d(2, 0, 0),
         "avg_pool2d: stride = 0 is not possible: the window must move; use at least 1",
     );
     refused(
@@ -121,5 +136,90 @@ fn pooling_and_linear_refuse_sizes_that_do_not_fit() {
     refused(
         zeros(&[2, 3]).sub(&zeros(&[3, 2])),
         "sub: `other` has shape [3, 2], expected [2, 3] (the shape of the first operand)",
+    );
+}
+
+#[test]
+fn operations_on_rows_refuse_what_has_no_rows_and_parameters_that_do_not_fit() {
+    let empty = "has shape [3, 0], expected [..., classes], none of them zero";
+    refused(zeros(&[3, 0]).softmax(), &format!("softmax: `x` {empty}"));
+    refused(zeros(&[3, 0]).log_softmax(), &format!("log_softmax: `x` {empty}"));
+    refused(zeros(&[]).softmax(), "softmax: `x` has shape [], expected [..., classes], none of them zero");
+    let (x, parameter) = (zeros(&[2, 3]), zeros(&[3]));
+    refused(
+        zeros(&[]).layer_norm(&parameter, &parameter, 1e-5),
+        "layer_norm: `x` has shape [], expected [..., channels], none of them zero",
+    );
+    refused(
+        x.layer_norm(&zeros(&[2]), &parameter, 1e-5),
+        "layer_norm: `weight` has shape [2], expected [3] (one value per channel)",
+    );
+    refused(
+        x.layer_norm(&parameter, &zeros(&[1]), 1e-5),
+        "layer_norm: `bias` has shape [1], expected [3] (one value per channel)",
+    );
+    refused(
+        x.layer_norm(&parameter, &parameter, -1.),
+        "layer_norm: epsilon = -1 is not possible: use a small number, 0 or more",
+    );
+    let integer = Var::constant(Tensor::zeros((2, 3), DType::U32, &Device::Cpu).unwrap());
+    refused(integer.gelu(), "gelu: `x` has element type U32, expected F32 or F64; convert it with `to_dtype`");
+    refused(integer.softmax(), "softmax: `x` has element type U32, expected F32 or F64; convert it with `to_dtype`");
+}
+
+#[test]
+fn sampling_and_resizing_refuse_grids_and_sizes_that_do_not_fit() {
+    let options = GridSample { padding: GridPadding::Zeros, align_corners: false };
+    let x = zeros(&[2, 4, 4, 3]);
+    for wrong in [[1, 5, 5, 2], [2, 5, 5, 3]] {
+        let expected = format!(
+            "grid_sample: `grid` has shape {wrong:?}, expected [2, _, _, 2], an x and a y per pixel for each of 2 images"
+        );
+        refused(x.grid_sample(&zeros(&wrong), options), &expected);
+    }
+    let double = Var::constant(Tensor::zeros((2, 5, 5, 2), DType::F64, &Device::Cpu).unwrap());
+    refused(
+        x.grid_sample(&double, options),
+        "grid_sample: `grid` has element type F64, expected F32; convert it with `to_dtype`",
+    );
+    refused(
+        x.resize_bilinear(0, 3, false),
+        "resize_bilinear: height = 0 is not possible: no pixel would be left; use at least 1",
+    );
+    refused(
+        zeros(&[4, 4, 3]).resize_bilinear(2, 3, false),
+        "resize_bilinear: `x` has shape [4, 4, 3], expected [batch, height, width, channels], none of them zero",
+    );
+}
+
+#[test]
+fn transposed_convolutions_refuse_shapes_that_do_not_fit() {
+    let (x, weight) = (zeros(&[2, 5, 5, 3]), zeros(&[3, 3, 4, 3]));
+    let options = |stride, padding, output_padding| ConvTranspose2d { stride, padding, output_padding };
+    refused(
+        x.conv_transpose2d(&zeros(&[3, 3, 3, 4]), None, options(1, 0, 0)),
+        "conv_transpose2d: `weight` has shape [3, 3, 3, 4], expected [_, _, _, 3], as the input has 3 channels",
+    );
+    refused(
+        x.conv_transpose2d(&weight, Some(&zeros(&[3])), options(1, 0, 0)),
+        "conv_transpose2d: `bias` has shape [3], expected [4] ([out])",
+    );
+    refused(
+        x.conv_transpose2d(&weight, None, options(0, 0, 0)),
+        "conv_transpose2d: stride = 0 is not possible: the window must move; use at least 1",
+    );
+    refused(
+        x.conv_transpose2d(&weight, None, options(1, 3, 0)),
+        "conv_transpose2d: padding = 3 is not possible: it would cut away whole windows of 3x3; use less",
+    );
+    refused(
+        x.conv_transpose2d(&weight, None, options(2, 1, 2)),
+        "conv_transpose2d: output_padding = 2 is not possible: no window would reach what is added; use less than the \
+         stride, 2",
+    );
+    refused(
+        zeros(&[1, 1, 5, 3]).conv_transpose2d(&weight, None, options(1, 2, 0)),
+        "conv_transpose2d: `x` has shape [1, 1, 5, 3], expected images of which something is left when a border of 2 is \
+         cut off the result",
     );
 }

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 
 use safetensors::SafeTensors;
 use tsbd_tensor::{
-    BatchNorm, Conv2d, CrossEntropy, DType, Device, Gradients, Result, Sgd, Statistics, Tape, Tensor, Var, sgd_step,
+    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, DType, Device, Gradients, GridPadding, GridSample, Result, Sgd,
+    Statistics, Tape, Tensor, Var, sgd_step,
 };
 
 struct Golden(HashMap<String, Tensor>);
@@ -106,8 +107,16 @@ fn batch_norm_agrees_in_both_modes_and_moves_the_running_estimates_alike() {
 #[test]
 fn pooling_agrees_also_where_windows_have_ties() {
     for (name, kernel, stride) in [("2_2", 2, 2), ("3_2", 3, 2), ("2_3", 2, 3)] {
-        compare(&format!("max_pool_{name}"), &["x"], |v, _, _| v[0].max_pool2d(kernel, stride));
-        compare(&format!("avg_pool_{name}"), &["x"], |v, _, _| v[0].avg_pool2d(kernel, stride));
+        compare(&format!("max_pool_{name}"), &["x"], |v, _, _| v[0].max_pool2d(kernel, stride, 0));
+        compare(&format!("avg_pool_{name}"), &["x"], |v, _, _| v[0].avg_pool2d(kernel, stride, 0));
+    }
+}
+
+#[test]
+fn pooling_with_padding_agrees() {
+    for (name, kernel, stride, padding) in [("2_1_1", 2, 1, 1), ("3_2_1", 3, 2, 1), ("5_3_2", 5, 3, 2)] {
+        compare(&format!("max_pool_{name}"), &["x"], |v, _, _| v[0].max_pool2d(kernel, stride, padding));
+        compare(&format!("avg_pool_{name}"), &["x"], |v, _, _| v[0].avg_pool2d(kernel, stride, padding));
     }
 }
 
@@ -126,11 +135,71 @@ fn cross_entropy_agrees() {
     for (name, label_smoothing) in [("cross_entropy", 0.), ("cross_entropy_smoothed", 0.1)] {
         compare(name, &["x"], |v, golden, dtype| {
             let labels = golden.get("labels", dtype);
-            let per_sample = v[0].cross_entropy_per_sample(&labels)?;
-            assert!(distance(&per_sample, &golden.get("per_sample", dtype)) < 1e-6);
+            let per_sample = v[0].cross_entropy_per_sample(&labels, CrossEntropy::default())?;
+            assert!(distance(per_sample.tensor(), &golden.get("per_sample", dtype)) < 1e-6);
             v[0].cross_entropy(&labels, CrossEntropy { label_smoothing })
         });
     }
+}
+
+#[test]
+fn cross_entropy_per_sample_agrees() {
+    for (name, label_smoothing) in [("cross_entropy_per_sample", 0.), ("cross_entropy_per_sample_smoothed", 0.1)] {
+        compare(name, &["x"], |v, golden, dtype| {
+            v[0].cross_entropy_per_sample(&golden.get("labels", dtype), CrossEntropy { label_smoothing })
+        });
+    }
+}
+
+#[test]
+fn softmax_and_its_logarithm_agree() {
+    compare("softmax", &["x"], |v, _, _| v[0].softmax());
+    compare("log_softmax", &["x"], |v, _, _| v[0].log_softmax());
+}
+
+#[test]
+fn layer_norm_agrees() {
+    compare("layer_norm", &["x", "weight", "bias"], |v, _, _| v[0].layer_norm(&v[1], &v[2], 1e-5));
+}
+
+#[test]
+fn gelu_agrees_on_both_sides_and_at_zero() {
+    compare("gelu", &["x"], |v, _, _| v[0].gelu());
+}
+
+#[test]
+fn grid_sample_agrees_inside_outside_and_on_the_corners() {
+    for (name, padding) in [("zeros", GridPadding::Zeros), ("border", GridPadding::Border)] {
+        for (corners, align_corners) in [("edges", false), ("corners", true)] {
+            compare(&format!("grid_sample_{name}_{corners}"), &["x", "grid"], |v, _, _| {
+                v[0].grid_sample(&v[1], GridSample { padding, align_corners })
+            });
+        }
+    }
+}
+
+#[test]
+fn resize_bilinear_agrees_up_down_and_to_one_row() {
+    for (name, height, width) in [("up", 7, 9), ("down", 2, 3), ("one", 1, 8)] {
+        for (corners, align_corners) in [("edges", false), ("corners", true)] {
+            compare(&format!("resize_{name}_{corners}"), &["x"], |v, _, _| {
+                v[0].resize_bilinear(height, width, align_corners)
+            });
+        }
+    }
+}
+
+#[test]
+fn transposed_convolutions_agree_with_weights_permuted_as_documented() {
+    let options = |stride, padding, output_padding| ConvTranspose2d { stride, padding, output_padding };
+    for (name, options) in [("3x3", options(1, 1, 0)), ("3x3_stride2", options(2, 1, 1))] {
+        compare(&format!("conv_transpose_{name}"), &["x", "weight", "bias"], |v, _, _| {
+            v[0].conv_transpose2d(&v[1], Some(&v[2]), options)
+        });
+    }
+    compare("conv_transpose_4x4_stride3", &["x", "weight"], |v, _, _| {
+        v[0].conv_transpose2d(&v[1], None, options(3, 0, 2))
+    });
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Every differentiable operation against central finite differences, in `f64`.
 
 use tsbd_tensor::check::finite_differences;
-use tsbd_tensor::{BatchNorm, Conv2d, CrossEntropy, Device, Statistics, Tensor, Var};
+use tsbd_tensor::{
+    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, Device, GridPadding, GridSample, Statistics, Tensor, Var,
+};
 
 /// Central differences in `f64` with a step of 1e-5 are good to about 1e-9.
 const TOLERANCE: f64 = 1e-7;
@@ -102,8 +104,10 @@ fn relu_has_the_right_gradient_on_both_sides() {
 fn pooling_has_the_right_gradients_also_when_windows_overlap_or_leave_a_rest() {
     for (height, width, kernel, stride) in [(4, 4, 2, 2), (5, 7, 2, 2), (5, 6, 3, 2), (6, 5, 2, 3), (3, 4, 3, 1)] {
         let x = values(&[2, height, width, 3], 1);
-        check(std::slice::from_ref(&x), |v| v[0].max_pool2d(kernel, stride));
-        check(&[x], |v| v[0].avg_pool2d(kernel, stride));
+        for padding in 0..=kernel / 2 {
+            check(std::slice::from_ref(&x), |v| v[0].max_pool2d(kernel, stride, padding));
+            check(std::slice::from_ref(&x), |v| v[0].avg_pool2d(kernel, stride, padding));
+        }
     }
     check(&[values(&[2, 3, 5, 4], 1)], |v| v[0].global_average_pool());
 }
@@ -123,6 +127,86 @@ fn cross_entropy_has_the_right_gradient_with_and_without_smoothing() {
             v[0].scale(3.)?.cross_entropy(&labels, CrossEntropy { label_smoothing })?.scale(2.)
         });
     }
+}
+
+#[test]
+fn cross_entropy_per_sample_has_the_right_gradient_for_each_row() {
+    let labels = Tensor::new(&[2u32, 0, 4], &Device::Cpu).unwrap();
+    for label_smoothing in [0., 0.1, 1.] {
+        check(&[values(&[3, 5], 1)], |v| {
+            v[0].scale(3.)?.cross_entropy_per_sample(&labels, CrossEntropy { label_smoothing })
+        });
+    }
+}
+
+#[test]
+fn softmax_and_its_logarithm_have_the_right_gradients_for_every_rank() {
+    for dims in [&[5][..], &[3, 1], &[3, 7], &[2, 3, 19], &[2, 1, 3, 8]] {
+        check(&[values(dims, 1)], |v| v[0].scale(3.)?.softmax());
+        check(&[values(dims, 1)], |v| v[0].scale(3.)?.log_softmax());
+    }
+}
+
+#[test]
+fn layer_norm_has_the_right_gradients_for_every_rank() {
+    for dims in [&[5][..], &[3, 7], &[2, 3, 11], &[2, 1, 3, 17]] {
+        let channels = &dims[dims.len() - 1..];
+        let inputs = [values(dims, 1), values(channels, 2), values(channels, 3)];
+        check(&inputs, |v| v[0].layer_norm(&v[1], &v[2], 1e-3));
+    }
+}
+
+#[test]
+fn gelu_has_the_right_gradient_over_its_whole_range() {
+    check(&[values(&[5, 7], 1)], |v| v[0].gelu());
+    check(&[values(&[40], 2)], |v| v[0].scale(6.)?.gelu());
+}
+
+#[test]
+fn grid_sample_has_the_right_gradients_with_every_option() {
+    let x = values(&[2, 3, 5, 2], 1);
+    // Inside and outside; no coordinate within 1e-4 of a pixel's middle, where the slope jumps.
+    let grid = (values(&[2, 4, 3, 2], 2) * 1.5).unwrap();
+    for padding in [GridPadding::Zeros, GridPadding::Border] {
+        for align_corners in [false, true] {
+            let options = GridSample { padding, align_corners };
+            check(&[x.clone(), grid.clone()], |v| v[0].grid_sample(&v[1], options));
+        }
+    }
+}
+
+#[test]
+fn resize_bilinear_has_the_right_gradient_up_and_down() {
+    for (height, width) in [(7, 9), (3, 5), (2, 3), (1, 1), (1, 11), (6, 2)] {
+        for align_corners in [false, true] {
+            check(&[values(&[2, 3, 5, 2], 1)], |v| v[0].resize_bilinear(height, width, align_corners));
+        }
+    }
+}
+
+#[test]
+fn transposed_convolution_has_the_right_gradients_for_every_geometry() {
+    for (height, width, inputs, outputs, [kernel_height, kernel_width], stride, padding, output_padding) in [
+        (4, 5, 2, 3, [3, 3], 1, 1, 0),
+        (3, 2, 3, 2, [3, 3], 2, 1, 1),
+        (2, 3, 1, 2, [4, 4], 3, 0, 2),
+        (3, 4, 2, 1, [2, 3], 2, 1, 0),
+        (3, 5, 3, 2, [1, 1], 1, 0, 0),
+        (2, 3, 2, 2, [1, 1], 2, 0, 1),
+    ] {
+        let x = values(&[2, height, width, inputs], 1);
+        let weight = values(&[kernel_height, kernel_width, outputs, inputs], 2);
+        let options = ConvTranspose2d { stride, padding, output_padding };
+        check(&[x.clone(), weight.clone()], |v| v[0].conv_transpose2d(&v[1], None, options));
+        check(&[x, weight, values(&[outputs], 3)], |v| v[0].conv_transpose2d(&v[1], Some(&v[2]), options));
+    }
+}
+
+#[test]
+fn transposed_convolution_adds_its_gradient_to_one_that_is_already_there() {
+    let (x, weight) = (values(&[2, 4, 3, 2], 1), values(&[3, 3, 2, 2], 2));
+    let options = ConvTranspose2d { stride: 1, padding: 1, output_padding: 0 };
+    check(&[x, weight], |v| v[0].conv_transpose2d(&v[1], None, options)?.add(&v[0]));
 }
 
 #[test]

@@ -26,16 +26,17 @@ pub(crate) fn cross_entropy<T: Element>(logits: &[T], labels: &[u32], classes: u
         .collect()
 }
 
-/// The gradient of `factor · Σ` [`cross_entropy`]: `factor · (softmax - target)`.
+/// The gradient of `Σ factor(row) ·` [`cross_entropy`]: `factor · (softmax - target)`.
 pub(crate) fn cross_entropy_backward<T: Element>(
     logits: &[T],
     labels: &[u32],
     classes: usize,
     smoothing: f64,
-    factor: f64,
+    factor: impl Fn(usize) -> f64,
 ) -> Vec<T> {
     let mut gradient = Vec::with_capacity(logits.len());
-    for (row, &label) in logits.chunks_exact(classes).zip(labels) {
+    for (index, (row, &label)) in logits.chunks_exact(classes).zip(labels).enumerate() {
+        let factor = factor(index);
         let normalizer = log_sum_exp(row);
         gradient.extend(row.iter().enumerate().map(|(class, value)| {
             let on_label = if class == label as usize { 1. - smoothing } else { 0. };

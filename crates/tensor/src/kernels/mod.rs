@@ -12,16 +12,25 @@ use std::ops::AddAssign;
 use candle_core::{CpuStorage, CpuStorageRef};
 
 pub(crate) mod allocator;
+mod bilinear;
 pub(crate) mod convolution;
 mod direct;
 pub(crate) mod elementwise;
+mod exponential;
+pub(crate) mod gelu;
+pub(crate) mod grid_sample;
 mod lanes;
+pub(crate) mod layer_norm;
 pub(crate) mod loss;
 pub(crate) mod matrix;
+mod normal;
 pub(crate) mod normalization;
 pub(crate) mod pooling;
 mod product;
+pub(crate) mod resize;
+mod rows;
 pub(crate) mod simd;
+pub(crate) mod softmax;
 mod winograd;
 
 /// An element type the kernels are compiled for.

@@ -1,6 +1,7 @@
-//! Pooling over windows without padding, NHWC. One piece of work is one image.
+//! Pooling over windows, NHWC. One piece of work is one image.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -15,6 +16,8 @@ pub(crate) struct Windows {
     pub channels: usize,
     pub kernel: usize,
     pub stride: usize,
+    /// At most half the kernel, so that no window lies in the padding.
+    pub padding: usize,
     pub out_height: usize,
     pub out_width: usize,
 }
@@ -28,17 +31,26 @@ impl Windows {
         self.out_height * self.out_width * self.channels
     }
 
-    /// Calls `visit` with the place of every tap of every window: the output pixel's first element, and
-    /// the input pixel's first element, window by window, rows first.
+    /// The rows (or columns) of the window number `index` that lie inside an image of `size` rows; never none.
+    #[inline(always)]
+    fn inside(&self, index: usize, size: usize) -> Range<usize> {
+        let start = index * self.stride;
+        start.saturating_sub(self.padding)..(start + self.kernel - self.padding).min(size)
+    }
+
+    /// Calls `visit` with the place of every tap of every window that is not in the padding: the output pixel's
+    /// first element, and the input pixel's first element, window by window, rows first.
     #[inline(always)]
     fn for_each_tap(&self, mut visit: impl FnMut(usize, usize, bool)) {
         for oy in 0..self.out_height {
+            let rows = self.inside(oy, self.height);
             for ox in 0..self.out_width {
+                let columns = self.inside(ox, self.width);
                 let output = (oy * self.out_width + ox) * self.channels;
-                for ky in 0..self.kernel {
-                    for kx in 0..self.kernel {
-                        let (y, x) = (oy * self.stride + ky, ox * self.stride + kx);
-                        visit(output, (y * self.width + x) * self.channels, ky == 0 && kx == 0);
+                for y in rows.clone() {
+                    for x in columns.clone() {
+                        let is_first = y == rows.start && x == columns.start;
+                        visit(output, (y * self.width + x) * self.channels, is_first);
                     }
                 }
             }
@@ -112,7 +124,7 @@ multiversion! {
     }
 }
 
-/// The mean of every window.
+/// The mean of every window; the padding counts as zeros.
 pub(crate) fn average<T: Element>(w: &Windows, x: &[T]) -> Vec<T> {
     let factor = T::from_f64(1. / (w.kernel * w.kernel) as f64);
     let mut y = vec![T::zero(); x.len() / w.image() * w.out_image()];

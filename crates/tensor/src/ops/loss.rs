@@ -7,7 +7,7 @@ use crate::kernels::loss;
 use crate::operand::{Operand, by_element, exact, tensor};
 use crate::tape::Var;
 
-/// Options of [`Var::cross_entropy`].
+/// Options of [`Var::cross_entropy`] and [`Var::cross_entropy_per_sample`].
 #[derive(Clone, Copy, Debug, PartialEq, Default)]
 pub struct CrossEntropy {
     /// Share of the target spread evenly over all classes, in `[0, 1]`; 0 is the plain loss. As PyTorch's
@@ -21,10 +21,7 @@ impl Var {
     pub fn cross_entropy(&self, labels: &Tensor, options: CrossEntropy) -> Result<Var> {
         const OPERATION: &str = "cross_entropy";
         let smoothing = options.label_smoothing;
-        if !(0. ..=1.).contains(&smoothing) {
-            return Err(Error::value(OPERATION, "label_smoothing", smoothing, "it is a share; use 0 to 1"));
-        }
-        let [rows, classes] = check(OPERATION, self.tensor(), labels)?;
+        let [rows, classes] = check(OPERATION, self.tensor(), labels, smoothing)?;
         let losses = losses(OPERATION, self.tensor(), labels, classes, smoothing)?;
         let mean = losses.iter().sum::<f64>() / rows as f64;
         let value = by_element!(OPERATION, "logits", self.tensor(), T => tensor(vec![mean as T], &[]))?;
@@ -36,7 +33,7 @@ impl Var {
                     let factor = Operand::<T>::read(OPERATION, "gradient", &gradient)?[0].to_f64() / rows as f64;
                     let values = Operand::<T>::read(OPERATION, "logits", &logits)?;
                     let labels = Operand::<u32>::read(OPERATION, "labels", &labels)?;
-                    let gradient = loss::cross_entropy_backward(&values, &labels, classes, smoothing, factor);
+                    let gradient = loss::cross_entropy_backward(&values, &labels, classes, smoothing, |_| factor);
                     tensor(gradient, &[rows, classes])
                 })?;
                 flow.add(node, gradient)
@@ -44,14 +41,29 @@ impl Var {
         })
     }
 
-    /// The softmax cross-entropy of every row of `self: [n, classes]` with `labels: [n]` (`u32`), `[n]`, in
-    /// the element type of the logits. Not differentiated.
-    pub fn cross_entropy_per_sample(&self, labels: &Tensor) -> Result<Tensor> {
+    /// The softmax cross-entropy of every row of `self: [n, classes]` with `labels: [n]` (`u32`): `[n]`.
+    pub fn cross_entropy_per_sample(&self, labels: &Tensor, options: CrossEntropy) -> Result<Var> {
         const OPERATION: &str = "cross_entropy_per_sample";
-        let [rows, classes] = check(OPERATION, self.tensor(), labels)?;
-        let losses = losses(OPERATION, self.tensor(), labels, classes, 0.)?;
-        by_element!(OPERATION, "logits", self.tensor(), T => {
+        let smoothing = options.label_smoothing;
+        let [rows, classes] = check(OPERATION, self.tensor(), labels, smoothing)?;
+        let losses = losses(OPERATION, self.tensor(), labels, classes, smoothing)?;
+        let value = by_element!(OPERATION, "logits", self.tensor(), T => {
             tensor(losses.into_iter().map(|loss| loss as T).collect(), &[rows])
+        })?;
+        Var::computed(OPERATION, value, &[self], || {
+            let (node, logits, labels) = (self.node(), self.tensor().clone(), labels.clone());
+            Box::new(move |gradient, flow| {
+                let Some(node) = node else { return Ok(()) };
+                let gradient = by_element!(OPERATION, "logits", logits, T => {
+                    let factors = Operand::<T>::read(OPERATION, "gradient", &gradient)?;
+                    let values = Operand::<T>::read(OPERATION, "logits", &logits)?;
+                    let labels = Operand::<u32>::read(OPERATION, "labels", &labels)?;
+                    let factor = |row: usize| factors[row].to_f64();
+                    let gradient = loss::cross_entropy_backward(&values, &labels, classes, smoothing, factor);
+                    tensor(gradient, &[rows, classes])
+                })?;
+                flow.add(node, gradient)
+            })
         })
     }
 }
@@ -70,8 +82,11 @@ fn losses(
     })
 }
 
-/// Checks shapes and labels; returns rows and classes.
-fn check(operation: &'static str, logits: &Tensor, labels: &Tensor) -> Result<[usize; 2]> {
+/// Checks shapes, labels and smoothing; returns rows and classes.
+fn check(operation: &'static str, logits: &Tensor, labels: &Tensor, smoothing: f64) -> Result<[usize; 2]> {
+    if !(0. ..=1.).contains(&smoothing) {
+        return Err(Error::value(operation, "label_smoothing", smoothing, "it is a share; use 0 to 1"));
+    }
     let &[rows, classes] = logits.dims() else {
         return Err(Error::shape(operation, "logits", "[batch, classes]", logits.dims()));
     };

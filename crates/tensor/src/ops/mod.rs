@@ -4,14 +4,22 @@
 mod activation;
 mod algorithm;
 mod arithmetic;
+mod conv_transpose;
 mod convolution;
+mod gelu;
+mod grid_sample;
+mod layer_norm;
 mod linear;
 mod loss;
 mod normalization;
 mod pooling;
+mod resize;
+mod softmax;
 
 pub use algorithm::ConvolutionAlgorithm;
 pub(crate) use arithmetic::add_tensors;
+pub use conv_transpose::ConvTranspose2d;
 pub use convolution::Conv2d;
+pub use grid_sample::{GridPadding, GridSample};
 pub use loss::CrossEntropy;
 pub use normalization::{BatchNorm, BatchStatistics, Statistics};

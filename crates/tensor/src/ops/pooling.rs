@@ -1,5 +1,5 @@
-//! Pooling. Windows are square, without padding; rows and columns that do not fill a window are left out,
-//! as PyTorch does by default.
+//! Pooling. Windows are square; rows and columns that do not fill a window are left out, as PyTorch does by
+//! default.
 
 use candle_core::Tensor;
 
@@ -11,13 +11,14 @@ use crate::tape::Var;
 const IMAGES: &str = "[batch, height, width, channels]";
 
 impl Var {
-    /// The maximum of every window of `kernel`×`kernel` pixels, `stride` apart:
-    /// `[n, h, w, c]` to `[n, (h - kernel) / stride + 1, (w - kernel) / stride + 1, c]`. The gradient goes
-    /// to the first of equal maxima, as in PyTorch.
-    pub fn max_pool2d(&self, kernel: usize, stride: usize) -> Result<Var> {
+    /// The maximum of every window of `kernel`×`kernel` pixels, `stride` apart, of images with `padding` rows and
+    /// columns around them: `[n, h, w, c]` to
+    /// `[n, (h + 2·padding - kernel) / stride + 1, (w + 2·padding - kernel) / stride + 1, c]`. The padding, at most
+    /// half the kernel, is never the maximum. The gradient goes to the first of equal maxima, as in PyTorch.
+    pub fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Var> {
         const OPERATION: &str = "max_pool2d";
         let x = self.tensor();
-        let (w, in_dims, out_dims) = windows(OPERATION, x, kernel, stride)?;
+        let (w, in_dims, out_dims) = windows(OPERATION, x, [kernel, stride, padding])?;
         if u32::try_from(w.image()).is_err() {
             return Err(Error::shape(OPERATION, "x", "images of fewer than 2^32 elements", x.dims()));
         }
@@ -38,11 +39,12 @@ impl Var {
         })
     }
 
-    /// The mean of every window; shapes as [`Self::max_pool2d`].
-    pub fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Var> {
+    /// The mean of every window; shapes as [`Self::max_pool2d`]. The padding counts as zeros (PyTorch's
+    /// `count_include_pad`, true there too unless told).
+    pub fn avg_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Var> {
         const OPERATION: &str = "avg_pool2d";
         let x = self.tensor();
-        let (w, in_dims, out_dims) = windows(OPERATION, x, kernel, stride)?;
+        let (w, in_dims, out_dims) = windows(OPERATION, x, [kernel, stride, padding])?;
         let y = by_element!(OPERATION, "x", x, T => {
             tensor(pooling::average(&w, &Operand::<T>::read(OPERATION, "x", x)?), &out_dims)
         })?;
@@ -87,19 +89,25 @@ impl Var {
 fn windows(
     operation: &'static str,
     x: &Tensor,
-    kernel: usize,
-    stride: usize,
+    [kernel, stride, padding]: [usize; 3],
 ) -> Result<(Windows, [usize; 4], [usize; 4])> {
     let in_dims = dims4(operation, "x", x, IMAGES)?;
     let [images, height, width, channels] = in_dims;
     if stride == 0 {
         return Err(Error::value(operation, "stride", stride, "the window must move; use at least 1"));
     }
-    if kernel == 0 || kernel > height.min(width) {
-        let reason = format!("use 1 to {}, as the images are {height}x{width}", height.min(width));
+    let limit = height.min(width) + 2 * padding;
+    if kernel == 0 || kernel > limit {
+        let around = if padding == 0 { String::new() } else { format!(" with a padding of {padding}") };
+        let reason = format!("use 1 to {limit}, as the images are {height}x{width}{around}");
         return Err(Error::value(operation, "kernel", kernel, reason));
     }
-    let (out_height, out_width) = ((height - kernel) / stride + 1, (width - kernel) / stride + 1);
-    let w = Windows { height, width, channels, kernel, stride, out_height, out_width };
+    if padding > kernel / 2 {
+        let reason = format!("use at most half the kernel, {}", kernel / 2);
+        return Err(Error::value(operation, "padding", padding, reason));
+    }
+    let out = |size: usize| (size + 2 * padding - kernel) / stride + 1;
+    let (out_height, out_width) = (out(height), out(width));
+    let w = Windows { height, width, channels, kernel, stride, padding, out_height, out_width };
     Ok((w, in_dims, [images, out_height, out_width, channels]))
 }

@@ -1,0 +1,148 @@
+//! Transposed two-dimensional convolution: the gradient of a convolution with respect to its input, as an operation of
+//! its own. Its three passes are those of that convolution in another order.
+
+use candle_core::Tensor;
+
+use crate::error::{Error, Result};
+use crate::kernels::convolution::{self, Geometry, Start};
+use crate::kernels::elementwise;
+use crate::operand::{Operand, by_element, dims4, exact, tensor};
+use crate::ops::ConvolutionAlgorithm;
+use crate::tape::Var;
+
+/// How the window of a transposed convolution moves over its output, the same along height and width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvTranspose2d {
+    /// Step of the window in pixels of the output, at least 1.
+    pub stride: usize,
+    /// Rows and columns cut away around the output, less than the kernel's size.
+    pub padding: usize,
+    /// Rows and columns added at the bottom and on the right of the output, less than the stride.
+    pub output_padding: usize,
+}
+
+impl Default for ConvTranspose2d {
+    fn default() -> Self {
+        Self { stride: 1, padding: 0, output_padding: 0 }
+    }
+}
+
+impl Var {
+    /// The transposed convolution of `self: [n, h, w, in]` with `weight: [kh, kw, out, in]` plus `bias: [out]`; the
+    /// result is `[n, (h - 1)·stride + kh + output_padding - 2·padding, …, out]`, and along the width alike.
+    ///
+    /// The weight is that of the convolution whose transpose this is, which leads from `out` to `in` channels. It is
+    /// PyTorch's `[in, out, kh, kw]` under the permutation (2, 3, 1, 0), the one that brings PyTorch's weights of
+    /// [`Self::conv2d`] into place too.
+    pub fn conv_transpose2d(&self, weight: &Var, bias: Option<&Var>, options: ConvTranspose2d) -> Result<Var> {
+        const OPERATION: &str = "conv_transpose2d";
+        let g = geometry(OPERATION, self.tensor(), weight.tensor(), options)?;
+        let fast = ConvolutionAlgorithm::current()? == ConvolutionAlgorithm::Fast;
+        if let Some(bias) = bias {
+            exact(OPERATION, "bias", bias.tensor(), &[g.in_channels], "[out]")?;
+        }
+        let y = by_element!(OPERATION, "x", self.tensor(), T => {
+            let x = Operand::<T>::read(OPERATION, "x", self.tensor())?;
+            let filter = Operand::<T>::read(OPERATION, "weight", weight.tensor())?;
+            let start = match bias {
+                Some(bias) => {
+                    let bias = Operand::<T>::read(OPERATION, "bias", bias.tensor())?;
+                    Some(bias.repeat(g.images * g.height * g.width))
+                }
+                None => None,
+            };
+            let y = convolution::backward_input(&g, fast, &x, &filter, start.as_deref());
+            tensor(y, &[g.images, g.height, g.width, g.in_channels])
+        })?;
+        let mut inputs = vec![self, weight];
+        inputs.extend(bias);
+        Var::computed(OPERATION, y, &inputs, || {
+            let bias_node = bias.and_then(Var::node);
+            // Only what the wanted gradients need is kept: the weight for the input's, the input for the weight's.
+            let kept_weight = self.node().map(|node| (node, weight.tensor().clone()));
+            let kept_x = weight.node().map(|node| (node, self.tensor().clone()));
+            Box::new(move |dy, flow| {
+                if let Some(node) = bias_node {
+                    flow.add(node, bias_gradient(&g, &dy)?)?;
+                }
+                if let Some((node, x)) = kept_x {
+                    flow.add(node, weight_gradient(&g, fast, &x, &dy)?)?;
+                }
+                let Some((node, weight)) = kept_weight else { return Ok(()) };
+                let existing = flow.take(node);
+                flow.add(node, input_gradient(&g, fast, &dy, &weight, existing)?)
+            })
+        })
+    }
+}
+
+/// The sizes of the convolution whose transpose is asked for: its input is the result, its output is `x`.
+fn geometry(operation: &'static str, x: &Tensor, weight: &Tensor, options: ConvTranspose2d) -> Result<Geometry> {
+    let [images, out_height, out_width, out_channels] = dims4(operation, "x", x, "[batch, height, width, channels]")?;
+    let [kernel_height, kernel_width, in_channels, weight_in] =
+        dims4(operation, "weight", weight, "[kernel height, kernel width, out, in]")?;
+    if weight_in != out_channels {
+        let expected = format!("[_, _, _, {out_channels}], as the input has {out_channels} channels");
+        return Err(Error::shape(operation, "weight", expected, weight.dims()));
+    }
+    let ConvTranspose2d { stride, padding, output_padding } = options;
+    if stride == 0 {
+        return Err(Error::value(operation, "stride", stride, "the window must move; use at least 1"));
+    }
+    if padding >= kernel_height.min(kernel_width) {
+        let reason = format!("it would cut away whole windows of {kernel_height}x{kernel_width}; use less");
+        return Err(Error::value(operation, "padding", padding, reason));
+    }
+    if output_padding >= stride {
+        let reason = format!("no window would reach what is added; use less than the stride, {stride}");
+        return Err(Error::value(operation, "output_padding", output_padding, reason));
+    }
+    let size = |count: usize, kernel: usize| {
+        ((count - 1) * stride + kernel + output_padding).checked_sub(2 * padding).filter(|&size| size > 0)
+    };
+    let (Some(height), Some(width)) = (size(out_height, kernel_height), size(out_width, kernel_width)) else {
+        let expected = format!("images of which something is left when a border of {padding} is cut off the result");
+        return Err(Error::shape(operation, "x", expected, x.dims()));
+    };
+    Ok(Geometry {
+        images,
+        height,
+        width,
+        in_channels,
+        out_channels,
+        kernel_height,
+        kernel_width,
+        stride,
+        padding,
+        out_height,
+        out_width,
+    })
+}
+
+const BACKWARD: &str = "conv_transpose2d backward";
+
+fn input_gradient(g: &Geometry, fast: bool, dy: &Tensor, weight: &Tensor, existing: Option<Tensor>) -> Result<Tensor> {
+    by_element!(BACKWARD, "dy", dy, T => {
+        let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;
+        let weight = Operand::<T>::read(BACKWARD, "weight", weight)?;
+        let existing = existing.as_ref().map(|sum| Operand::<T>::read(BACKWARD, "dx", sum)).transpose()?;
+        let start = existing.as_deref().map_or(Start::Nothing, Start::Residual);
+        let dx = convolution::forward(g, fast, &dy, &weight, start);
+        tensor(dx, &[g.images, g.out_height, g.out_width, g.out_channels])
+    })
+}
+
+fn weight_gradient(g: &Geometry, fast: bool, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    by_element!(BACKWARD, "dy", dy, T => {
+        let (x, dy) = (Operand::<T>::read(BACKWARD, "x", x)?, Operand::<T>::read(BACKWARD, "dy", dy)?);
+        let dw = convolution::backward_weight(g, fast, &dy, &x);
+        tensor(dw, &[g.kernel_height, g.kernel_width, g.in_channels, g.out_channels])
+    })
+}
+
+fn bias_gradient(g: &Geometry, dy: &Tensor) -> Result<Tensor> {
+    by_element!(BACKWARD, "dy", dy, T => {
+        let sums = elementwise::column_sums(&Operand::<T>::read(BACKWARD, "dy", dy)?, g.in_channels);
+        tensor(sums, &[g.in_channels])
+    })
+}
