@@ -43,8 +43,10 @@ mod operand;
 mod ops;
 mod sgd;
 mod tape;
+pub mod workload;
 
 pub use error::{Error, Result};
+pub use kernels::peak::{MachinePeak, machine_peak};
 pub use ops::{BatchNorm, BatchStatistics, Conv2d, ConvolutionAlgorithm, CrossEntropy, Statistics};
 pub use sgd::{Sgd, sgd_step};
 pub use tape::{Gradients, Tape, Var};

@@ -19,6 +19,7 @@ pub(crate) mod elementwise;
 pub(crate) mod loss;
 pub(crate) mod matrix;
 pub(crate) mod normalization;
+pub(crate) mod peak;
 pub(crate) mod pooling;
 mod simd;
 
