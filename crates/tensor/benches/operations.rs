@@ -1,10 +1,13 @@
 //! Every distinct operation of PreAct-ResNet18, by Criterion: medians with confidence intervals, and changes against
 //! the run before.
 //!
-//!     cargo bench -p tsbd-tensor                             widths 16 and 64, batch 128
-//!     cargo bench -p tsbd-tensor -- 'width 16/conv 3x3'      those whose name contains this
-//!     RAYON_NUM_THREADS=1 cargo bench -p tsbd-tensor -- --save-baseline before
-//!     RAYON_NUM_THREADS=1 cargo bench -p tsbd-tensor -- --baseline before
+//!     cargo bench --workspace --bench operations                             widths 16 and 64, batch 128
+//!     cargo bench --workspace --bench operations -- 'width 16/conv 3x3'      those whose name contains this
+//!     cargo bench --workspace --bench operations -- --save-baseline before
+//!     cargo bench --workspace --bench operations -- --baseline before        changes against it
+//!
+//! The whole workspace, because cargo compiles dependencies once for each set of packages that it is asked for. One
+//! thread: RAYON_NUM_THREADS=1.
 //!
 //! An element of the throughput is a nominal floating-point operation: Gelem/s are GFLOP/s. Operations that memory
 //! limits have their throughput in bytes. `tsbd bench ops` measures the same list beside the machine's peak.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use nix::sys::resource::{Usage, UsageWho, getrusage};
-use nix::sys::time::TimeVal;
+use nix::sys::time::{TimeVal, TimeValLike};
 use serde_json::json;
 use tsbd_data::{CHANNELS, Dataset, Images, Loader, Normalization};
 use tsbd_models::ModelParameters;
@@ -273,10 +273,7 @@ fn usage() -> Option<Usage> {
 
 /// User and system time of all threads.
 fn processor_time(usage: &Usage) -> Duration {
-    let duration = |time: TimeVal| {
-        let microseconds = time.tv_sec() * 1_000_000 + i64::from(time.tv_usec());
-        Duration::from_micros(u64::try_from(microseconds).unwrap_or(0))
-    };
+    let duration = |time: TimeVal| Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap_or(0));
     duration(usage.user_time()) + duration(usage.system_time())
 }
 
