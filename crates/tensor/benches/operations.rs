@@ -14,7 +14,7 @@
 
 use std::time::Duration;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use tsbd_tensor::memory;
 use tsbd_tensor::workload::{Cost, NetworkShape};
 
@@ -22,6 +22,8 @@ fn operations(criterion: &mut Criterion) {
     memory::keep_freed_pages();
     for width in [16, 64] {
         let mut group = criterion.benchmark_group(format!("width {width}"));
+        // As many repetitions in each sample: most of these take milliseconds.
+        group.sampling_mode(SamplingMode::Flat);
         for workload in (NetworkShape { width, batch: 128, image_size: 32, classes: 10 }).workloads() {
             group.throughput(match workload.cost() {
                 Cost::Flops(flops) => Throughput::Elements(flops as u64),
