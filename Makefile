@@ -14,10 +14,10 @@ TSBD = $(or $(CARGO_TARGET_DIR),target)/release/tsbd
 # Always the whole workspace: cargo compiles dependencies once for each set of packages that it is asked for.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 data test check bench build
+.PHONY: help demo table1 data test check bench bench-cpu build
 
 help: ## list these targets
-	@sed -n 's/^\([a-z0-9]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 demo: build ## a small Table 1 on drawn images: no download, minutes; again: only prints
 	@$(call run-and-print,experiments/demo.toml,)
@@ -41,6 +41,9 @@ check: ## format, lints, documentation, licences, import directions
 
 bench: build ## training throughput of this machine
 	@$(TSBD) bench train $(ARGS)
+
+bench-cpu: build ## the same beside PyTorch's on this CPU; TSBD_PYTHON=a Python that has it
+	@TSBD=$(TSBD) tools/bench_cpu.sh $(ARGS)
 
 build: ## compile the binary, target/release/tsbd
 	cargo build --release --workspace $(CARGO_ARGS)

@@ -1,7 +1,6 @@
 """References for crates/tensor, made with PyTorch.
 
-    /opt/ref/venv/bin/python tools/reference/ops.py golden      # writes tools/reference/golden/ops/*.safetensors
-    /opt/ref/venv/bin/python tools/reference/ops.py benchmark [width] [batch] [steps] [threads]
+    python tools/reference/ops.py      # writes tools/reference/golden/ops/*.safetensors
 
 The golden files hold, per case, the inputs, the output, the gradient of the output that was sent back,
 and the gradients of all inputs, in f64 and in this project's layouts: images NHWC, convolution weights
@@ -12,8 +11,6 @@ convolutions, up to the last bits on another machine).
 """
 
 import json
-import sys
-import time
 from pathlib import Path
 
 import torch
@@ -157,47 +154,5 @@ def images():
         run(f"avg_pool_{name}", {"x": x}, {}, lambda x: F.avg_pool2d(x, k, s, p), options)
 
 
-class Block(torch.nn.Module):
-    """Pre-activation residual block (He et al. 2016, identity mappings)."""
-
-    def __init__(self, i, o, s):
-        super().__init__()
-        conv = lambda i, o, k, s: torch.nn.Conv2d(i, o, k, s, k // 2, bias=False)
-        self.bn1, self.conv1 = torch.nn.BatchNorm2d(i), conv(i, o, 3, s)
-        self.bn2, self.conv2 = torch.nn.BatchNorm2d(o), conv(o, o, 3, 1)
-        self.shortcut = conv(i, o, 1, s) if s != 1 or i != o else None
-
-    def forward(self, x):
-        a = F.relu(self.bn1(x))
-        return self.conv2(F.relu(self.bn2(self.conv1(a)))) + (self.shortcut(a) if self.shortcut else x)
-
-
-def benchmark(width=16, batch=128, steps=20, threads=2):
-    """One training step of PreAct-ResNet18, f32, channels_last; best and median in milliseconds."""
-    torch.set_num_threads(threads)
-    layers, i = [torch.nn.Conv2d(3, width, 3, 1, 1, bias=False)], width
-    for stage, stride in enumerate([1, 2, 2, 2]):
-        for s in [stride, 1]:
-            layers.append(Block(i, width << stage, s))
-            i = width << stage
-    net = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(i, 10))
-    x, y = torch.randn(batch, 3, 32, 32), torch.arange(batch) % 10
-    for layout in [torch.channels_last, torch.contiguous_format]:
-        net = net.to(memory_format=layout)
-        images = x.to(memory_format=layout)
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-        times, processor = [], []
-        for _ in range(steps):
-            start, processor_start = time.perf_counter(), time.process_time()
-            optimizer.zero_grad()
-            F.cross_entropy(net(images), y).backward()
-            optimizer.step()
-            times.append((time.perf_counter() - start) * 1e3)
-            processor.append((time.process_time() - processor_start) * 1e3)
-        times.sort(), processor.sort()
-        print(f"PyTorch f32 {layout}, {threads} threads, width {width}, batch {batch}: best {times[0]:.1f} ms, median {times[len(times) // 2]:.1f} ms; processor: best {processor[0]:.1f} ms, median {processor[len(times) // 2]:.1f} ms", flush=True)
-
-
 if __name__ == "__main__":
-    command, *arguments = sys.argv[1:] or ["golden"]
-    {"golden": golden, "benchmark": benchmark}[command](*map(int, arguments))
+    golden()

@@ -9,15 +9,10 @@ epochs of two batches (formula streams 1000 and 1001) with SGD 0.05 / 0.9 / 5e-4
   parameters [62, 18]      `model.summary` of every parameter afterwards
   buffers [32, 18]         of every running estimate afterwards
 golden/training/schedules.json: learning rates of each scheduler over a fixed list of losses
-
-With `time WIDTH STEPS THREADS` it prints the milliseconds of a training step instead, wall (median) and CPU (mean) (batch 128,
-32x32, f32, channels_last), for the `step_time` example.
 """
 
 import json
 import pathlib
-import sys
-import time
 
 import torch
 from model import PreActResNet18, fill, images, labels, summary
@@ -71,31 +66,7 @@ def rates(make, losses):
     return found
 
 
-def step_time(width, steps, threads):
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    model = PreActResNet18(width).to(memory_format=torch.channels_last).train()
-    optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    x = torch.randn(128, 3, 32, 32).to(memory_format=torch.channels_last)
-    y = torch.randint(10, (128,))
-    times = []
-    for _ in range(steps + 2):
-        begin = time.perf_counter()
-        loss = torch.nn.functional.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss.item()
-        times.append(time.perf_counter() - begin)
-        if len(times) == 2:
-            cpu = time.process_time()
-    return sorted(times[2:])[steps // 2] * 1e3, (time.process_time() - cpu) / steps * 1e3
-
-
 def main():
-    if sys.argv[1:2] == ["time"]:
-        print(*step_time(*map(int, sys.argv[2:5])))
-        return
     GOLDEN.mkdir(parents=True, exist_ok=True)
     train()
     # Improves, stalls for longer than the patience of 10, improves by less than the threshold, gets worse.

@@ -26,6 +26,8 @@ const COMMANDS: &[&[&str]] = &[
     &["data", "list"],
     &["bench"],
     &["bench", "train"],
+    &["bench", "inference"],
+    &["bench", "ops"],
     &["completions"],
 ];
 

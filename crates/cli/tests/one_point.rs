@@ -159,15 +159,42 @@ fn data_fetch_takes_no_name_that_is_unknown_and_shapes_needs_none() {
 }
 
 #[test]
-fn bench_train_measures_what_it_promises() {
-    let output = tsbd()
-        .args(["bench", "train", "--width", "4", "--batch", "16", "--steps", "3", "--image-size", "16", "--json"])
-        .output()
-        .unwrap();
+fn bench_measures_whole_steps_and_says_on_what() {
+    for work in ["train", "inference"] {
+        let output = tsbd()
+            .args(["bench", work, "--width", "4", "--batch", "16", "--steps", "3", "--image-size", "16"])
+            .args(["--threads", "1", "--json"])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let measured: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let number = |name: &str| measured[name].as_f64().unwrap_or_else(|| panic!("{name} is no number"));
+        let product = number("images_per_second") * number("milliseconds_per_step");
+        assert!((product - 16_000.0).abs() < 1.0, "16 images a step: {product}");
+        assert!(number("fastest_milliseconds_per_step") <= number("milliseconds_per_step"));
+        assert!(number("data_milliseconds_per_step") > 0.0 && number("data_share") < 1.0);
+        assert!(number("cpu_milliseconds_per_step") > 0.0 && number("peak_memory_mb") > 1.0);
+        assert_eq!((number("threads"), number("batch"), number("width")), (1.0, 16.0, 4.0));
+        assert_eq!((&measured["work"], &measured["precision"]), (&work.into(), &"f32".into()));
+    }
+}
+
+#[test]
+fn bench_ops_lists_each_operation_beside_the_peak() {
+    let small = ["bench", "ops", "--width", "4", "--batch", "2", "--image-size", "8", "--seconds", "0"];
+    let output = tsbd().args(small).args(["--only", "weight gradient", "--json"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let measured: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let number = |name: &str| measured[name].as_f64().unwrap();
-    assert!(number("images_per_second") > 0.0 && number("peak_memory_mb") > 1.0);
-    let product = number("images_per_second") * number("milliseconds_per_step");
-    assert!((product - 16_000.0).abs() < 1.0, "16 images a step: {product}");
+    assert!(measured["peak"]["gflops_per_second"].as_f64().unwrap() > 0.0);
+    let operations = measured["operations"].as_array().unwrap();
+    // Four stages with stride 1, three with stride 2 and as many shortcuts, the first convolution, the linear layer.
+    assert_eq!(operations.len(), 12);
+    assert!(operations.iter().all(|operation| operation["gflops_per_second"].as_f64().unwrap() > 0.0));
+
+    let output = tsbd().args(small).args(["--only", "conv"]).output().unwrap();
+    assert_contains(&stdout(&output), &["conv 3x3 stride 2", "input gradient", "convolutions above, forward"]);
+
+    let output = tsbd().args(small).args(["--only", "convolve"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_contains(&stderr(&output), &["--only 'convolve'", "hint:"]);
 }

@@ -44,8 +44,10 @@ mod operand;
 mod ops;
 mod sgd;
 mod tape;
+pub mod workload;
 
 pub use error::{Error, Result};
+pub use kernels::peak::{MachinePeak, machine_peak};
 pub use ops::{
     BatchNorm, BatchStatistics, Conv2d, ConvTranspose2d, ConvolutionAlgorithm, CrossEntropy, GridPadding, GridSample,
     Statistics,

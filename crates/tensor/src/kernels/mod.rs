@@ -25,6 +25,7 @@ pub(crate) mod loss;
 pub(crate) mod matrix;
 mod normal;
 pub(crate) mod normalization;
+pub(crate) mod peak;
 pub(crate) mod pooling;
 mod product;
 pub(crate) mod resize;

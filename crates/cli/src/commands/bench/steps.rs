@@ -1,0 +1,331 @@
+//! `tsbd bench train` and `tsbd bench inference`: whole steps, from 8-bit images on.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use nix::sys::resource::{Usage, UsageWho, getrusage};
+use nix::sys::time::{TimeVal, TimeValLike};
+use serde_json::json;
+use tsbd_data::{CHANNELS, Dataset, Images, Loader, Normalization};
+use tsbd_models::ModelParameters;
+use tsbd_nn::{Batch, BatchSource, IgnoreProgress, Model, Schedule, SgdConfig, Streams, TrainingConfig};
+use tsbd_tensor::ConvolutionAlgorithm;
+
+use super::{at_least_one, median, use_threads};
+use crate::command_line::examples;
+use crate::failure::{Exit, Failure, Outcome};
+use crate::terminal;
+
+/// Training steps as `tsbd run` makes them: augmentation, forward, backward, optimiser
+///
+/// The images are random ones in memory, 8 bits per channel; each is seen once. Random crops out of 4 pixels of
+/// padding, mirroring and normalisation are part of the step, as is everything else between one batch and the next.
+/// The first steps are left out of the measurement; the time of a step is the median.
+#[derive(Args, Debug)]
+#[command(after_help = examples!(
+    "tsbd bench train"
+    "tsbd bench train --width 64 --steps 10"
+    "tsbd bench train --threads 1 --json"
+    "TSBD_CONV=exact tsbd bench train             without Winograd's convolution"
+))]
+pub struct Train {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Steps of an evaluation: normalisation, forward without gradients, predictions and loss
+///
+/// The images are random ones in memory, 8 bits per channel. The first steps are left out of the measurement; the time
+/// of a step is the median.
+#[derive(Args, Debug)]
+#[command(after_help = examples!(
+    "tsbd bench inference"
+    "tsbd bench inference --width 64 --batch 256 --steps 10"
+    "tsbd bench inference --threads 1 --json"
+))]
+pub struct Inference {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Args, Debug)]
+struct Settings {
+    /// Network: one of `tsbd list models`
+    #[arg(long, value_name = "NAME", default_value = "preact-resnet18")]
+    model: String,
+
+    /// Channels the network begins with; the paper's networks have 64
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    width: usize,
+
+    /// Images per step
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
+    batch: usize,
+
+    /// Steps that are measured
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = at_least_one)]
+    steps: usize,
+
+    /// Steps before the measurement begins
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    warmup: usize,
+
+    /// Height and width of the images in pixels
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    image_size: usize,
+
+    /// Classes of the images
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    classes: usize,
+
+    /// Threads; without it as many as RAYON_NUM_THREADS says, else one per core
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    threads: Option<usize>,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measures training steps and prints.
+pub fn train(Train { settings }: &Train) -> Outcome {
+    let streams = Streams::new(0);
+    let mut model = settings.model(&streams)?;
+    let dataset = settings.dataset(&streams);
+    let loader = Loader::training(Arc::clone(&dataset.train) as _, &dataset, settings.batch, streams, "bench");
+    let stopwatch = Stopwatch::new(loader);
+    let config = TrainingConfig {
+        epochs: 1,
+        sgd: SgdConfig { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4 },
+        schedule: Schedule::Constant,
+    };
+    tsbd_nn::train(&mut model, &stopwatch, &config, None, &mut IgnoreProgress).map_err(failed)?;
+    settings.report("train", &model, &stopwatch)
+}
+
+/// Measures steps of an evaluation and prints.
+pub fn inference(Inference { settings }: &Inference) -> Outcome {
+    let streams = Streams::new(0);
+    let model = settings.model(&streams)?;
+    let Dataset { train, normalization, .. } = settings.dataset(&streams);
+    let stopwatch = Stopwatch::new(Loader::evaluation(train, normalization, settings.batch));
+    model.predict(&stopwatch).map_err(failed)?;
+    settings.report("inference", &model, &stopwatch)
+}
+
+fn failed(error: tsbd_nn::Error) -> Failure {
+    Failure::from_error(Exit::Failed, error)
+}
+
+impl Settings {
+    fn model(&self, streams: &Streams) -> Result<Model, Failure> {
+        let parameters = ModelParameters {
+            name: self.model.clone(),
+            width: self.width,
+            classes: self.classes,
+            image_size: self.image_size,
+        };
+        let architecture =
+            tsbd_models::build(&parameters).map_err(|error| Failure::from_error(Exit::Refused, error))?;
+        use_threads(self.threads)?;
+        Model::new(architecture, &mut streams.stream("initialisation", 0)).map_err(failed)
+    }
+
+    /// As many images as the steps need, of random levels and with random labels: kernels do not care what they see.
+    fn dataset(&self, streams: &Streams) -> Dataset {
+        let mut stream = streams.stream("bench images", 0);
+        let count = (self.warmup + self.steps) * self.batch;
+        let length = count * self.image_size * self.image_size * CHANNELS;
+        let mut pixels = Vec::with_capacity(length + 7);
+        while pixels.len() < length {
+            pixels.extend(&stream.below(1 << 56).to_le_bytes()[..7]);
+        }
+        pixels.truncate(length);
+        let labels = (0..count).map(|_| stream.below(self.classes as u64) as u32).collect();
+        let images = Arc::new(Images::new(pixels, labels, (self.image_size, self.image_size), self.classes));
+        Dataset {
+            name: "random".to_owned(),
+            digest: images.digest().to_owned(),
+            test: Arc::clone(&images),
+            train: images,
+            class_names: (0..self.classes).map(|class| class.to_string()).collect(),
+            normalization: Normalization { mean: [0.5; CHANNELS], std: [0.25; CHANNELS] },
+            flip: true,
+        }
+    }
+
+    fn report(&self, work: &str, model: &Model, stopwatch: &Stopwatch) -> Outcome {
+        let Measured { steps, data, processor } = stopwatch.measured(self.warmup);
+        let convolution = match ConvolutionAlgorithm::current().map_err(|error| failed(error.into()))? {
+            ConvolutionAlgorithm::Fast => "fast",
+            ConvolutionAlgorithm::Exact => "exact",
+        };
+        let sorted = |times: &[f64]| {
+            let mut times = times.to_vec();
+            times.sort_by(f64::total_cmp);
+            times
+        };
+        let data_share = data.iter().sum::<f64>() / steps.iter().sum::<f64>();
+        let (steps, data) = (sorted(&steps), median(&sorted(&data)));
+        let (step, fastest) = (median(&steps), steps[0]);
+        let images_per_second = self.batch as f64 / step * 1e3;
+        let peak_memory_mb = usage().map_or(0.0, |usage| peak_memory_bytes(&usage) as f64 / 1e6);
+        let (model_name, threads) = (&self.model, rayon::current_num_threads());
+        if self.json {
+            terminal::print_json(&json!({
+                "work": work, "model": model_name, "width": self.width, "image_size": self.image_size,
+                "classes": self.classes, "batch": self.batch, "parameters": model.state.parameter_count(),
+                "device": "cpu", "precision": "f32", "convolution": convolution, "threads": threads,
+                "steps": self.steps, "warmup": self.warmup, "images_per_second": images_per_second,
+                "milliseconds_per_step": step, "fastest_milliseconds_per_step": fastest,
+                "cpu_milliseconds_per_step": processor, "data_milliseconds_per_step": data, "data_share": data_share,
+                "peak_memory_mb": peak_memory_mb,
+            }));
+        } else {
+            let Settings { width, image_size, batch, .. } = self;
+            terminal::print(&format!(
+                "{work} {model_name}, width {width}, {image_size}x{image_size} pixels, batch {batch}, f32, {convolution} \
+                 convolution, {threads} threads of the CPU\n\
+                 images a second        {images_per_second:.0}\n\
+                 a step                 {step:.2} ms (median of {}; fastest {fastest:.2})\n\
+                 processor time a step  {processor:.2} ms\n\
+                 data a step            {data:.2} ms, {:.1} % of the time\n\
+                 peak memory            {peak_memory_mb:.0} MB\n",
+                steps.len(),
+                data_share * 100.0,
+            ));
+        }
+        Ok(Exit::Done)
+    }
+}
+
+/// A loader that notes when it is asked for a batch: a step lasts from one request to the next.
+struct Stopwatch {
+    loader: Loader,
+    laps: RefCell<Vec<Lap>>,
+}
+
+/// One request for a batch.
+#[derive(Clone, Copy)]
+struct Lap {
+    asked: Instant,
+    answered: Instant,
+    /// Processor time of all threads when it was asked.
+    processor: Duration,
+}
+
+/// Milliseconds of the steps after the warm-up.
+struct Measured {
+    /// Of each step, its batch included.
+    steps: Vec<f64>,
+    /// Of each step's batch.
+    data: Vec<f64>,
+    /// Mean processor time of a step, all threads together.
+    processor: f64,
+}
+
+impl Stopwatch {
+    fn new(loader: Loader) -> Self {
+        Self { loader, laps: RefCell::default() }
+    }
+
+    fn measured(&self, warmup: usize) -> Measured {
+        let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
+        let laps = self.laps.borrow();
+        // The last request is the one that was answered with the end of the epoch.
+        let laps = &laps[warmup..];
+        let steps: Vec<f64> = laps.windows(2).map(|pair| milliseconds(pair[1].asked - pair[0].asked)).collect();
+        let data = laps[..steps.len()].iter().map(|lap| milliseconds(lap.answered - lap.asked)).collect();
+        let processor = laps[steps.len()].processor.saturating_sub(laps[0].processor);
+        Measured { processor: milliseconds(processor) / steps.len() as f64, data, steps }
+    }
+}
+
+impl BatchSource for Stopwatch {
+    fn images_per_epoch(&self) -> usize {
+        self.loader.images_per_epoch()
+    }
+
+    fn batches_per_epoch(&self) -> usize {
+        self.loader.batches_per_epoch()
+    }
+
+    fn epoch<'a>(&'a self, epoch: usize) -> Box<dyn Iterator<Item = tsbd_nn::Result<Batch>> + 'a> {
+        let lap = || (Instant::now(), usage().map_or(Duration::ZERO, |usage| processor_time(&usage)));
+        // Shuffling belongs to the first step.
+        let mut first = Some(lap());
+        let mut batches = self.loader.epoch(epoch);
+        Box::new(std::iter::from_fn(move || {
+            let (asked, processor) = first.take().unwrap_or_else(lap);
+            let batch = batches.next();
+            self.laps.borrow_mut().push(Lap { asked, answered: Instant::now(), processor });
+            batch
+        }))
+    }
+}
+
+/// What this process has used so far. The call fails only for a target that does not exist.
+fn usage() -> Option<Usage> {
+    getrusage(UsageWho::RUSAGE_SELF).ok()
+}
+
+/// User and system time of all threads.
+fn processor_time(usage: &Usage) -> Duration {
+    let duration = |time: TimeVal| Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap_or(0));
+    duration(usage.user_time()) + duration(usage.system_time())
+}
+
+/// Largest resident memory this process has had. Linux counts in kibibytes.
+fn peak_memory_bytes(usage: &Usage) -> u64 {
+    u64::try_from(usage.max_rss()).unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            model: "preact-resnet18".to_owned(),
+            width: 4,
+            batch: 3,
+            steps: 2,
+            warmup: 1,
+            image_size: 8,
+            classes: 4,
+            threads: None,
+            json: false,
+        }
+    }
+
+    #[test]
+    fn a_step_lasts_from_one_request_to_the_next_and_the_warm_up_is_left_out() {
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let lap = |asked, answered, processor| Lap {
+            asked: at(asked),
+            answered: at(answered),
+            processor: Duration::from_millis(processor),
+        };
+        let loader = Loader::evaluation(settings().dataset(&Streams::new(0)).train, Normalization::IDENTITY, 1);
+        let stopwatch = Stopwatch::new(loader);
+        stopwatch.laps.replace(vec![lap(0, 50, 0), lap(100, 101, 5), lap(110, 113, 25), lap(130, 130, 65)]);
+        let Measured { steps, data, processor } = stopwatch.measured(1);
+        assert_eq!((steps, data, processor), (vec![10.0, 20.0], vec![1.0, 3.0], 30.0));
+    }
+
+    #[test]
+    fn every_batch_of_the_random_images_is_full_and_noted() {
+        let settings = settings();
+        let streams = Streams::new(0);
+        let dataset = settings.dataset(&streams);
+        let stopwatch =
+            Stopwatch::new(Loader::training(Arc::clone(&dataset.train) as _, &dataset, 3, streams, "bench"));
+        let sizes: Vec<usize> = stopwatch.epoch(0).map(|batch| batch.unwrap().len()).collect();
+        assert_eq!(sizes, [3, 3, 3]);
+        assert_eq!(stopwatch.laps.borrow().len(), 4);
+        assert_eq!(stopwatch.measured(1).steps.len(), 2);
+    }
+}
