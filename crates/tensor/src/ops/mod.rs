@@ -4,6 +4,9 @@
 mod activation;
 mod algorithm;
 mod arithmetic;
+mod batch_norm_tangent;
+mod broadcast;
+mod channels;
 mod convolution;
 mod linear;
 mod loss;
