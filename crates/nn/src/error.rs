@@ -130,6 +130,9 @@ pub enum Error {
         /// The parameter's name.
         parameter: String,
     },
+    /// A second derivative was asked of a loss that does not depend on the input.
+    #[error("the loss does not depend on the input: compute it from the `Var` that the closure is given, undetached")]
+    InputUnused,
     /// The loss became infinite or not a number.
     #[error(
         "the loss is {loss} in epoch {epoch}, step {step} (counted from 0); the batch holds {}: lower the learning rate, or look at these images",

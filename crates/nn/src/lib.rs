@@ -17,6 +17,7 @@ mod pass;
 mod predictions;
 pub mod random;
 mod schedule;
+mod second_order;
 mod sgd;
 mod state;
 mod storage;

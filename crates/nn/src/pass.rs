@@ -1,7 +1,7 @@
 //! One way through a network: which weights, which mode, what is recorded.
 
 use crate::module::BATCH_NORM_EPSILON;
-use crate::{Architecture, Error, Layer, Result, StateDict};
+use crate::{Architecture, Error, Layer, ParameterGradients, Result, StateDict};
 use indexmap::IndexMap;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -37,6 +37,7 @@ pub struct Pass<'a> {
     state: &'a StateDict,
     mode: Mode,
     tape: Option<&'a Tape>,
+    direction: Option<&'a ParameterGradients>,
     parameters: RefCell<IndexMap<String, Var>>,
     taps: RefCell<HashMap<String, Option<Var>>>,
     statistics: RefCell<Vec<(String, BatchStatistics)>>,
@@ -50,6 +51,7 @@ impl<'a> Pass<'a> {
             state,
             mode,
             tape: None,
+            direction: None,
             parameters: RefCell::default(),
             taps: RefCell::default(),
             statistics: RefCell::default(),
@@ -59,6 +61,12 @@ impl<'a> Pass<'a> {
     /// Records the pass on `tape`: every parameter becomes a leaf.
     pub fn on_tape(mut self, tape: &'a Tape) -> Pass<'a> {
         self.tape = Some(tape);
+        self
+    }
+
+    /// Lets every parameter move along its entry in `direction`: the outputs have tangents ([`Var::tangent`]).
+    pub fn along(mut self, direction: &'a ParameterGradients) -> Pass<'a> {
+        self.direction = Some(direction);
         self
     }
 
@@ -102,6 +110,10 @@ impl<'a> Pass<'a> {
         let var = match self.tape {
             Some(tape) => tape.leaf(tensor),
             None => Var::constant(tensor.clone()),
+        };
+        let var = match self.direction {
+            Some(direction) => var.with_tangent(&Var::constant(direction.get(name)?.clone()))?,
+            None => var,
         };
         self.parameters.borrow_mut().insert(name.to_owned(), var.clone());
         Ok(var)
@@ -197,7 +209,12 @@ impl<'a> Pass<'a> {
 
     /// Takes the images through the network.
     pub fn forward(&self, images: &Tensor) -> Result<Var> {
-        self.architecture.forward(self, &Var::constant(images.clone()))
+        self.through(&Var::constant(images.clone()))
+    }
+
+    /// Takes images through the network that are computed themselves, or carry a tangent.
+    pub fn through(&self, images: &Var) -> Result<Var> {
+        self.architecture.forward(self, images)
     }
 
     /// The parameters met so far and their places on the tape.

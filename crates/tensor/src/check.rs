@@ -1,4 +1,4 @@
-//! Checking gradients against finite differences.
+//! Checking gradients and tangents against finite differences.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -62,13 +62,83 @@ pub fn finite_differences(function: impl Fn(&[Var]) -> Result<Var>, inputs: &[Te
             changed[element] = values[index][element] - HALF_STEP;
             let below = scalar(index, &changed)?;
             let numeric = (above - below) / (2. * HALF_STEP);
-            let error = (analytic - numeric).abs() / analytic.abs().max(numeric.abs()).max(1.);
+            let error = relative_error(analytic, numeric);
             if error > tolerance || error.is_nan() {
                 return Err(Error::GradientMismatch { input: index, element, analytic, numeric, error, tolerance });
             }
         }
     }
     Ok(())
+}
+
+/// Checks the rules for tangents of `function`, with a direction given to every non-empty choice of its inputs: the
+/// tangent of the output against central differences along the directions, and the gradients of the tangent, with
+/// respect to the inputs and to the directions, by [`finite_differences`]. These are all second derivatives of the
+/// function, so none is left unchecked.
+///
+/// # Errors
+/// [`Error::TangentMismatch`] or [`Error::GradientMismatch`] (whose inputs are counted on from the function's to the
+/// directions) for the first element whose error is above `tolerance`, or whatever the function itself returns.
+pub fn second_order(function: impl Fn(&[Var]) -> Result<Var>, inputs: &[Tensor], tolerance: f64) -> Result<()> {
+    for choice in 1usize..1 << inputs.len() {
+        let chosen: Vec<usize> = (0..inputs.len()).filter(|input| choice >> input & 1 == 1).collect();
+        let mut arguments = inputs.to_vec();
+        for &input in &chosen {
+            let direction = weights(inputs[input].elem_count()).into_iter().map(|weight| 4. * (weight - 1.) - 0.3);
+            let direction: Vec<f64> = direction.collect();
+            arguments.push(Tensor::from_vec(direction, inputs[input].dims(), &Device::Cpu)?);
+        }
+        let tangent = |arguments: &[Var]| -> Result<Var> {
+            let (values, directions) = arguments.split_at(inputs.len());
+            let mut moving = values.to_vec();
+            for (&input, direction) in chosen.iter().zip(directions) {
+                moving[input] = values[input].with_tangent(direction)?;
+            }
+            let output = function(&moving)?;
+            Ok(output.tangent().cloned().unwrap_or(Var::constant(output.tensor().zeros_like()?)))
+        };
+        compare_tangents(&function, &tangent, &arguments, &chosen, tolerance)?;
+        finite_differences(tangent, &arguments, tolerance)?;
+    }
+    Ok(())
+}
+
+/// Compares `tangent` of all `arguments` (inputs, then the directions of the `chosen` ones) with central differences of
+/// `function` along the directions.
+fn compare_tangents(
+    function: &impl Fn(&[Var]) -> Result<Var>,
+    tangent: &impl Fn(&[Var]) -> Result<Var>,
+    arguments: &[Tensor],
+    chosen: &[usize],
+    tolerance: f64,
+) -> Result<()> {
+    const OPERATION: &str = "second_order";
+    let constants: Vec<Var> = arguments.iter().cloned().map(Var::constant).collect();
+    let (inputs, directions) = constants.split_at(constants.len() - chosen.len());
+    let moved = |distance: f64| -> Result<Var> {
+        let mut moved = inputs.to_vec();
+        for (&input, direction) in chosen.iter().zip(directions) {
+            moved[input] = inputs[input].add(&direction.scale(distance)?)?;
+        }
+        function(&moved)
+    };
+    let (analytic, above, below) = (tangent(&constants)?, moved(HALF_STEP)?, moved(-HALF_STEP)?);
+    let analytic = Operand::<f64>::read(OPERATION, "tangent", analytic.tensor())?;
+    let above = Operand::<f64>::read(OPERATION, "output", above.tensor())?;
+    let below = Operand::<f64>::read(OPERATION, "output", below.tensor())?;
+    for (element, (&analytic, (above, below))) in analytic.iter().zip(above.iter().zip(&*below)).enumerate() {
+        let numeric = (above - below) / (2. * HALF_STEP);
+        let error = relative_error(analytic, numeric);
+        if error > tolerance || error.is_nan() {
+            return Err(Error::TangentMismatch { element, analytic, numeric, error, tolerance });
+        }
+    }
+    Ok(())
+}
+
+/// The distance relative to the larger of the two and one.
+fn relative_error(analytic: f64, numeric: f64) -> f64 {
+    (analytic - numeric).abs() / analytic.abs().max(numeric.abs()).max(1.)
 }
 
 /// Fixed weights between 0.5 and 1.5 in no simple pattern (multiples of the golden ratio, modulo 1).
@@ -85,6 +155,24 @@ mod tests {
         let x = Tensor::new(&[0.5, -1.5, 2.], &Device::Cpu).unwrap();
         finite_differences(|x| x[0].mul(&x[0]), std::slice::from_ref(&x), 1e-8).unwrap();
         let wrong = finite_differences(|x| x[0].mul(&x[0].detach()), &[x], 1e-8);
+        assert!(matches!(wrong, Err(Error::GradientMismatch { input: 0, element: 0, .. })), "{wrong:?}");
+    }
+
+    #[test]
+    fn a_right_tangent_passes_and_one_that_is_wrong_or_stands_still_fails() {
+        let x = Tensor::new(&[0.5, -1.5, 2.], &Device::Cpu).unwrap();
+        let cube = |x: &Var| x.mul(x)?.mul(x);
+        second_order(|x| cube(&x[0]), std::slice::from_ref(&x), 1e-7).unwrap();
+        // x³ whose tangent is that of x²·(the value of x): wrong at first order.
+        let wrong = second_order(|x| x[0].mul(&x[0])?.mul(&x[0].detach()), std::slice::from_ref(&x), 1e-7);
+        assert!(matches!(wrong, Err(Error::TangentMismatch { element: 0, .. })), "{wrong:?}");
+        // A right tangent that is recorded without one of its dependencies: wrong at second order.
+        let wrong = |x: &[Var]| {
+            let tangent = x[0].tangent().map(|tangent| tangent.mul(&x[0].detach())?.scale(2.)).transpose()?;
+            let square = x[0].primal().mul(&x[0].primal())?;
+            tangent.map_or(Ok(square.clone()), |tangent| square.with_tangent(&tangent))
+        };
+        let wrong = second_order(wrong, &[x], 1e-7);
         assert!(matches!(wrong, Err(Error::GradientMismatch { input: 0, element: 0, .. })), "{wrong:?}");
     }
 }

@@ -98,6 +98,18 @@ pub enum Error {
         /// The operation, as the method is called.
         operation: &'static str,
     },
+    /// An argument carries a tangent, and the operation does not know how to carry it on.
+    #[error("{operation}: an argument carries a tangent, but this operation has no rule for tangents; detach it")]
+    NoTangentRule {
+        /// The operation, as the method is called.
+        operation: &'static str,
+    },
+    /// A tangent was given that carries a tangent itself.
+    #[error("{operation}: the tangent carries a tangent itself; only one direction can be followed, detach it")]
+    NestedTangent {
+        /// The operation, as the method is called.
+        operation: &'static str,
+    },
     /// Two arguments that must be separate share their memory.
     #[error("{operation}: `{first}` and `{second}` share their memory; copy one of them first")]
     SharedStorage {
@@ -119,6 +131,23 @@ pub enum Error {
         /// Which element of it, in memory order.
         element: usize,
         /// What the backward pass computed.
+        analytic: f64,
+        /// What central differences give.
+        numeric: f64,
+        /// Their distance relative to the larger of the two and one.
+        error: f64,
+        /// What was allowed.
+        tolerance: f64,
+    },
+    /// A check of a tangent failed.
+    #[error(
+        "tangent at element {element} of the output: the operations give {analytic:e}, finite differences {numeric:e} \
+         (relative error {error:e} > {tolerance:e})"
+    )]
+    TangentMismatch {
+        /// Which element of the output, in memory order.
+        element: usize,
+        /// What the operations computed.
         analytic: f64,
         /// What central differences give.
         numeric: f64,

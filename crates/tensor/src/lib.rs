@@ -31,6 +31,26 @@
 //! # }
 //! ```
 
+//!
+//! Second derivatives: a value may carry a tangent ([`Var::with_tangent`]), a direction in which it moves. What is
+//! computed from it then has a tangent too, and the gradient of a loss's tangent is a Hessian-vector product:
+//!
+//! ```
+//! use tsbd_tensor::{Device, Tape, Tensor, Var};
+//!
+//! # fn main() -> tsbd_tensor::Result<()> {
+//! let tape = Tape::new();
+//! let x = tape.leaf(&Tensor::new(&[1f32, 2.], &Device::Cpu)?);
+//! let moving = x.with_tangent(&Var::constant(Tensor::new(&[1f32, 10.], &Device::Cpu)?))?;
+//! let loss = moving.mul(&moving)?.mul(&moving)?.sum()?; // Σ x³: gradient 3x², Hessian diag(6x)
+//! let slope = loss.tangent().unwrap();
+//! assert_eq!(slope.tensor().to_scalar::<f32>()?, 3. + 120.);
+//! let gradients = tape.backward(slope)?;
+//! assert_eq!(gradients.get(&x).unwrap().to_vec1::<f32>()?, [6., 120.]);
+//! # Ok(())
+//! # }
+//! ```
+
 #![deny(unsafe_code)]
 
 pub use candle_core::{DType, Device, Tensor};
@@ -43,6 +63,7 @@ pub mod memory;
 mod operand;
 mod ops;
 mod sgd;
+mod tangent;
 mod tape;
 pub mod workload;
 

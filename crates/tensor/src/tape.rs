@@ -53,6 +53,8 @@ impl fmt::Debug for Tape {
 pub struct Var {
     value: Tensor,
     place: Option<Place>,
+    /// How the value moves, if a direction was given to what it is computed from: see [`Self::with_tangent`].
+    pub(crate) tangent: Option<Rc<Var>>,
 }
 
 #[derive(Clone, Debug)]
@@ -64,7 +66,7 @@ struct Place {
 impl Var {
     /// A value that gets no gradient.
     pub fn constant(value: Tensor) -> Self {
-        Self { value, place: None }
+        Self { value, place: None, tangent: None }
     }
 
     /// The value itself.
@@ -82,7 +84,7 @@ impl Var {
         self.place.is_some()
     }
 
-    /// The same value as a constant.
+    /// The same value as a constant, without a tangent.
     pub fn detach(&self) -> Self {
         Self::constant(self.value.clone())
     }
@@ -92,9 +94,28 @@ impl Var {
         self.place.as_ref().map(|place| place.node)
     }
 
+    /// Whether the two values could meet in an operation: not tracked by two different tapes.
+    pub(crate) fn can_meet(&self, other: &Self) -> bool {
+        self.place.as_ref().zip(other.place.as_ref()).is_none_or(|(own, other)| own.tape.is(&other.tape))
+    }
+
     /// The value computed by `operation` from `inputs`. `backward` is called (and recorded) only when an
-    /// input is tracked; it must own no `Var`.
+    /// input is tracked; it must own no `Var`. Inputs that carry a tangent are refused: an operation with a
+    /// rule for them uses [`Self::computed_with_tangent`].
     pub(crate) fn computed(
+        operation: &'static str,
+        value: Tensor,
+        inputs: &[&Var],
+        backward: impl FnOnce() -> Backward,
+    ) -> Result<Self> {
+        if inputs.iter().any(|input| input.tangent.is_some()) {
+            return Err(Error::NoTangentRule { operation });
+        }
+        Self::recorded(operation, value, inputs, backward)
+    }
+
+    /// [`Self::computed`], whatever becomes of the tangents.
+    pub(crate) fn recorded(
         operation: &'static str,
         value: Tensor,
         inputs: &[&Var],
@@ -106,7 +127,7 @@ impl Var {
             return Err(Error::DifferentTapes { operation });
         }
         let node = first.tape.push(operation, &value, false, Some(backward()))?;
-        Ok(Self { value, place: Some(Place { tape: first.tape.clone(), node }) })
+        Ok(Self { value, place: Some(Place { tape: first.tape.clone(), node }), tangent: None })
     }
 }
 
@@ -122,7 +143,7 @@ impl Tape {
     /// If the tape has already run its backward pass.
     pub fn leaf(&self, value: &Tensor) -> Var {
         let node = self.push("leaf", value, true, None).expect("a leaf needs a tape that has not run backward yet");
-        Var { value: value.clone(), place: Some(Place { tape: self.clone(), node }) }
+        Var { value: value.clone(), place: Some(Place { tape: self.clone(), node }), tangent: None }
     }
 
     /// Also keep the gradient of an inner value, to be read from [`Gradients`]. Does nothing for constants

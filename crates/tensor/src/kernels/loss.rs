@@ -46,3 +46,44 @@ pub(crate) fn cross_entropy_backward<T: Element>(
     }
     gradient
 }
+
+/// The change of every row's loss when its logits change along `tangent`: `⟨softmax - target, tangent⟩`.
+pub(crate) fn cross_entropy_tangent<T: Element>(
+    logits: &[T],
+    tangent: &[T],
+    labels: &[u32],
+    classes: usize,
+    smoothing: f64,
+) -> Vec<f64> {
+    logits
+        .chunks_exact(classes)
+        .zip(tangent.chunks_exact(classes))
+        .zip(labels)
+        .map(|((row, tangent), &label)| {
+            let everywhere = tangent.iter().map(|slope| slope.to_f64()).sum::<f64>() / classes as f64;
+            let target = (1. - smoothing) * tangent[label as usize].to_f64() + smoothing * everywhere;
+            softmax_mean(row, tangent, log_sum_exp(row)) - target
+        })
+        .collect()
+}
+
+/// The gradient of `factor · Σ` [`cross_entropy_tangent`] with respect to the logits, that is `factor` times the
+/// Hessian of the loss times `tangent`: `factor · softmax · (tangent - ⟨softmax, tangent⟩)`.
+pub(crate) fn cross_entropy_curvature<T: Element>(logits: &[T], tangent: &[T], classes: usize, factor: f64) -> Vec<T> {
+    let mut curvature = Vec::with_capacity(logits.len());
+    for (row, tangent) in logits.chunks_exact(classes).zip(tangent.chunks_exact(classes)) {
+        let normalizer = log_sum_exp(row);
+        let mean = softmax_mean(row, tangent, normalizer);
+        curvature.extend(
+            row.iter().zip(tangent).map(|(value, slope)| {
+                T::from_f64(factor * (value.to_f64() - normalizer).exp() * (slope.to_f64() - mean))
+            }),
+        );
+    }
+    curvature
+}
+
+/// `⟨softmax(row), values⟩`.
+fn softmax_mean<T: Element>(row: &[T], values: &[T], normalizer: f64) -> f64 {
+    row.iter().zip(values).map(|(logit, value)| (logit.to_f64() - normalizer).exp() * value.to_f64()).sum()
+}

@@ -91,6 +91,22 @@ pub(crate) fn max<T: Element>(w: &Windows, x: &[T]) -> (Vec<T>, Vec<u32>) {
     (y, from)
 }
 
+/// The elements at the places that [`max`] found: what its result changes by when `x` is the change of its input.
+pub(crate) fn gather<T: Element>(w: &Windows, x: &[T], from: &[u32]) -> Vec<T> {
+    // SAFETY: the chunks cover the output, and each is as long as its places.
+    unsafe {
+        written(from.len(), |y| {
+            y.par_chunks_mut(w.out_image()).zip(x.par_chunks(w.image()).zip(from.par_chunks(w.out_image()))).for_each(
+                |(y, (x, from))| {
+                    for (y, &from) in y.iter_mut().zip(from) {
+                        y.write(x[from as usize]);
+                    }
+                },
+            );
+        })
+    }
+}
+
 /// The gradient of [`max`]: each goes to where its maximum came from.
 pub(crate) fn max_backward<T: Element>(w: &Windows, dy: &[T], from: &[u32]) -> Vec<T> {
     let images = dy.len() / w.out_image();

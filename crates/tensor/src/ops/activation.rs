@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use crate::error::Result;
 use crate::kernels::elementwise;
 use crate::operand::{Operand, by_element, tensor};
-use crate::tape::Var;
+use crate::tape::{Backward, Var};
 
 impl Var {
     /// `max(x, 0)`. The gradient at 0 is 0, as in PyTorch; what is not a number stays so.
@@ -15,8 +15,23 @@ impl Var {
         let y = by_element!(OPERATION, "x", x, T => {
             tensor(elementwise::relu(&Operand::<T>::read(OPERATION, "x", &x)?), x.dims())
         })?;
-        let node = self.node();
-        Var::computed(OPERATION, y, &[self], || {
+        let (node, kept) = (self.node(), x.clone());
+        let backward = || -> Backward {
+            Box::new(move |dy, flow| match node {
+                Some(node) => flow.add(node, relu_backward(&dy, &kept)?),
+                None => Ok(()),
+            })
+        };
+        Var::computed_with_tangent(OPERATION, y, &[self], backward, || {
+            self.tangent().map(|tangent| tangent.where_positive(&x)).transpose()
+        })
+    }
+
+    /// `self` where `x > 0` (or is not a number), else 0: the tangent of a ReLU of `x`, and of anything that is
+    /// positive exactly where `x` is.
+    pub(crate) fn where_positive(&self, x: &Tensor) -> Result<Var> {
+        Var::computed("relu tangent", relu_backward(self.tensor(), x)?, &[self], || {
+            let (node, x) = (self.node(), x.clone());
             Box::new(move |dy, flow| match node {
                 Some(node) => flow.add(node, relu_backward(&dy, &x)?),
                 None => Ok(()),

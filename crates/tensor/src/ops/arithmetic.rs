@@ -5,7 +5,8 @@ use candle_core::Tensor;
 use crate::error::{Error, Result};
 use crate::kernels::elementwise;
 use crate::operand::{Operand, by_element, exact, tensor};
-use crate::tape::Var;
+use crate::tangent::sum_of;
+use crate::tape::{Backward, Var};
 
 macro_rules! same_shape {
     ($operation:expr, $kernel:ident, $a:expr, $b:expr) => {{
@@ -38,27 +39,36 @@ impl Var {
     pub fn add(&self, other: &Var) -> Result<Var> {
         let sum = add_tensors(self.tensor(), other.tensor())?;
         let nodes = (self.node(), other.node());
-        Var::computed("add", sum, &[self, other], || {
+        let backward = || -> Backward {
             Box::new(move |gradient, flow| {
                 if let Some(node) = nodes.0 {
                     flow.add(node, gradient.clone())?;
                 }
                 nodes.1.map_or(Ok(()), |node| flow.add(node, gradient))
             })
-        })
+        };
+        let terms = || sum_of([self, other].map(|term| term.tangent().cloned().map(Ok)));
+        Var::computed_with_tangent("add", sum, &[self, other], backward, terms)
     }
 
     /// `self - other`, of equal shape.
     pub fn sub(&self, other: &Var) -> Result<Var> {
         let difference = same_shape!("sub", subtract, self.tensor(), other.tensor())?;
         let nodes = (self.node(), other.node());
-        Var::computed("sub", difference, &[self, other], || {
+        let backward = || -> Backward {
             Box::new(move |gradient, flow| {
                 if let Some(node) = nodes.1 {
                     flow.add(node, scale_tensor(&gradient, -1.)?)?;
                 }
                 nodes.0.map_or(Ok(()), |node| flow.add(node, gradient))
             })
+        };
+        Var::computed_with_tangent("sub", difference, &[self, other], backward, || {
+            match (self.tangent(), other.tangent()) {
+                (own, None) => Ok(own.cloned()),
+                (None, Some(other)) => other.scale(-1.).map(Some),
+                (Some(own), Some(other)) => own.sub(other).map(Some),
+            }
         })
     }
 
@@ -67,13 +77,17 @@ impl Var {
         let product = multiply_tensors(self.tensor(), other.tensor())?;
         let nodes = (self.node(), other.node());
         let (a, b) = (self.tensor().clone(), other.tensor().clone());
-        Var::computed("mul", product, &[self, other], || {
+        let backward = || -> Backward {
             Box::new(move |gradient, flow| {
                 if let Some(node) = nodes.0 {
                     flow.add(node, multiply_tensors(&gradient, &b)?)?;
                 }
                 nodes.1.map_or(Ok(()), |node| flow.add(node, multiply_tensors(&gradient, &a)?))
             })
+        };
+        Var::computed_with_tangent("mul", product, &[self, other], backward, || {
+            let (a, b) = (self.primal(), other.primal());
+            sum_of([self.tangent().map(|tangent| tangent.mul(&b)), other.tangent().map(|tangent| a.mul(tangent))])
         })
     }
 
@@ -81,8 +95,11 @@ impl Var {
     pub fn scale(&self, factor: f64) -> Result<Var> {
         let scaled = scale_tensor(self.tensor(), factor)?;
         let node = self.node();
-        Var::computed("scale", scaled, &[self], || {
+        let backward = || -> Backward {
             Box::new(move |gradient, flow| node.map_or(Ok(()), |node| flow.add(node, scale_tensor(&gradient, factor)?)))
+        };
+        Var::computed_with_tangent("scale", scaled, &[self], backward, || {
+            self.tangent().map(|tangent| tangent.scale(factor)).transpose()
         })
     }
 
@@ -108,7 +125,7 @@ impl Var {
             tensor(vec![(sum * factor) as T], &[])
         })?;
         let (node, dims) = (self.node(), x.dims().to_vec());
-        Var::computed(operation, value, &[self], || {
+        let backward = || -> Backward {
             Box::new(move |gradient, flow| {
                 let Some(node) = node else { return Ok(()) };
                 let count = dims.iter().product();
@@ -118,6 +135,9 @@ impl Var {
                 })?;
                 flow.add(node, spread)
             })
+        };
+        Var::computed_with_tangent(operation, value, &[self], backward, || {
+            self.tangent().map(|tangent| tangent.total(operation, factor)).transpose()
         })
     }
 
@@ -137,8 +157,11 @@ impl Var {
             });
         }
         let (node, original) = (self.node(), self.dims().to_vec());
-        Var::computed(OPERATION, self.tensor().reshape(dims)?, &[self], || {
+        let backward = || -> Backward {
             Box::new(move |gradient, flow| node.map_or(Ok(()), |node| flow.add(node, gradient.reshape(original)?)))
+        };
+        Var::computed_with_tangent(OPERATION, self.tensor().reshape(dims)?, &[self], backward, || {
+            self.tangent().map(|tangent| tangent.reshape(dims)).transpose()
         })
     }
 }

@@ -7,7 +7,7 @@ use crate::kernels::convolution::{self, Geometry, Start};
 use crate::kernels::{elementwise, simd};
 use crate::operand::{Operand, by_element, dims4, exact, tensor};
 use crate::ops::ConvolutionAlgorithm;
-use crate::tape::Var;
+use crate::tape::{Backward, Var};
 
 /// How the window of a convolution moves, the same along height and width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, add
     };
     let mut inputs = vec![x, weight];
     inputs.extend(bias.or(residual));
-    Var::computed(operation, y, &inputs, || {
+    let backward = || -> Backward {
         let (x_node, weight_node) = (x.node(), weight.node());
         let (bias_node, residual_node) = (bias.and_then(Var::node), residual.and_then(Var::node));
         // Only what the wanted gradients need is kept: the weight for the input's, the input for the weight's.
@@ -139,7 +139,29 @@ fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, add
             // Last, because the gradient itself is moved.
             residual_node.map_or(Ok(()), |node| flow.add(node, dy))
         })
-    })
+    };
+    Var::computed_with_tangent(operation, y, &inputs, backward, || tangent(x, weight, options, addend, &out_dims))
+}
+
+/// `conv(x', weight) + conv(x, weight')`, plus the tangent of the addend.
+fn tangent(x: &Var, weight: &Var, options: Conv2d, addend: Addend, out_dims: &[usize]) -> Result<Option<Var>> {
+    let (mut bias, mut sum) = match addend {
+        Addend::Nothing => (None, None),
+        Addend::Bias(bias) => (bias.tangent(), None),
+        Addend::Residual(residual) => (None, residual.tangent().cloned()),
+    };
+    let (image, filter) = (x.primal(), weight.primal());
+    let products = [x.tangent().map(|x| (x, &filter)), weight.tangent().map(|weight| (&image, weight))];
+    for (image, filter) in products.into_iter().flatten() {
+        sum = Some(match &sum {
+            None => image.conv2d(filter, bias.take(), options)?,
+            Some(sum) => image.conv2d_add(filter, options, sum)?,
+        });
+    }
+    match bias {
+        Some(bias) => bias.over_rows(out_dims).map(Some),
+        None => Ok(sum),
+    }
 }
 
 const BACKWARD: &str = "conv2d backward";

@@ -5,7 +5,8 @@ use candle_core::Tensor;
 use crate::error::{Error, Result};
 use crate::kernels::{elementwise, matrix};
 use crate::operand::{Operand, by_element, exact, tensor};
-use crate::tape::Var;
+use crate::tangent::sum_of;
+use crate::tape::{Backward, Var};
 
 impl Var {
     /// `self · weightᵀ + bias`, for `self: [n, in]`, `weight: [out, in]` (PyTorch's layout), `bias: [out]`;
@@ -37,7 +38,7 @@ impl Var {
         })?;
         let mut operands = vec![self, weight];
         operands.extend(bias);
-        Var::computed(OPERATION, y, &operands, || {
+        let backward = || -> Backward {
             let bias_node = bias.and_then(Var::node);
             let kept_weight = self.node().map(|node| (node, w.clone()));
             let kept_x = weight.node().map(|node| (node, x.clone()));
@@ -53,6 +54,14 @@ impl Var {
                     None => Ok(()),
                 }
             })
+        };
+        Var::computed_with_tangent(OPERATION, y, &operands, backward, || {
+            let mut bias = bias.and_then(Var::tangent);
+            let products = [
+                self.tangent().map(|tangent| tangent.linear(&weight.primal(), bias.take())),
+                weight.tangent().map(|tangent| self.primal().linear(tangent, bias.take())),
+            ];
+            sum_of(products.into_iter().chain([bias.map(|bias| bias.over_rows(&[rows, outputs]))]))
         })
     }
 }

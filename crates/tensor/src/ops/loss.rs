@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor, WithDType};
 use crate::error::{Error, Result};
 use crate::kernels::loss;
 use crate::operand::{Operand, by_element, exact, tensor};
-use crate::tape::Var;
+use crate::tape::{Backward, Var};
 
 /// Options of [`Var::cross_entropy`] and [`Var::cross_entropy_per_sample`].
 #[derive(Clone, Copy, Debug, PartialEq, Default)]
@@ -25,19 +25,15 @@ impl Var {
         let losses = losses(OPERATION, self.tensor(), labels, classes, smoothing)?;
         let mean = losses.iter().sum::<f64>() / rows as f64;
         let value = by_element!(OPERATION, "logits", self.tensor(), T => tensor(vec![mean as T], &[]))?;
-        Var::computed(OPERATION, value, &[self], || {
+        let backward = || -> Backward {
             let (node, logits, labels) = (self.node(), self.tensor().clone(), labels.clone());
-            Box::new(move |gradient, flow| {
-                let Some(node) = node else { return Ok(()) };
-                let gradient = by_element!(OPERATION, "logits", logits, T => {
-                    let factor = Operand::<T>::read(OPERATION, "gradient", &gradient)?[0].to_f64() / rows as f64;
-                    let values = Operand::<T>::read(OPERATION, "logits", &logits)?;
-                    let labels = Operand::<u32>::read(OPERATION, "labels", &labels)?;
-                    let gradient = loss::cross_entropy_backward(&values, &labels, classes, smoothing, |_| factor);
-                    tensor(gradient, &[rows, classes])
-                })?;
-                flow.add(node, gradient)
+            Box::new(move |gradient, flow| match node {
+                Some(node) => flow.add(node, logits_gradient(&gradient, &logits, &labels, smoothing)?),
+                None => Ok(()),
             })
+        };
+        Var::computed_with_tangent(OPERATION, value, &[self], backward, || {
+            self.tangent().map(|tangent| cross_entropy_tangent(&self.primal(), tangent, labels, smoothing)).transpose()
         })
     }
 
@@ -52,20 +48,57 @@ impl Var {
         })?;
         Var::computed(OPERATION, value, &[self], || {
             let (node, logits, labels) = (self.node(), self.tensor().clone(), labels.clone());
-            Box::new(move |gradient, flow| {
-                let Some(node) = node else { return Ok(()) };
-                let gradient = by_element!(OPERATION, "logits", logits, T => {
-                    let factors = Operand::<T>::read(OPERATION, "gradient", &gradient)?;
-                    let values = Operand::<T>::read(OPERATION, "logits", &logits)?;
-                    let labels = Operand::<u32>::read(OPERATION, "labels", &labels)?;
-                    let factor = |row: usize| factors[row].to_f64();
-                    let gradient = loss::cross_entropy_backward(&values, &labels, classes, smoothing, factor);
-                    tensor(gradient, &[rows, classes])
-                })?;
-                flow.add(node, gradient)
+            Box::new(move |gradient, flow| match node {
+                Some(node) => flow.add(node, logits_gradient(&gradient, &logits, &labels, smoothing)?),
+                None => Ok(()),
             })
         })
     }
+}
+
+/// The gradient with respect to the logits, of the mean loss for a scalar `gradient`, of each loss for `gradient: [n]`.
+fn logits_gradient(gradient: &Tensor, logits: &Tensor, labels: &Tensor, smoothing: f64) -> Result<Tensor> {
+    const OPERATION: &str = "cross_entropy backward";
+    let (rows, classes) = logits.dims2()?;
+    let of_mean = gradient.rank() == 0;
+    by_element!(OPERATION, "logits", logits, T => {
+        let gradient = Operand::<T>::read(OPERATION, "gradient", gradient)?;
+        let factor = |row: usize| if of_mean { gradient[0].to_f64() / rows as f64 } else { gradient[row].to_f64() };
+        let values = Operand::<T>::read(OPERATION, "logits", logits)?;
+        let labels = Operand::<u32>::read(OPERATION, "labels", labels)?;
+        tensor(loss::cross_entropy_backward(&values, &labels, classes, smoothing, factor), &[rows, classes])
+    })
+}
+
+/// How the mean cross-entropy moves when the logits move along `tangent`: the mean over the rows of
+/// `⟨softmax - target, tangent⟩`, itself differentiable with respect to both.
+fn cross_entropy_tangent(logits: &Var, tangent: &Var, labels: &Tensor, smoothing: f64) -> Result<Var> {
+    const OPERATION: &str = "cross_entropy tangent";
+    let (rows, classes) = logits.tensor().dims2()?;
+    let value = by_element!(OPERATION, "logits", logits.tensor(), T => {
+        let values = Operand::<T>::read(OPERATION, "logits", logits.tensor())?;
+        let slopes = Operand::<T>::read(OPERATION, "tangent", tangent.tensor())?;
+        let labels = Operand::<u32>::read(OPERATION, "labels", labels)?;
+        let sum: f64 = loss::cross_entropy_tangent(&values, &slopes, &labels, classes, smoothing).into_iter().sum();
+        tensor(vec![(sum / rows as f64) as T], &[])
+    })?;
+    Var::computed(OPERATION, value, &[logits, tangent], || {
+        let (logits_node, tangent_node) = (logits.node(), tangent.node());
+        let (logits, tangent, labels) = (logits.tensor().clone(), tangent.tensor().clone(), labels.clone());
+        Box::new(move |gradient, flow| {
+            if let Some(node) = tangent_node {
+                flow.add(node, logits_gradient(&gradient, &logits, &labels, smoothing)?)?;
+            }
+            let Some(node) = logits_node else { return Ok(()) };
+            let curvature = by_element!(OPERATION, "logits", logits, T => {
+                let factor = Operand::<T>::read(OPERATION, "gradient", &gradient)?[0].to_f64() / rows as f64;
+                let values = Operand::<T>::read(OPERATION, "logits", &logits)?;
+                let slopes = Operand::<T>::read(OPERATION, "tangent", &tangent)?;
+                tensor(loss::cross_entropy_curvature(&values, &slopes, classes, factor), &[rows, classes])
+            })?;
+            flow.add(node, curvature)
+        })
+    })
 }
 
 fn losses(

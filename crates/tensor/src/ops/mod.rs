@@ -4,6 +4,9 @@
 mod activation;
 mod algorithm;
 mod arithmetic;
+mod batch_norm_tangent;
+mod broadcast;
+mod channels;
 mod conv_transpose;
 mod convolution;
 mod gelu;

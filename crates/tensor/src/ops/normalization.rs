@@ -5,7 +5,7 @@ use candle_core::{Tensor, WithDType};
 use crate::error::{Error, Result};
 use crate::kernels::normalization::{self, Affine, InputGradient, Moments, ThroughStatistics};
 use crate::operand::{Operand, by_element, exact, tensor};
-use crate::tape::Var;
+use crate::tape::{Backward, Var};
 
 /// Options of [`Var::batch_norm`].
 #[derive(Clone, Copy, Debug)]
@@ -85,9 +85,15 @@ impl Var {
             let from_batch = matches!(options.statistics, Statistics::Batch);
             let statistics = from_batch.then(|| batch_statistics::<T>(&moments)).transpose()?;
             let nodes = Nodes { x: self.node(), weight: weight.node(), bias: bias.node() };
-            let output = Var::computed(OPERATION, y, &[self, weight, bias], || {
-                let saved = Saved { x: x.clone(), moments, inverse_deviation, affine, from_batch };
+            let normalization = Normalization { epsilon: options.epsilon, moments, inverse_deviation, from_batch };
+            let backward = || -> Backward {
+                let normalization = normalization.clone();
+                let saved = Saved { x: x.clone(), normalization, affine };
                 Box::new(move |dy, flow| saved.backward(&dy, nodes, flow))
+            };
+            let output = Var::computed_with_tangent(OPERATION, y.clone(), &[self, weight, bias], backward, || {
+                let tangent = normalization.tangent(self, weight, bias)?;
+                if options.relu { tangent.map(|tangent| tangent.where_positive(&y)).transpose() } else { Ok(tangent) }
             })?;
             Ok((output, statistics))
         })
@@ -124,13 +130,22 @@ struct Nodes {
     bias: Option<usize>,
 }
 
+/// How one batch was normalised.
+#[derive(Clone)]
+pub(super) struct Normalization {
+    pub epsilon: f64,
+    pub moments: Moments,
+    /// `1 / √(variance + epsilon)` per channel.
+    pub inverse_deviation: Vec<f64>,
+    /// Whether the moments are those of the input itself.
+    pub from_batch: bool,
+}
+
 /// What the backward pass needs. The ReLU's mask is not kept but computed again from `x`.
 struct Saved {
     x: Tensor,
-    moments: Moments,
-    inverse_deviation: Vec<f64>,
+    normalization: Normalization,
     affine: Affine,
-    from_batch: bool,
 }
 
 impl Saved {
@@ -139,14 +154,15 @@ impl Saved {
         by_element!(OPERATION, "dy", dy, T => {
             let x = Operand::<T>::read(OPERATION, "x", &self.x)?;
             let dy = Operand::<T>::read(OPERATION, "dy", dy)?;
-            let channels = [self.moments.mean.len()];
-            let needs_sums = self.from_batch || nodes.weight.is_some() || nodes.bias.is_some();
+            let Normalization { moments, inverse_deviation, from_batch, .. } = &self.normalization;
+            let channels = [moments.mean.len()];
+            let needs_sums = *from_batch || nodes.weight.is_some() || nodes.bias.is_some();
             let mut through_statistics = None;
             if needs_sums {
-                let (sums, products) = normalization::gradient_sums(&x, &dy, &self.affine, &self.moments.mean);
+                let (sums, products) = normalization::gradient_sums(&x, &dy, &self.affine, &moments.mean);
                 // Σ dy·x̂, where x̂ is the normalised input.
                 let normalized: Vec<f64> =
-                    products.iter().zip(&self.inverse_deviation).map(|(product, inverse)| product * inverse).collect();
+                    products.iter().zip(inverse_deviation).map(|(product, inverse)| product * inverse).collect();
                 let narrow = |values: &[f64]| values.iter().map(|&value| value as T).collect();
                 if let Some(node) = nodes.bias {
                     flow.add(node, tensor::<T>(narrow(&sums), &channels)?)?;
@@ -154,15 +170,15 @@ impl Saved {
                 if let Some(node) = nodes.weight {
                     flow.add(node, tensor::<T>(narrow(&normalized), &channels)?)?;
                 }
-                if self.from_batch {
-                    let count = self.moments.count as f64;
+                if *from_batch {
+                    let count = moments.count as f64;
                     let scaled = |values: &[f64]| -> Vec<f64> {
                         values.iter().zip(&self.affine.scale).map(|(value, scale)| -scale * value / count).collect()
                     };
                     let slope = scaled(&normalized);
-                    let slope = slope.iter().zip(&self.inverse_deviation).map(|(slope, inverse)| slope * inverse);
+                    let slope = slope.iter().zip(inverse_deviation).map(|(slope, inverse)| slope * inverse);
                     through_statistics = Some(ThroughStatistics {
-                        mean: &self.moments.mean,
+                        mean: &moments.mean,
                         slope: slope.collect(),
                         offset: scaled(&sums),
                     });

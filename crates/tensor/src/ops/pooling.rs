@@ -1,12 +1,14 @@
 //! Pooling. Windows are square; rows and columns that do not fill a window are left out, as PyTorch does by
 //! default.
 
+use std::rc::Rc;
+
 use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::kernels::pooling::{self, Windows};
 use crate::operand::{Operand, by_element, dims4, tensor};
-use crate::tape::Var;
+use crate::tape::{Backward, Var};
 
 const IMAGES: &str = "[batch, height, width, channels]";
 
@@ -26,17 +28,24 @@ impl Var {
             let (y, from) = pooling::max(&w, &Operand::<T>::read(OPERATION, "x", x)?);
             Ok::<_, Error>((tensor(y, &out_dims)?, from))
         })?;
-        Var::computed(OPERATION, y, &[self], || {
-            let node = self.node();
-            Box::new(move |dy, flow| {
-                let Some(node) = node else { return Ok(()) };
-                let dx = by_element!(OPERATION, "dy", dy, T => {
-                    let dy = Operand::<T>::read(OPERATION, "dy", &dy)?;
-                    tensor(pooling::max_backward(&w, &dy, &from), &in_dims)
-                })?;
-                flow.add(node, dx)
-            })
+        let from = Rc::new(from);
+        let scatter = {
+            let from = from.clone();
+            || scattered(w, in_dims, self.node(), from)
+        };
+        Var::computed_with_tangent(OPERATION, y, &[self], scatter, || {
+            self.tangent().map(|tangent| tangent.gather(w, in_dims, out_dims, from)).transpose()
         })
+    }
+
+    /// The elements at the places `from` of every image: the tangent of [`Self::max_pool2d`].
+    fn gather(&self, w: Windows, in_dims: [usize; 4], out_dims: [usize; 4], from: Rc<Vec<u32>>) -> Result<Var> {
+        const OPERATION: &str = "max_pool2d tangent";
+        let x = self.tensor();
+        let y = by_element!(OPERATION, "x", x, T => {
+            tensor(pooling::gather(&w, &Operand::<T>::read(OPERATION, "x", x)?, &from), &out_dims)
+        })?;
+        Var::computed(OPERATION, y, &[self], || scattered(w, in_dims, self.node(), from))
     }
 
     /// The mean of every window; shapes as [`Self::max_pool2d`]. The padding counts as zeros (PyTorch's
@@ -48,7 +57,7 @@ impl Var {
         let y = by_element!(OPERATION, "x", x, T => {
             tensor(pooling::average(&w, &Operand::<T>::read(OPERATION, "x", x)?), &out_dims)
         })?;
-        Var::computed(OPERATION, y, &[self], || {
+        let backward = || -> Backward {
             let node = self.node();
             Box::new(move |dy, flow| {
                 let Some(node) = node else { return Ok(()) };
@@ -58,6 +67,9 @@ impl Var {
                 })?;
                 flow.add(node, dx)
             })
+        };
+        Var::computed_with_tangent(OPERATION, y, &[self], backward, || {
+            self.tangent().map(|tangent| tangent.avg_pool2d(kernel, stride, padding)).transpose()
         })
     }
 
@@ -72,7 +84,7 @@ impl Var {
             let x = Operand::<T>::read(OPERATION, "x", x)?;
             tensor(pooling::global_average(&x, pixels, channels), &[images, channels])
         })?;
-        Var::computed(OPERATION, y, &[self], || {
+        let backward = || -> Backward {
             let node = self.node();
             Box::new(move |dy, flow| {
                 let Some(node) = node else { return Ok(()) };
@@ -82,8 +94,24 @@ impl Var {
                 })?;
                 flow.add(node, dx)
             })
+        };
+        Var::computed_with_tangent(OPERATION, y, &[self], backward, || {
+            self.tangent().map(|tangent| tangent.global_average_pool()).transpose()
         })
     }
+}
+
+/// The backward pass of an operation that picks elements: each gradient goes to where its element came from.
+fn scattered(w: Windows, in_dims: [usize; 4], node: Option<usize>, from: Rc<Vec<u32>>) -> Backward {
+    const OPERATION: &str = "max_pool2d backward";
+    Box::new(move |dy, flow| {
+        let Some(node) = node else { return Ok(()) };
+        let dx = by_element!(OPERATION, "dy", dy, T => {
+            let dy = Operand::<T>::read(OPERATION, "dy", &dy)?;
+            tensor(pooling::max_backward(&w, &dy, &from), &in_dims)
+        })?;
+        flow.add(node, dx)
+    })
 }
 
 fn windows(
