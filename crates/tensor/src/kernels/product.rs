@@ -8,6 +8,7 @@ const DEPTH: usize = 256;
 /// The pointer itself, in a way that the compiler does not see through: left alone, it makes a chain of additions of the
 /// rows' addresses, which takes longer than the products.
 #[inline(always)]
+#[allow(clippy::pointers_in_nomem_asm_block)] // nothing is read or written
 fn opaque(mut pointer: *const f32) -> *const f32 {
     // SAFETY: there is no instruction.
     unsafe { std::arch::asm!("/* {0} */", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags)) };

@@ -90,9 +90,10 @@ macro_rules! for_lanes {
                     // SAFETY: as for the function that is declared.
                     unsafe { body::<Avx2 $(, $N)*>($($argument),*) }
                 }
-                // SAFETY: as for the function that is declared.
                 match <$L as $crate::kernels::lanes::Lanes>::INSTRUCTIONS {
+                    // SAFETY: as for the function that is declared.
                     Instructions::Avx512 => return unsafe { avx512::<$($N),*>($($argument),*) },
+                    // SAFETY: as for the function that is declared.
                     Instructions::Avx2 => return unsafe { avx2::<$($N),*>($($argument),*) },
                     Instructions::Portable => {}
                 }
