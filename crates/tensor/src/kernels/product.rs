@@ -1,6 +1,11 @@
 //! Matrix products that are small and many, with one or two registers of columns at a time and nothing copied first.
 
-use crate::kernels::lanes::{Lanes, for_lanes};
+use super::lanes::{Lanes, for_lanes, prefetch_far};
+
+/// Elements of a cache line.
+const LINE: usize = 16;
+/// Steps between two lines of the next panel that are asked for.
+const STEPS_PER_LINE: usize = 4;
 
 /// Depth of a product taken at once, so that what is read again stays in the first-level cache.
 const DEPTH: usize = 256;
@@ -24,7 +29,7 @@ for_lanes! {
     /// `depth`.
     unsafe fn block<L, const ROWS: usize, const COLUMNS: usize>(
         depth: usize, a: *const f32, a_strides: [usize; 2], b: *const f32, b_step: usize, c: *mut f32, c_row: usize,
-        accumulate: bool,
+        accumulate: bool, next: *const f32,
     ) {
         let [a_row, a_step] = a_strides;
         // SAFETY: the caller vouches for the instructions and for all places.
@@ -40,7 +45,10 @@ for_lanes! {
             // Four rows are reached from one pointer, so that all pointers stay in registers.
             let mut fours: [*const f32; 4] = std::array::from_fn(|four| a.wrapping_add(four * 4 * a_row));
             let mut b = b;
-            for _ in 0..depth {
+            for step in 0..depth {
+                if step % STEPS_PER_LINE == 0 {
+                    prefetch_far(next.wrapping_add(step / STEPS_PER_LINE * LINE));
+                }
                 let mut right = [L::zero(); COLUMNS];
                 for (column, right) in right.iter_mut().enumerate() {
                     *right = L::load(b.add(L::COUNT * column));
@@ -90,15 +98,16 @@ unsafe fn any_block<L: Lanes>(
     c: *mut f32,
     c_row: usize,
     accumulate: bool,
+    next: *const f32,
 ) {
     // SAFETY: as for this function.
     unsafe {
         if registers == 2 {
-            block_of!(L, rows, 2, [1 2 3 4 5 6 7 8 9 10 11 12], (depth, a, a_strides, b, b_step, c, c_row, accumulate));
+            block_of!(L, rows, 2, [1 2 3 4 5 6 7 8 9 10 11 12], (depth, a, a_strides, b, b_step, c, c_row, accumulate, next));
         } else {
             block_of!(
                 L, rows, 1, [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16],
-                (depth, a, a_strides, b, b_step, c, c_row, accumulate)
+                (depth, a, a_strides, b, b_step, c, c_row, accumulate, next)
             );
         }
     }
@@ -131,11 +140,11 @@ pub(super) unsafe fn product<L: Lanes>(
     [m, n, k]: [usize; 3],
     a: *const f32,
     [a_row, a_step]: [usize; 2],
-    b: Right,
+    right: Right,
     c: *mut f32,
     accumulate: bool,
 ) {
-    let depth_at_once = if matches!(b, Right::Panels(_)) { DEPTH } else { DEPTH / 2 };
+    let depth_at_once = if matches!(right, Right::Panels(_)) { DEPTH } else { DEPTH / 2 };
     for start in (0..k).step_by(depth_at_once) {
         let depth = depth_at_once.min(k - start);
         let mut column = 0;
@@ -146,16 +155,22 @@ pub(super) unsafe fn product<L: Lanes>(
             // Equal blocks rather than full ones and a small rest: sixteen rows are two of eight, not one of twelve
             // and one of four.
             let rows = m.div_ceil(m.div_ceil(rows));
-            for row in (0..m).step_by(rows) {
+            // While one panel is multiplied, the next is fetched from further away, a share by each block of rows.
+            let share = (depth * width).div_ceil(m.div_ceil(rows)).next_multiple_of(LINE);
+            for (index, row) in (0..m).step_by(rows).enumerate() {
                 let size = [rows.min(m - row), registers, depth];
                 // SAFETY: the block lies inside the three matrices, which the caller vouches for.
                 unsafe {
-                    let (b, b_step) = match b {
+                    let (b, b_step) = match right {
                         Right::Panels(b) => (b.add(column * k + start * width), width),
                         Right::Rows(b, stride) => (b.add(start * stride + column), stride),
                     };
                     let (a, c) = (a.add(row * a_row + start * a_step), c.add(row * n + column));
-                    any_block::<L>(size, a, [a_row, a_step], b, b_step, c, n, accumulate || start > 0);
+                    let next = match right {
+                        Right::Panels(_) => b.wrapping_add(depth * width + index * share),
+                        Right::Rows(..) => b,
+                    };
+                    any_block::<L>(size, a, [a_row, a_step], b, b_step, c, n, accumulate || start > 0, next);
                 }
             }
             column += width;

@@ -149,3 +149,16 @@ pub(super) fn prefetch(place: *const f32) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;
 }
+
+/// Asks for the cache line at `place`, which may be any address, to be brought to the second-level cache.
+#[inline(always)]
+pub(super) fn prefetch_far(place: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing; a wrong address is ignored.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(place.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
