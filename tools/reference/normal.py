@@ -1,6 +1,6 @@
 """Coefficients and values of the normal distribution for crates/tensor/src/kernels/normal.rs, made with mpmath.
 
-    /opt/ref/venv/bin/python tools/reference/normal.py
+    python tools/reference/normal.py
 
 Prints, for each number of coefficients, the power series in u = (4 - x) / (4 + x) of
 Q(x)·exp(x²/2)·(4 + x) / 4 on x >= 0, where Q(x) = P(X > x) of the standard normal distribution: the Chebyshev

@@ -64,7 +64,8 @@ impl<'a> Pass<'a> {
         self
     }
 
-    /// Lets every parameter move along its entry in `direction`: the outputs have tangents ([`Var::tangent`]).
+    /// Lets every parameter move along its entry in `direction`: the outputs have tangents ([`Var::tangent`]). What stands in
+    /// for a parameter ([`Self::replacing`]) moves as its own tangent says.
     pub fn along(mut self, direction: &'a ParameterGradients) -> Pass<'a> {
         self.direction = Some(direction);
         self

@@ -15,7 +15,9 @@
 //! - results do not depend on the number of threads: work is cut into pieces of fixed size and partial
 //!   sums are added in a fixed order;
 //! - `f32` convolutions use a faster algorithm with slightly larger rounding errors where they can; the environment
-//!   variable `TSBD_CONV=exact` (or [`ConvolutionAlgorithm::set`]) turns it off.
+//!   variable `TSBD_CONV=exact` (or [`ConvolutionAlgorithm::set`]) turns it off;
+//! - kernels use the widest instructions that the machine has; `TSBD_SIMD=avx2` or `portable` chooses narrower ones
+//!   ([`InstructionSet`]).
 //!
 //! ```
 //! use tsbd_tensor::{Device, Tape, Tensor};
@@ -30,10 +32,11 @@
 //! # Ok(())
 //! # }
 //! ```
-
 //!
 //! Second derivatives: a value may carry a tangent ([`Var::with_tangent`]), a direction in which it moves. What is
-//! computed from it then has a tangent too, and the gradient of a loss's tangent is a Hessian-vector product:
+//! computed from it then has a tangent too, and the gradient of a loss's tangent is a Hessian-vector product. An operation
+//! that has no rule for tangents (softmax and its logarithm, layer norm, GELU, sampling, change of size, transposed
+//! convolution, the losses per sample) refuses a value that has one.
 //!
 //! ```
 //! use tsbd_tensor::{Device, Tape, Tensor, Var};
@@ -69,9 +72,10 @@ pub mod workload;
 
 pub use error::{Error, Result};
 pub use kernels::peak::{MachinePeak, machine_peak};
+pub use kernels::simd::InstructionSet;
 pub use ops::{
     BatchNorm, BatchStatistics, Conv2d, ConvTranspose2d, ConvolutionAlgorithm, CrossEntropy, GridPadding, GridSample,
-    Statistics,
+    Statistics, kernels_in_use,
 };
 pub use sgd::{Sgd, sgd_step};
 pub use tape::{Gradients, Tape, Var};

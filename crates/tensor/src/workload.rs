@@ -20,7 +20,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
 use crate::{BatchNorm, Conv2d, CrossEntropy, Result, Sgd, Statistics, Tape, Var, sgd_step};
 
@@ -340,7 +340,7 @@ fn noise(dims: &[usize], scale: f64) -> Result<Tensor> {
 }
 
 fn constant(channels: usize, value: f64) -> Result<Tensor> {
-    Ok(Tensor::full(value as f32, channels, &Device::Cpu)?.to_dtype(DType::F32)?)
+    Ok(Tensor::full(value as f32, channels, &Device::Cpu)?)
 }
 
 #[cfg(test)]

@@ -187,7 +187,7 @@ proptest! {
 
 #[test]
 fn the_number_of_threads_does_not_change_a_bit() {
-    // Big enough that every kernel has several pieces of work.
+    // Big enough that most kernels have several pieces of work; wide layers have a test of their own.
     let shapes: [&[usize]; 5] = [&[9, 16, 16, 16], &[3, 3, 16, 16], &[16], &[16], &[3, 3, 16, 20]];
     let inputs: Vec<Tensor> =
         shapes.iter().zip(1..).map(|(dims, start)| values(dims, start).to_dtype(DType::F32).unwrap()).collect();
@@ -225,6 +225,71 @@ fn assert_independent_of_threads(inputs: &[Tensor], function: &(dyn Fn(&[Var]) -
 }
 
 #[test]
+fn wide_layers_in_f32_are_those_in_f64_with_any_number_of_threads() {
+    // Winograd: 300 tiles with partial ones, in 2 groups of several pieces; 2x3 blocks of channels, the last ones of 8 and 16
+    // channels (for registers of 8) or of 16 (for both).
+    for (inputs, outputs) in [(72, 136), (80, 144)] {
+        let arguments = [values(&[12, 19, 18, inputs], 1), values(&[3, 3, inputs, outputs], 2)];
+        compare_on_any_threads(&arguments, 2e-5, &|v| v[0].conv2d(&v[1], None, Conv2d { stride: 1, padding: 1 }));
+    }
+    // Direct: 810 pixels in 2 groups, odd panels for registers of 8 and of 16, more steps than are taken at once; the larger
+    // one with its kernel in rows.
+    for channels in [40, 48, 128] {
+        let options = Conv2d { stride: 2, padding: 1 };
+        let (x, weight) = (values(&[10, 17, 17, channels], 1), values(&[3, 3, channels, channels], 2));
+        let biased = [x.clone(), weight.clone(), values(&[channels], 3)];
+        compare_on_any_threads(&biased, 1e-5, &|v| v[0].conv2d(&v[1], Some(&v[2]), options));
+        let added = [x, weight, values(&[10, 9, 9, channels], 3)];
+        compare_on_any_threads(&added, 1e-5, &|v| v[0].conv2d_add(&v[1], options, &v[2]));
+    }
+    // Pointwise: the patches are the input itself, with and without a gradient to be added to.
+    let arguments = [values(&[6, 11, 11, 48], 1), values(&[1, 1, 48, 48], 2)];
+    compare_on_any_threads(&arguments, 1e-5, &|v| v[0].conv2d(&v[1], None, Conv2d::default()));
+    compare_on_any_threads(&arguments, 1e-5, &|v| v[0].conv2d(&v[1], None, Conv2d::default())?.add(&v[0]));
+}
+
+fn compare_on_any_threads(arguments: &[Tensor], tolerance: f64, function: &(dyn Fn(&[Var]) -> Result<Var> + Sync)) {
+    compare(arguments, tolerance, function);
+    let single: Vec<Tensor> = arguments.iter().map(|argument| argument.to_dtype(DType::F32).unwrap()).collect();
+    assert_independent_of_threads(&single, function);
+}
+
+#[test]
+fn the_instruction_set_that_is_asked_for_is_used_and_a_wrong_one_refused() {
+    // Without a fused multiply-add products are rounded before they are added, which shows in some bits.
+    let bits = |set: &str| {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "print_bits_of_a_convolution", "--ignored", "--nocapture"]);
+        let output = command.env("TSBD_SIMD", set).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines().find_map(|line| line.split_once("bits: ").map(|(_, bits)| bits.to_owned()))
+    };
+    let portable = bits("portable").expect("a convolution");
+    if has_avx2() {
+        assert_ne!(bits("avx2").expect("a convolution"), portable);
+    }
+    assert_eq!(bits("sse").as_deref(), Some("refused"));
+}
+
+#[test]
+#[ignore = "a program for the test above, which runs it with different settings"]
+fn print_bits_of_a_convolution() {
+    let [x, weight] = [values(&[1, 8, 8, 8], 1), values(&[3, 3, 8, 8], 2)]
+        .map(|tensor| Var::constant(tensor.to_dtype(DType::F32).unwrap()));
+    let y = x.conv2d(&weight, None, Conv2d { stride: 1, padding: 1 }).unwrap();
+    match tsbd_tensor::InstructionSet::current() {
+        Ok(_) => {
+            let bits = read(y.tensor()).into_iter().fold(0u64, |sum, value| sum.rotate_left(5) ^ value.to_bits());
+            println!("bits: {bits:x}");
+        }
+        Err(error) => {
+            assert!(error.to_string().contains("TSBD_SIMD = sse"), "{error}");
+            println!("bits: refused");
+        }
+    }
+}
+
+#[test]
 fn narrower_instruction_sets_pass_the_same_tests() {
     // The set is chosen once per process, so this binary runs its other tests again in processes of their own.
     const SELF: &str = "narrower_instruction_sets_pass_the_same_tests";
@@ -234,7 +299,8 @@ fn narrower_instruction_sets_pass_the_same_tests() {
             continue;
         }
         let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-        let output = command.args(["--skip", SELF]).env("TSBD_SIMD", set).output().unwrap();
+        let output =
+            command.args(["--skip", SELF, "--skip", "instruction_set"]).env("TSBD_SIMD", set).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && text.contains("test result: ok"), "with {set}:\n{text}");
     }

@@ -26,12 +26,9 @@ fn the_switch_changes_the_algorithm_of_f32_and_nothing_else() {
     assert_eq!(run(ConvolutionAlgorithm::Fast, DType::F64), reference);
     let exact = run(ConvolutionAlgorithm::Exact, DType::F32);
     let fast = run(ConvolutionAlgorithm::Fast, DType::F32);
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
-        assert_ne!(exact, fast, "the fast algorithm was not used");
-    }
+    assert_ne!(exact, fast, "the fast algorithm was not used");
     let size = reference.iter().fold(0., |largest: f64, value| largest.max(value.abs()));
-    for (name, found, tolerance) in [("exact", exact, 2e-6), ("fast", fast, 2e-5)] {
+    for (name, found, tolerance) in [("exact", exact, 2e-6), ("fast", fast, 5e-6)] {
         for (found, reference) in found.iter().zip(&reference) {
             assert!((found - reference).abs() < tolerance * size, "{name}: {found} for {reference}");
         }

@@ -7,18 +7,41 @@ use rayon::prelude::*;
 
 use super::convolution::{Geometry, Start, backward_group, patches, roll, scratch_length, unroll, weight_groups};
 use super::lanes::{Lanes, with_widest_lanes};
-use super::product::{Right, panel, product};
+use super::product::{LINE, Right, panel, product};
 use super::{Element, assume_written, written};
 
-/// Output pixels whose patches are unrolled at once: about half a megabyte.
+/// Output pixels whose patches are unrolled at once: half a megabyte at most.
 fn pixels_per_piece(g: &Geometry) -> usize {
     (128 * 1024 / g.patch() / 12 * 12).clamp(24, 192)
 }
 
+/// A matrix in panels of columns, on a cache line.
+struct Panels {
+    memory: Vec<f32>,
+    start: usize,
+}
+
+impl Panels {
+    fn zeros(length: usize) -> Self {
+        let memory = vec![0.; length + LINE];
+        let start = memory.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        Self { memory, start }
+    }
+
+    fn values_mut(&mut self) -> &mut [f32] {
+        let end = self.memory.len() - LINE + self.start;
+        &mut self.memory[self.start..end]
+    }
+
+    fn right(&self) -> Right {
+        Right::Panels(self.memory[self.start..].as_ptr())
+    }
+}
+
 /// The matrix `[k, n]` with element `(row, column)` at `values[row·row_stride + column·column_stride]` in panels of columns.
-fn packed<L: Lanes>(k: usize, n: usize, values: &[f32], [row_stride, column_stride]: [usize; 2]) -> Vec<f32> {
-    let mut panels = vec![0.; k * n];
-    panels.par_chunks_mut(2 * L::COUNT * k).enumerate().for_each(|(index, values_of_panel)| {
+fn packed<L: Lanes>(k: usize, n: usize, values: &[f32], [row_stride, column_stride]: [usize; 2]) -> Panels {
+    let mut panels = Panels::zeros(k * n);
+    panels.values_mut().par_chunks_mut(2 * L::COUNT * k).enumerate().for_each(|(index, values_of_panel)| {
         let (start, width) = panel::<L>(index * 2 * L::COUNT, n);
         for (row, line) in values_of_panel.chunks_exact_mut(width).enumerate() {
             for (column, value) in line.iter_mut().enumerate() {
@@ -31,15 +54,20 @@ fn packed<L: Lanes>(k: usize, n: usize, values: &[f32], [row_stride, column_stri
 
 /// The convolution, plus `start`; `None` if the channels of the output do not fill registers.
 pub(super) fn forward(g: &Geometry, x: &[f32], weight: &[f32], start: Start<f32>) -> Option<Vec<f32>> {
-    with_widest_lanes!(|count| g.out_channels.is_multiple_of(count), L => forward_with::<L>(g, x, weight, start))
+    with_widest_lanes!(|count| g.out_channels.is_multiple_of(count), L => {
+        // SAFETY: the lanes are the machine's.
+        unsafe { forward_with::<L>(g, x, weight, start) }
+    })
 }
 
-fn forward_with<L: Lanes>(g: &Geometry, x: &[f32], weight: &[f32], start: Start<f32>) -> Vec<f32> {
+/// # Safety
+/// The lanes' instructions.
+unsafe fn forward_with<L: Lanes>(g: &Geometry, x: &[f32], weight: &[f32], start: Start<f32>) -> Vec<f32> {
     let (patch, out) = (g.patch(), g.out_channels);
     let weight = packed::<L>(patch, out, weight, [out, 1]);
     let piece = pixels_per_piece(g);
-    // SAFETY: the chunks cover the output, and each is written whole, by the product or by `start` before it. The lanes are
-    // the machine's, and the matrices have the sizes that are said.
+    // SAFETY: the chunks cover the output, and each is written whole, by the product or by `start` before it. The caller
+    // vouches for the lanes, and the matrices have the sizes that are said.
     unsafe {
         written(g.pixels() * out, |y| {
             y.par_chunks_mut(piece * out).enumerate().for_each(|(index, y)| {
@@ -57,7 +85,7 @@ fn forward_with<L: Lanes>(g: &Geometry, x: &[f32], weight: &[f32], start: Start<
                 }
                 f32::with_scratch(scratch_length(g, pixels), |scratch| {
                     let rows = patches(g, x, first, pixels, scratch);
-                    let (weight, y) = (Right::Panels(weight.as_ptr()), y.as_mut_ptr().cast());
+                    let (weight, y) = (weight.right(), y.as_mut_ptr().cast());
                     let accumulate = !matches!(start, Start::Nothing);
                     product::<L>([pixels, out, patch], rows.as_ptr(), [patch, 1], weight, y, accumulate);
                 });
@@ -69,33 +97,46 @@ fn forward_with<L: Lanes>(g: &Geometry, x: &[f32], weight: &[f32], start: Start<
 /// The gradient with respect to `x`, plus `existing`; `None` if the channels of the input do not fill registers.
 pub(super) fn backward_input(g: &Geometry, dy: &[f32], weight: &[f32], existing: Option<&[f32]>) -> Option<Vec<f32>> {
     let fits = |count: usize| g.in_channels.is_multiple_of(count);
-    with_widest_lanes!(fits, L => backward_input_with::<L>(g, dy, weight, existing))
+    with_widest_lanes!(fits, L => {
+        // SAFETY: the lanes are the machine's.
+        unsafe { backward_input_with::<L>(g, dy, weight, existing) }
+    })
 }
 
-fn backward_input_with<L: Lanes>(g: &Geometry, dy: &[f32], weight: &[f32], existing: Option<&[f32]>) -> Vec<f32> {
+/// # Safety
+/// The lanes' instructions.
+unsafe fn backward_input_with<L: Lanes>(
+    g: &Geometry,
+    dy: &[f32],
+    weight: &[f32],
+    existing: Option<&[f32]>,
+) -> Vec<f32> {
     let (patch, out) = (g.patch(), g.out_channels);
     let weight = packed::<L>(out, patch, weight, [1, out]);
     let (images, step) = backward_group(g);
     let group = images * g.image();
-    // SAFETY: the chunks cover the output, and each is written whole, by `existing` or with zeros, before anything is added
-    // to it. The lanes are the machine's, and the matrices have the sizes that are said.
+    // SAFETY: the chunks cover the output, and each is written whole: by the product, or by `existing` or with zeros before
+    // anything is added to it. The caller vouches for the lanes, and the matrices have the sizes that are said.
     unsafe {
         written(g.images * g.image(), |dx| {
             dx.par_chunks_mut(group).enumerate().for_each(|(index, dx)| {
                 let image = index * images;
                 let count = dx.len() / g.image();
                 let (first, pixels) = (image * g.out_height * g.out_width, count * g.out_height * g.out_width);
+                let multiply = |start: usize, count: usize, columns: *mut f32, accumulate: bool| {
+                    let dy = &dy[(first + start) * out..][..count * out];
+                    let weight = weight.right();
+                    product::<L>([count, patch, out], dy.as_ptr(), [out, 1], weight, columns, accumulate);
+                };
+                if g.is_pointwise() && existing.is_none() {
+                    return multiply(0, pixels, dx.as_mut_ptr().cast(), false);
+                }
                 let dx = match existing {
                     Some(existing) => dx.write_copy_of_slice(&existing[index * group..][..count * g.image()]),
                     None => {
                         dx.fill(MaybeUninit::new(0.));
                         assume_written(dx)
                     }
-                };
-                let multiply = |start: usize, count: usize, columns: *mut f32, accumulate: bool| {
-                    let dy = &dy[(first + start) * out..][..count * out];
-                    let weight = Right::Panels(weight.as_ptr());
-                    product::<L>([count, patch, out], dy.as_ptr(), [out, 1], weight, columns, accumulate);
                 };
                 if g.is_pointwise() {
                     return multiply(0, pixels, dx.as_mut_ptr(), true);
@@ -115,10 +156,15 @@ fn backward_input_with<L: Lanes>(g: &Geometry, dy: &[f32], weight: &[f32], exist
 
 /// The gradient with respect to the weight; `None` if the channels of the output do not fill registers.
 pub(super) fn backward_weight(g: &Geometry, x: &[f32], dy: &[f32]) -> Option<Vec<f32>> {
-    with_widest_lanes!(|count| g.out_channels.is_multiple_of(count), L => backward_weight_with::<L>(g, x, dy))
+    with_widest_lanes!(|count| g.out_channels.is_multiple_of(count), L => {
+        // SAFETY: the lanes are the machine's.
+        unsafe { backward_weight_with::<L>(g, x, dy) }
+    })
 }
 
-fn backward_weight_with<L: Lanes>(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
+/// # Safety
+/// The lanes' instructions.
+unsafe fn backward_weight_with<L: Lanes>(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
     /// Pixels multiplied at once: enough that the sums are not read and written again too often.
     const STEP: usize = 256;
     /// Sums of one piece of work, at most, unless a row of the kernel has more: half a megabyte.
@@ -132,8 +178,8 @@ fn backward_weight_with<L: Lanes>(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f3
     // Rounding up can leave the last group without pixels.
     let groups = g.pixels().div_ceil(per_group);
     let size = rows * out;
-    // SAFETY: every chunk has a group with at least one pixel; its first product writes the whole chunk. The lanes are the
-    // machine's, and the matrices have the sizes that are said.
+    // SAFETY: every chunk has a group with at least one pixel; its first product writes the whole chunk. The caller vouches for
+    // the lanes, and the matrices have the sizes that are said.
     let partial = unsafe {
         written(groups * pieces_of_kernel * size, |partial| {
             partial.par_chunks_mut(size).enumerate().for_each(|(index, partial)| {

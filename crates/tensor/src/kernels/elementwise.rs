@@ -176,5 +176,6 @@ pub(crate) fn sum_blocks<T: Element>(mut blocks: Vec<T>, size: usize) -> Vec<T> 
         }
     });
     blocks.truncate(size);
+    blocks.shrink_to_fit();
     blocks
 }

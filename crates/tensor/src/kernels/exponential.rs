@@ -23,7 +23,7 @@ const SERIES: [f64; 12] = [
     1. / 2.,
 ];
 
-/// `eˣ` to one unit in the last place; also for infinities, for results that are denormal, and what is not a number
+/// `eˣ` to two units in the last place; also for infinities, for results that are denormal, and what is not a number
 /// stays so.
 #[inline(always)]
 pub(super) fn exp(x: f64) -> f64 {

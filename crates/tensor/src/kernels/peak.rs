@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
+use super::simd::InstructionSet;
+
 /// The measured ceilings of a machine; see [`machine_peak`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MachinePeak {
-    /// The widest instructions the arithmetic was done with: `avx512`, `avx2` (with FMA) or `portable` (what every
-    /// machine of this architecture has).
-    pub instructions: &'static str,
+    /// The instructions that the arithmetic was done with.
+    pub instructions: InstructionSet,
     /// Threads of the pool, which is what "all threads" means below.
     pub threads: usize,
     /// `f32` operations per second of one thread; a multiplication with its addition counts as two.
@@ -34,8 +35,8 @@ const COPIED: usize = 1 << 25;
 
 /// Measures how fast this machine multiplies, adds and copies, which takes less than two seconds.
 ///
-/// Arithmetic: a loop of independent multiply-adds in registers, in `f32`, with the widest instructions found at run
-/// time, so that neither memory nor waiting for a result limits it. Memory: copying 128 MiB, as the C library does it.
+/// Arithmetic: a loop of independent multiply-adds in registers, in `f32`, with the instructions that kernels
+/// use, so that neither memory nor waiting for a result limits it. Memory: copying 128 MiB, as the C library does it.
 /// A direct convolution cannot be faster than the first, nor an operation that reads and writes large tensors much
 /// faster than the second. Winograd's convolution can seem to be: it is compared by the operations of the direct sum,
 /// of which it needs fewer. A cache of hundreds of megabytes makes the second a bandwidth of that cache.
@@ -88,7 +89,7 @@ fn best_rate(work: f64, mut run: impl FnMut(u64)) -> f64 {
 
 /// A loop of multiply-adds.
 struct Arithmetic {
-    instructions: &'static str,
+    instructions: InstructionSet,
     /// Operations of one repetition.
     operations: f64,
     /// Does so many repetitions.
@@ -98,22 +99,22 @@ struct Arithmetic {
 fn arithmetic() -> Arithmetic {
     #[cfg(target_arch = "x86_64")]
     {
-        use super::simd::{Instructions, instructions};
+        use super::simd::instructions;
         match instructions() {
-            Instructions::Avx512 => {
+            InstructionSet::Avx512 => {
                 // SAFETY: the machine has been asked for these instructions.
                 let run = |repetitions| unsafe { x86::avx512(repetitions) };
-                return Arithmetic { instructions: "avx512", operations: 2. * 16. * 16., run };
+                return Arithmetic { instructions: InstructionSet::Avx512, operations: 2. * 16. * 16., run };
             }
-            Instructions::Avx2 => {
+            InstructionSet::Avx2 => {
                 // SAFETY: the machine has been asked for these instructions.
                 let run = |repetitions| unsafe { x86::avx2(repetitions) };
-                return Arithmetic { instructions: "avx2", operations: 2. * 12. * 8., run };
+                return Arithmetic { instructions: InstructionSet::Avx2, operations: 2. * 12. * 8., run };
             }
-            Instructions::Portable => {}
+            InstructionSet::Portable => {}
         }
     }
-    Arithmetic { instructions: "portable", operations: 2. * 12. * 4., run: baseline }
+    Arithmetic { instructions: InstructionSet::Portable, operations: 2. * 12. * 4., run: baseline }
 }
 
 #[cfg(target_arch = "x86_64")]

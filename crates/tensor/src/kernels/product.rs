@@ -3,7 +3,7 @@
 use super::lanes::{Lanes, for_lanes, prefetch_far};
 
 /// Elements of a cache line.
-const LINE: usize = 16;
+pub(super) const LINE: usize = 16;
 /// Steps between two lines of the next panel that are asked for.
 const STEPS_PER_LINE: usize = 4;
 
@@ -134,7 +134,8 @@ pub(super) enum Right {
 /// `(row, step)` of `a: [m, k]` at `a[row·a_row + step·a_step]`.
 ///
 /// # Safety
-/// The lanes' instructions; all elements of the three matrices can be accessed; `c` overlaps neither of the others, and is
+/// The lanes' instructions; `k > 0`, without which nothing is written; all elements of the three matrices can be accessed;
+/// `c` overlaps neither of the others, and is
 /// initialised if `accumulate`.
 pub(super) unsafe fn product<L: Lanes>(
     [m, n, k]: [usize; 3],
@@ -155,7 +156,8 @@ pub(super) unsafe fn product<L: Lanes>(
             // Equal blocks rather than full ones and a small rest: sixteen rows are two of eight, not one of twelve
             // and one of four.
             let rows = m.div_ceil(m.div_ceil(rows));
-            // While one panel is multiplied, the next is fetched from further away, a share by each block of rows.
+            // While one panel is multiplied, the next is fetched from further away: by each block of rows the beginning of
+            // its share.
             let share = (depth * width).div_ceil(m.div_ceil(rows)).next_multiple_of(LINE);
             for (index, row) in (0..m).step_by(rows).enumerate() {
                 let size = [rows.min(m - row), registers, depth];
@@ -167,7 +169,7 @@ pub(super) unsafe fn product<L: Lanes>(
                     };
                     let (a, c) = (a.add(row * a_row + start * a_step), c.add(row * n + column));
                     let next = match right {
-                        Right::Panels(_) => b.wrapping_add(depth * width + index * share),
+                        Right::Panels(_) => b.wrapping_add(k * width + index * share),
                         Right::Rows(..) => b,
                     };
                     any_block::<L>(size, a, [a_row, a_step], b, b_step, c, n, accumulate || start > 0, next);

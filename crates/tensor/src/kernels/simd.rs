@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+use crate::error::{Error, Result};
+
 /// Declares a function whose body is compiled for AVX-512, for AVX2 and for the baseline of the target;
 /// the first the machine has is taken at run time. Multiplications and additions are not contracted, so
 /// element-wise results are the same on all of them.
@@ -30,10 +32,10 @@ macro_rules! multiversion {
                 }
                 match $crate::kernels::simd::instructions() {
                     // SAFETY: the machine has been asked for these instructions.
-                    $crate::kernels::simd::Instructions::Avx512 => return unsafe { avx512($($argument),*) },
+                    $crate::kernels::simd::InstructionSet::Avx512 => return unsafe { avx512($($argument),*) },
                     // SAFETY: the machine has been asked for these instructions.
-                    $crate::kernels::simd::Instructions::Avx2 => return unsafe { avx2($($argument),*) },
-                    $crate::kernels::simd::Instructions::Portable => {}
+                    $crate::kernels::simd::InstructionSet::Avx2 => return unsafe { avx2($($argument),*) },
+                    $crate::kernels::simd::InstructionSet::Portable => {}
                 }
             }
             portable($($argument),*)
@@ -43,8 +45,11 @@ macro_rules! multiversion {
 pub(super) use multiversion;
 
 /// The instruction sets that kernels are compiled for, from the narrowest to the widest.
+///
+/// Sums are cut alike on all of them, but a fused multiply-add is rounded once and the width of a register decides which
+/// sums a convolution takes together: the bits of a result are those of one set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Instructions {
+pub enum InstructionSet {
     /// What every machine of the target has (SSE2 on x86-64, NEON on AArch64).
     Portable,
     /// AVX2 with FMA.
@@ -53,16 +58,40 @@ pub(crate) enum Instructions {
     Avx512,
 }
 
-impl Instructions {
-    /// The widest set that this machine has.
+const VARIABLE: &str = "TSBD_SIMD";
+
+impl InstructionSet {
+    /// The set in use: what the environment variable `TSBD_SIMD` says (`portable`, `avx2` or `avx512`, read once), else the
+    /// widest that this machine has.
+    ///
+    /// # Errors
+    /// If the variable names no set that this machine has. Operations that do not ask use the narrowest set then; a
+    /// program asks once at its start.
+    pub fn current() -> Result<Self> {
+        chosen().map_err(|text| {
+            let way_out = "set it to `portable`, `avx2` or `avx512`, not wider than this machine, or unset it";
+            Error::value("instruction set", VARIABLE, text, way_out)
+        })
+    }
+
+    /// As in `TSBD_SIMD`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+
+    /// The widest set that this machine has. Each set includes the narrower ones.
     fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
-            if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
-                return Self::Avx512;
-            }
             if has!("avx2") && has!("fma") {
+                if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
+                    return Self::Avx512;
+                }
                 return Self::Avx2;
             }
         }
@@ -70,37 +99,25 @@ impl Instructions {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        match text {
-            "portable" => Some(Self::Portable),
-            "avx2" => Some(Self::Avx2),
-            "avx512" => Some(Self::Avx512),
-            _ => None,
-        }
+        [Self::Portable, Self::Avx2, Self::Avx512].into_iter().find(|set| set.name() == text)
     }
 }
 
-/// The environment variable that chooses a narrower set than the machine has.
-pub(crate) const VARIABLE: &str = "TSBD_SIMD";
-
-/// The set in use: the widest of the machine, or what `$TSBD_SIMD` says, read once.
-///
-/// # Errors
-/// What the variable says, if it names no set that this machine has.
-pub(crate) fn chosen() -> Result<Instructions, &'static str> {
-    static CHOSEN: OnceLock<Result<Instructions, String>> = OnceLock::new();
+fn chosen() -> std::result::Result<InstructionSet, &'static str> {
+    static CHOSEN: OnceLock<std::result::Result<InstructionSet, String>> = OnceLock::new();
     let read = || {
-        let detected = Instructions::detect();
+        let detected = InstructionSet::detect();
         let Some(text) = std::env::var_os(VARIABLE) else { return Ok(detected) };
         let text = text.to_string_lossy().into_owned();
-        Instructions::parse(&text).filter(|chosen| *chosen <= detected).ok_or(text)
+        InstructionSet::parse(&text).filter(|chosen| *chosen <= detected).ok_or(text)
     };
     CHOSEN.get_or_init(read).as_ref().copied().map_err(String::as_str)
 }
 
-/// [`chosen`], or the narrowest set where that is an error, which the operations report.
+/// [`InstructionSet::current`], or the narrowest set where that is an error.
 #[inline]
-pub(super) fn instructions() -> Instructions {
-    chosen().unwrap_or(Instructions::Portable)
+pub(super) fn instructions() -> InstructionSet {
+    chosen().unwrap_or(InstructionSet::Portable)
 }
 
 #[cfg(test)]
@@ -109,10 +126,10 @@ mod tests {
 
     #[test]
     fn the_environment_variable_takes_the_names_of_the_sets() {
-        assert_eq!(Instructions::parse("portable"), Some(Instructions::Portable));
-        assert_eq!(Instructions::parse("avx2"), Some(Instructions::Avx2));
-        assert_eq!(Instructions::parse("avx512"), Some(Instructions::Avx512));
-        assert_eq!(Instructions::parse("sse"), None);
-        assert!(Instructions::Portable < Instructions::Avx2 && Instructions::Avx2 < Instructions::Avx512);
+        assert_eq!(InstructionSet::parse("portable"), Some(InstructionSet::Portable));
+        assert_eq!(InstructionSet::parse("avx2"), Some(InstructionSet::Avx2));
+        assert_eq!(InstructionSet::parse("avx512"), Some(InstructionSet::Avx512));
+        assert_eq!(InstructionSet::parse("sse"), None);
+        assert!(InstructionSet::Portable < InstructionSet::Avx2 && InstructionSet::Avx2 < InstructionSet::Avx512);
     }
 }

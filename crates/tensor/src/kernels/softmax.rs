@@ -14,8 +14,8 @@ multiversion! {
             for (value, &x) in scratch.iter_mut().zip(x) {
                 *value = x.to_f64();
             }
-            // A row with something that is not a number, or with an infinity, has no softmax: all of it becomes NaN
-            // through the total, as in PyTorch.
+            // A row with something that is not a number, or with a positive infinity, has no softmax: all of it
+            // becomes NaN through the total, as in PyTorch.
             let largest = rows::largest(scratch);
             if logarithm {
                 let normalizer = rows::sum(scratch, |value| exp(value - largest)).ln();

@@ -4,12 +4,14 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::error::{Error, Result};
+use crate::kernels::simd::InstructionSet;
 
 /// How convolutions in `f32` are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConvolutionAlgorithm {
-    /// 3x3 convolutions with stride 1 by Winograd's F(4x4, 3x3) where sizes and machine allow it: two to three
-    /// times faster, with rounding errors about ten times as large (1e-6 relative to the largest output).
+    /// 3x3 convolutions with stride 1 and padding 1 by Winograd's F(4x4, 3x3) where the sizes allow it: up to three times as
+    /// fast, with rounding errors about ten times as large (1e-6 relative to the largest output). What is not finite in an
+    /// input spoils the whole tile of 4x4 outputs that it belongs to, and those around it.
     Fast,
     /// Every convolution as a direct sum of products.
     Exact,
@@ -35,7 +37,7 @@ impl ConvolutionAlgorithm {
         let read = || Self::parse(std::env::var_os(VARIABLE).map(|text| text.to_string_lossy().into_owned()));
         match FROM_ENVIRONMENT.get_or_init(read) {
             Ok(algorithm) => Ok(*algorithm),
-            Err(text) => Err(Error::value("conv2d", VARIABLE, text, "set it to `exact` or `fast`, or unset it")),
+            Err(text) => Err(Error::value("convolution", VARIABLE, text, "set it to `exact` or `fast`, or unset it")),
         }
     }
 
@@ -51,6 +53,18 @@ impl ConvolutionAlgorithm {
             Some(other) => Err(other.to_owned()),
         }
     }
+}
+
+/// The instruction set and the algorithm of convolutions, for people and records: `avx512, fast convolution`.
+///
+/// # Errors
+/// If one of the environment variables says what it cannot say.
+pub fn kernels_in_use() -> Result<String> {
+    let convolution = match ConvolutionAlgorithm::current()? {
+        ConvolutionAlgorithm::Fast => "fast",
+        ConvolutionAlgorithm::Exact => "exact",
+    };
+    Ok(format!("{}, {convolution} convolution", InstructionSet::current()?.name()))
 }
 
 #[cfg(test)]

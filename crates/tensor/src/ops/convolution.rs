@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::kernels::convolution::{self, Geometry, Start};
-use crate::kernels::{elementwise, simd};
+use crate::kernels::elementwise;
 use crate::operand::{Operand, by_element, dims4, exact, tensor};
 use crate::ops::ConvolutionAlgorithm;
 use crate::tape::{Backward, Var};
@@ -84,10 +84,6 @@ fn geometry(operation: &'static str, x: &Tensor, weight: &Tensor, options: Conv2
 fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, addend: Addend) -> Result<Var> {
     let g = geometry(operation, x.tensor(), weight.tensor(), options)?;
     let fast = ConvolutionAlgorithm::current()? == ConvolutionAlgorithm::Fast;
-    simd::chosen().map_err(|text| {
-        let way_out = "set it to `portable`, `avx2` or `avx512`, not wider than this machine, or unset it";
-        Error::value(operation, simd::VARIABLE, text, way_out)
-    })?;
     let out_dims = [g.images, g.out_height, g.out_width, g.out_channels];
     match addend {
         Addend::Nothing => {}

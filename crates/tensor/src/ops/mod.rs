@@ -19,7 +19,7 @@ mod pooling;
 mod resize;
 mod softmax;
 
-pub use algorithm::ConvolutionAlgorithm;
+pub use algorithm::{ConvolutionAlgorithm, kernels_in_use};
 pub(crate) use arithmetic::add_tensors;
 pub use conv_transpose::ConvTranspose2d;
 pub use convolution::Conv2d;

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 use std::ops::{Add, Sub};
 
 use super::Lanes;
-use crate::kernels::simd::Instructions;
+use crate::kernels::simd::InstructionSet;
 
 /// One register of AVX2 with FMA.
 #[derive(Clone, Copy)]
@@ -12,7 +12,7 @@ pub(in crate::kernels) struct Avx2(__m256);
 
 impl Lanes for Avx2 {
     const COUNT: usize = 8;
-    const INSTRUCTIONS: Instructions = Instructions::Avx2;
+    const INSTRUCTIONS: InstructionSet = InstructionSet::Avx2;
     const ROWS: [usize; 2] = [12, 6];
 
     #[inline(always)]

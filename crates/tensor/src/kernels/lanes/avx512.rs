@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 use std::ops::{Add, Sub};
 
 use super::Lanes;
-use crate::kernels::simd::Instructions;
+use crate::kernels::simd::InstructionSet;
 
 /// One register of AVX-512.
 #[derive(Clone, Copy)]
@@ -12,7 +12,7 @@ pub(in crate::kernels) struct Avx512(__m512);
 
 impl Lanes for Avx512 {
     const COUNT: usize = 16;
-    const INSTRUCTIONS: Instructions = Instructions::Avx512;
+    const INSTRUCTIONS: InstructionSet = InstructionSet::Avx512;
     const ROWS: [usize; 2] = [16, 12];
 
     #[inline(always)]

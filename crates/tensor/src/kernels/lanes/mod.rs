@@ -17,7 +17,7 @@ pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512;
 pub(super) use portable::Portable;
 
-use super::simd::Instructions;
+use super::simd::InstructionSet;
 
 /// One register of some instruction set. Values are made by the unsafe functions only, whose callers vouch that the
 /// machine has the instructions, so the existence of a value shows that the safe operations on it may run.
@@ -25,7 +25,7 @@ pub(super) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> {
     /// Numbers in a register.
     const COUNT: usize;
     /// The set that the register belongs to.
-    const INSTRUCTIONS: Instructions;
+    const INSTRUCTIONS: InstructionSet;
     /// How many rows of sums, one and two registers wide, fit into the registers beside the factors.
     const ROWS: [usize; 2];
 
@@ -76,7 +76,7 @@ macro_rules! for_lanes {
             #[cfg(target_arch = "x86_64")]
             {
                 use $crate::kernels::lanes::{Avx2, Avx512};
-                use $crate::kernels::simd::Instructions;
+                use $crate::kernels::simd::InstructionSet;
 
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
                 #[allow(clippy::too_many_arguments)]
@@ -92,10 +92,10 @@ macro_rules! for_lanes {
                 }
                 match <$L as $crate::kernels::lanes::Lanes>::INSTRUCTIONS {
                     // SAFETY: as for the function that is declared.
-                    Instructions::Avx512 => return unsafe { avx512::<$($N),*>($($argument),*) },
+                    InstructionSet::Avx512 => return unsafe { avx512::<$($N),*>($($argument),*) },
                     // SAFETY: as for the function that is declared.
-                    Instructions::Avx2 => return unsafe { avx2::<$($N),*>($($argument),*) },
-                    Instructions::Portable => {}
+                    InstructionSet::Avx2 => return unsafe { avx2::<$($N),*>($($argument),*) },
+                    InstructionSet::Portable => {}
                 }
             }
             // SAFETY: as for the function that is declared.
@@ -112,14 +112,14 @@ macro_rules! with_widest_lanes {
         use $crate::kernels::lanes::{Lanes, Portable};
         use $crate::kernels::simd::instructions;
 
-        let fits = $fits;
+        let (best, fits) = (instructions(), $fits);
         #[cfg(target_arch = "x86_64")]
         use $crate::kernels::lanes::{Avx2, Avx512};
         #[cfg(target_arch = "x86_64")]
-        let wide = if instructions() >= Avx512::INSTRUCTIONS && fits(Avx512::COUNT) {
+        let wide = if best >= Avx512::INSTRUCTIONS && fits(Avx512::COUNT) {
             type $L = Avx512;
             Some($call)
-        } else if instructions() >= Avx2::INSTRUCTIONS && fits(Avx2::COUNT) {
+        } else if best >= Avx2::INSTRUCTIONS && fits(Avx2::COUNT) {
             type $L = Avx2;
             Some($call)
         } else {
@@ -127,7 +127,7 @@ macro_rules! with_widest_lanes {
         };
         #[cfg(not(target_arch = "x86_64"))]
         let wide = None;
-        if wide.is_none() && fits(Portable::COUNT) {
+        if wide.is_none() && best >= Portable::INSTRUCTIONS && fits(Portable::COUNT) {
             type $L = Portable;
             Some($call)
         } else {

@@ -4,7 +4,7 @@ use std::array::from_fn;
 use std::ops::{Add, Sub};
 
 use super::Lanes;
-use crate::kernels::simd::Instructions;
+use crate::kernels::simd::InstructionSet;
 
 const COUNT: usize = 8;
 
@@ -14,7 +14,7 @@ pub(in crate::kernels) struct Portable([f32; COUNT]);
 
 impl Lanes for Portable {
     const COUNT: usize = COUNT;
-    const INSTRUCTIONS: Instructions = Instructions::Portable;
+    const INSTRUCTIONS: InstructionSet = InstructionSet::Portable;
     const ROWS: [usize; 2] = [6, 4];
 
     #[inline(always)]

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use super::convolution::Geometry;
 use super::lanes::{Lanes, with_widest_lanes};
-use super::product::{Right, panel, product};
+use super::product::{LINE, Right, panel, product};
 use super::{Element, written};
 use transform::{POSITIONS, TILE};
 
@@ -111,7 +111,7 @@ impl Shared {
 }
 
 /// Elements added between positions, so that they do not all fall on the same cache sets.
-const SKEW: usize = 16;
+const SKEW: usize = LINE;
 
 /// A matrix for each of the 36 positions, written by pieces of work and then read.
 struct Positions {
@@ -126,9 +126,9 @@ impl Positions {
     /// Room for matrices of `size` elements, on a cache line each where `size` allows it.
     fn of(size: usize) -> Self {
         let stride = size + SKEW;
-        let mut memory = Vec::with_capacity(POSITIONS * stride + ALIGNMENT);
+        let mut memory = Vec::with_capacity(POSITIONS * stride + LINE);
         let first = Shared::of(memory.spare_capacity_mut());
-        let first = Shared(first.at(first.0.align_offset(4 * ALIGNMENT).min(ALIGNMENT)));
+        let first = Shared(first.at(first.0.align_offset(LINE * size_of::<f32>()).min(LINE)));
         Self { memory, first, stride }
     }
 
@@ -139,10 +139,8 @@ impl Positions {
     }
 }
 
-/// Elements of a cache line.
-const ALIGNMENT: usize = 16;
-
-/// Tiles per piece of work: the transformed patches and products take about half a megabyte.
+/// Tiles per piece of work: the transformed patches and products take about half a megabyte, and more for many channels,
+/// whose transformed weights are read once per piece.
 fn tiles_per_piece(g: &Geometry) -> usize {
     let tiles = 128 * 1024 / (POSITIONS * (g.in_channels + g.out_channels));
     match tiles {
@@ -156,12 +154,15 @@ fn tiles_per_piece(g: &Geometry) -> usize {
 
 /// The first 64-byte boundary in a slice, and `length` elements from there.
 fn aligned(scratch: &mut [f32], length: usize) -> *mut f32 {
-    let offset = scratch.as_ptr().align_offset(4 * ALIGNMENT).min(ALIGNMENT);
+    let offset = scratch.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
     scratch[offset..][..length].as_mut_ptr()
 }
 
 /// `weight: [3, 3, k, n]` transformed: matrices `[k, n]` in panels of columns.
-fn transformed_weight<L: Lanes>(weight: &[f32], k: usize, n: usize) -> Positions {
+///
+/// # Safety
+/// The lanes' instructions.
+unsafe fn transformed_weight<L: Lanes>(weight: &[f32], k: usize, n: usize) -> Positions {
     assert_eq!(weight.len(), 9 * k * n);
     let u = Positions::of(k * n);
     (0..k).into_par_iter().with_min_len(16).for_each(|row| {
@@ -204,8 +205,11 @@ fn turned_weight(weight: &[f32], inputs: usize, outputs: usize) -> Vec<f32> {
 /// The convolution of `x` with a weight `[3, 3, in, out]`, plus `addend`.
 pub(super) fn forward(g: &Geometry, x: &[f32], weight: &[f32], addend: Option<&[f32]>) -> Option<Vec<f32>> {
     with_lanes!(g, L => {
-        let weight = transformed_weight::<L>(weight, g.in_channels, g.out_channels);
-        convolve::<L>(g, x, &weight, addend)
+        // SAFETY: the lanes are the machine's.
+        unsafe {
+            let weight = transformed_weight::<L>(weight, g.in_channels, g.out_channels);
+            convolve::<L>(g, x, &weight, addend)
+        }
     })
 }
 
@@ -213,19 +217,26 @@ pub(super) fn forward(g: &Geometry, x: &[f32], weight: &[f32], addend: Option<&[
 pub(super) fn backward_input(g: &Geometry, dy: &[f32], weight: &[f32], existing: Option<&[f32]>) -> Option<Vec<f32>> {
     with_lanes!(g, L => {
         let turned = turned_weight(weight, g.in_channels, g.out_channels);
-        let weight = transformed_weight::<L>(&turned, g.out_channels, g.in_channels);
-        let g = Geometry { in_channels: g.out_channels, out_channels: g.in_channels, ..*g };
-        convolve::<L>(&g, dy, &weight, existing)
+        let turned_sizes = Geometry { in_channels: g.out_channels, out_channels: g.in_channels, ..*g };
+        // SAFETY: the lanes are the machine's.
+        unsafe {
+            let weight = transformed_weight::<L>(&turned, g.out_channels, g.in_channels);
+            convolve::<L>(&turned_sizes, dy, &weight, existing)
+        }
     })
 }
 
-fn convolve<L: Lanes>(g: &Geometry, x: &[f32], weight: &Positions, addend: Option<&[f32]>) -> Vec<f32> {
+/// The convolution with transformed weights, plus `addend`.
+///
+/// # Safety
+/// The lanes' instructions.
+unsafe fn convolve<L: Lanes>(g: &Geometry, x: &[f32], weight: &Positions, addend: Option<&[f32]>) -> Vec<f32> {
     let (input, output) = (Maps::input(g), Maps::output(g));
     assert!(x.len() == input.length() && addend.is_none_or(|addend| addend.len() == output.length()));
     let (k, n) = (g.in_channels, g.out_channels);
     assert!(weight.stride >= k * n);
     let (tiles, piece) = (input.tiles(), tiles_per_piece(g));
-    // SAFETY: the lanes are the machine's (`with_lanes`); the pieces write every tile of the output, each its own; the
+    // SAFETY: the caller vouches for the lanes; the pieces write every tile of the output, each its own; the
     // lengths of all slices have been asserted.
     unsafe {
         written(output.length(), |y| {
@@ -234,7 +245,7 @@ fn convolve<L: Lanes>(g: &Geometry, x: &[f32], weight: &Positions, addend: Optio
                 let (first, count) = (index * piece, piece.min(tiles - index * piece));
                 let (v_stride, m_stride) = (count * k + SKEW, count * n + SKEW);
                 let length = POSITIONS * (v_stride + m_stride);
-                f32::with_scratch(length + ALIGNMENT, |scratch| {
+                f32::with_scratch(length + LINE, |scratch| {
                     let v = aligned(scratch, length);
                     let m = v.add(POSITIONS * v_stride);
                     transform::patches::<L>(&input, x.as_ptr(), first, count, v, v_stride);
@@ -253,7 +264,10 @@ fn convolve<L: Lanes>(g: &Geometry, x: &[f32], weight: &Positions, addend: Optio
 
 /// The gradient of the weight.
 pub(super) fn backward_weight(g: &Geometry, x: &[f32], dy: &[f32]) -> Option<Vec<f32>> {
-    with_lanes!(g, L => weight_gradient::<L>(g, x, dy))
+    with_lanes!(g, L => {
+        // SAFETY: the lanes are the machine's.
+        unsafe { weight_gradient::<L>(g, x, dy) }
+    })
 }
 
 /// Channels of a block of the weight gradient along each side: its 36 products and a piece of what they are made of stay
@@ -262,7 +276,10 @@ const BLOCK: usize = 64;
 
 /// The tiles are cut into a fixed number of groups and the channels into blocks; each pair is a piece of work with products
 /// of its own.
-fn weight_gradient<L: Lanes>(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
+///
+/// # Safety
+/// The lanes' instructions.
+unsafe fn weight_gradient<L: Lanes>(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
     let (input, output) = (Maps::input(g), Maps::output(g));
     assert!(x.len() == input.length() && dy.len() == output.length());
     let (k, n, tiles) = (g.in_channels, g.out_channels, input.tiles());
@@ -270,7 +287,7 @@ fn weight_gradient<L: Lanes>(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
     let groups = (16 / (blocks[0] * blocks[1])).clamp(1, tiles.div_ceil(256));
     let per_group = tiles.div_ceil(groups);
     let groups = tiles.div_ceil(per_group);
-    // SAFETY: the lanes are the machine's (`with_lanes`); every block writes its own part of every tap.
+    // SAFETY: the caller vouches for the lanes; every block writes its own part of every tap.
     unsafe {
         written(9 * k * n, |dw| {
             let dw = Shared::of(dw);
@@ -309,7 +326,7 @@ unsafe fn tap_products<L: Lanes>(input: &Maps, output: &Maps, x: &[f32], dy: &[f
     let piece = (48 * BLOCK / k.max(n)).min(96);
     let (v_stride, m_stride) = (piece * k + SKEW, piece * n + SKEW);
     let length = POSITIONS * (v_stride + m_stride);
-    f32::with_scratch(length + ALIGNMENT, |scratch| {
+    f32::with_scratch(length + LINE, |scratch| {
         let v = aligned(scratch, length);
         // SAFETY: the caller vouches for the maps; the products of the first piece write all of their matrices.
         unsafe {

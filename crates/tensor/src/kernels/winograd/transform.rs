@@ -1,5 +1,5 @@
 //! The transforms of F(4x4, 3x3) (Lavin and Gray 2016, "Fast algorithms for convolutional neural networks",
-//! section 4.3), sixteen channels at a time. Points 0, ±1, ±2 and infinity.
+//! section 4.3), one register of channels at a time. Points 0, ±1, ±2 and infinity.
 //!
 //! In one dimension, with `d` the six inputs, `g` the three taps and `m` the six products, the four outputs
 //! are `Aᵀ [(G g) ⊙ (Bᵀ d)]`. The weight gradient uses the transposed maps: `Gᵀ [(A dy) ⊙ (Bᵀ d)]`. In two
@@ -14,7 +14,7 @@ use crate::kernels::lanes::{Lanes, for_lanes, prefetch};
 /// Side of an output tile.
 pub(super) const TILE: usize = 4;
 /// Side of an input patch: a tile and the kernel's margin.
-pub(super) const PATCH: usize = 6;
+const PATCH: usize = 6;
 /// Products per tile and channel.
 pub(super) const POSITIONS: usize = PATCH * PATCH;
 
