@@ -17,13 +17,24 @@ mod terminal;
 mod workbench;
 
 use clap::Parser;
+use tsbd_tensor::{ConvolutionAlgorithm, InstructionSet};
+
+use failure::{Exit, Failure};
 
 fn main() -> std::process::ExitCode {
     tsbd_tensor::memory::keep_freed_pages();
     let arguments = command_line::CommandLine::parse();
     terminal::prepare(&arguments.talk);
-    match arguments.run() {
+    match check_environment().and_then(|()| arguments.run()) {
         Ok(exit) => exit.into(),
         Err(failure) => failure.report().into(),
     }
+}
+
+/// Refuses values of the kernels' environment variables that mean nothing, before anything starts.
+fn check_environment() -> Result<(), Failure> {
+    let refused = |error| Failure::from_error(Exit::Refused, error);
+    InstructionSet::current().map_err(refused)?;
+    ConvolutionAlgorithm::current().map_err(refused)?;
+    Ok(())
 }

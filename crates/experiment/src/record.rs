@@ -81,6 +81,10 @@ pub struct Artefact {
 pub struct Provenance {
     /// `cpu`, `cuda:0`, ...
     pub device: String,
+    /// What the kernels were: the instruction set and the algorithm of convolutions, as `avx512, fast convolution`. With other
+    /// ones results differ by rounding. Empty in records from before it was kept.
+    #[serde(default)]
+    pub kernels: String,
     /// Threads the cell computed with.
     pub threads: usize,
     /// Wall-clock seconds of computing, those of interrupted attempts that it continued included.

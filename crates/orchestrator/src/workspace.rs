@@ -162,6 +162,7 @@ impl CellWorkspace {
             artefacts: BTreeMap::new(),
             provenance: Provenance {
                 device: self.arguments.device.clone(),
+                kernels: tsbd_tensor::kernels_in_use().unwrap_or_else(|error| error.to_string()),
                 threads: self.arguments.threads,
                 seconds: self.earlier_seconds + elapsed.as_secs_f64(),
                 peak_memory_bytes: peak_memory_bytes(),

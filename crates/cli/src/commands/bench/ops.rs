@@ -155,7 +155,7 @@ impl Row {
 
 fn peak_json(peak: &MachinePeak) -> Value {
     json!({
-        "instructions": peak.instructions, "threads": peak.threads,
+        "instructions": peak.instructions.name(), "threads": peak.threads,
         "one_thread_gflops_per_second": peak.one_thread_flops / 1e9, "gflops_per_second": peak.flops / 1e9,
         "one_thread_copy_gigabytes_per_second": peak.one_thread_copy / 1e9,
         "copy_gigabytes_per_second": peak.copy / 1e9,
@@ -195,6 +195,7 @@ fn text(ops: &Ops, peak: &MachinePeak, rows: &[Row]) -> String {
         ]);
     }
     let MachinePeak { instructions, threads, one_thread_flops, flops, one_thread_copy, copy } = *peak;
+    let instructions = instructions.name();
     let Ops { width, batch, image_size, .. } = ops;
     let mut text = format!(
         "PreAct-ResNet18, width {width}, {image_size}x{image_size} pixels, batch {batch}, f32, {threads} threads\n\
@@ -234,12 +235,14 @@ fn convolutions_of_a_step(rows: &[Row]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tsbd_tensor::InstructionSet;
+
     use super::*;
 
     #[test]
     fn a_row_compares_operations_with_arithmetic_and_bytes_with_copying() {
         let peak = MachinePeak {
-            instructions: "avx512",
+            instructions: InstructionSet::Avx512,
             threads: 2,
             one_thread_flops: 1e9,
             flops: 2e9,
