@@ -14,7 +14,7 @@ TSBD = $(or $(CARGO_TARGET_DIR),target)/release/tsbd
 # Always the whole workspace: cargo compiles dependencies once for each set of packages that it is asked for.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 data test check bench bench-cpu build
+.PHONY: help demo table1 data test check audit bench bench-cpu build
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -36,8 +36,11 @@ check: ## format, lints, documentation, licences, import directions
 	cargo clippy --release --workspace --all-targets $(CARGO_ARGS) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps $(CARGO_ARGS)
 	tools/check-imports.sh
-	@if command -v cargo-deny >/dev/null; then cargo deny check; \
+	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
 	else echo 'skipped: cargo deny check (install it with: cargo install --locked cargo-deny)'; fi
+
+audit: ## known vulnerabilities and unmaintained dependencies (asks the network; needs cargo-deny)
+	cargo deny check advisories
 
 bench: build ## training throughput of this machine
 	@$(TSBD) bench train $(ARGS)
