@@ -123,12 +123,13 @@ proptest! {
         images in 1usize..4, rows in 1usize..40, classes in 1usize..90, scale in 0.1f64..30., smoothing in 0f64..1.,
     ) {
         let x = [(values(&[images, rows, classes], 1) * scale).unwrap()];
-        compare(&x, 1e-6, &|v| v[0].softmax());
-        compare(&x, 1e-6, &|v| v[0].log_softmax());
+        // Close to a certain class the gradients are small differences of numbers of size 1.
+        compare(&x, 1e-5, &|v| v[0].softmax());
+        compare(&x, 1e-5, &|v| v[0].log_softmax());
         let labels: Vec<u32> = (0..images * rows).map(|row| (row * 7 % classes) as u32).collect();
         let labels = Tensor::from_vec(labels, images * rows, &Device::Cpu).unwrap();
         let options = CrossEntropy { label_smoothing: smoothing };
-        compare(&x, 1e-6, &|v| v[0].reshape(&[images * rows, classes])?.cross_entropy_per_sample(&labels, options));
+        compare(&x, 1e-5, &|v| v[0].reshape(&[images * rows, classes])?.cross_entropy_per_sample(&labels, options));
     }
 
     #[test]
@@ -150,10 +151,11 @@ proptest! {
         out_width in 1usize..20, reach in 0.3f64..2., border: bool, align_corners: bool,
     ) {
         let x = values(&[images, height, width, channels], 1);
-        compare(std::slice::from_ref(&x), 1e-6, &|v| v[0].resize_bilinear(out_height, out_width, align_corners));
+        // The gradient of a pixel is a sum over all points that see it.
+        compare(std::slice::from_ref(&x), 1e-5, &|v| v[0].resize_bilinear(out_height, out_width, align_corners));
         let grid = (values(&[images, out_height, out_width, 2], 2) * reach).unwrap();
         let padding = if border { GridPadding::Border } else { GridPadding::Zeros };
-        compare(&[x, grid], 2e-6, &|v| v[0].grid_sample(&v[1], GridSample { padding, align_corners }));
+        compare(&[x, grid], 1e-5, &|v| v[0].grid_sample(&v[1], GridSample { padding, align_corners }));
     }
 
     #[test]
