@@ -9,8 +9,8 @@ use crate::kernels::simd::InstructionSet;
 /// How convolutions in `f32` are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConvolutionAlgorithm {
-    /// 3x3 convolutions with stride 1 and padding 1 by Winograd's F(4x4, 3x3) where the sizes allow it: up to three times as
-    /// fast, with rounding errors about ten times as large (1e-6 relative to the largest output). What is not finite in an
+    /// 3x3 convolutions with stride 1 and padding 1 by Winograd's F(4x4, 3x3) where the sizes allow it: a quarter of the
+    /// products, with rounding errors about ten times as large (1e-6 relative to the largest output). What is not finite in an
     /// input spoils the whole tile of 4x4 outputs that it belongs to, and those around it.
     Fast,
     /// Every convolution as a direct sum of products.
