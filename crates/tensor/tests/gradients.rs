@@ -1,5 +1,8 @@
 //! Every differentiable operation against central finite differences, in `f64`.
 
+mod sequence;
+
+use sequence::values;
 use tsbd_tensor::check::finite_differences;
 use tsbd_tensor::{
     BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, Device, GridPadding, GridSample, Statistics, Tensor, Var,
@@ -7,19 +10,6 @@ use tsbd_tensor::{
 
 /// Central differences in `f64` with a step of 1e-5 are good to about 1e-9.
 const TOLERANCE: f64 = 1e-7;
-
-/// Values in (-1, 1) without a pattern, no two equal, none close to 0 (where ReLU has a kink): a sequence
-/// of multiples of an irrational number.
-fn values(dims: &[usize], start: usize) -> Tensor {
-    let count = dims.iter().product();
-    let values: Vec<f64> = (0..count)
-        .map(|index| {
-            let value = ((start * 1000 + index + 1) as f64 * 0.754_877_666_246_692_8).fract() * 2. - 1.;
-            value + 0.01 * value.signum()
-        })
-        .collect();
-    Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
-}
 
 #[track_caller]
 fn check(inputs: &[Tensor], function: impl Fn(&[Var]) -> tsbd_tensor::Result<Var>) {

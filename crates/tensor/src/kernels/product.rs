@@ -135,8 +135,7 @@ pub(super) enum Right {
 ///
 /// # Safety
 /// The lanes' instructions; `k > 0`, without which nothing is written; all elements of the three matrices can be accessed;
-/// `c` overlaps neither of the others, and is
-/// initialised if `accumulate`.
+/// `c` overlaps neither of the others, and is initialised if `accumulate`.
 pub(super) unsafe fn product<L: Lanes>(
     [m, n, k]: [usize; 3],
     a: *const f32,

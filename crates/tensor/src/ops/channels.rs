@@ -4,6 +4,7 @@
 use candle_core::Tensor;
 
 use crate::error::Result;
+use crate::kernels::elementwise;
 use crate::kernels::normalization::{self, Affine};
 use crate::operand::{Operand, by_element, exact, tensor};
 use crate::tape::Var;
@@ -21,7 +22,7 @@ impl Var {
             let kept_x = scale.node().map(|node| (node, self.tensor().clone()));
             Box::new(move |dy, flow| {
                 if let Some(node) = shift_node {
-                    flow.add(node, sums(OPERATION, &dy)?)?;
+                    flow.add(node, channel_sums(OPERATION, &dy)?)?;
                 }
                 if let Some((node, x)) = kept_x {
                     flow.add(node, products(OPERATION, &dy, &x)?)?;
@@ -37,7 +38,7 @@ impl Var {
     /// The sum over all places of every channel: `[..., channels]` to `[channels]`.
     pub(crate) fn channel_sums(&self) -> Result<Var> {
         const OPERATION: &str = "channel_sums";
-        Var::computed(OPERATION, sums(OPERATION, self.tensor())?, &[self], || {
+        Var::computed(OPERATION, channel_sums(OPERATION, self.tensor())?, &[self], || {
             let (node, dims) = (self.node(), self.dims().to_vec());
             Box::new(move |dy, flow| match node {
                 Some(node) => flow.add(node, Var::constant(dy).over_rows(&dims)?.tensor().clone()),
@@ -94,12 +95,11 @@ fn products(operation: &'static str, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// `Σ x` per channel.
-fn sums(operation: &'static str, x: &Tensor) -> Result<Tensor> {
+/// `Σ x` per channel: also the gradient of a bias.
+pub(super) fn channel_sums(operation: &'static str, x: &Tensor) -> Result<Tensor> {
     let channels = x.dim(candle_core::D::Minus1)?;
-    by_element!(operation, "self", x, T => {
-        let x = Operand::<T>::read(operation, "self", x)?;
-        tensor(crate::kernels::elementwise::column_sums(&x, channels), &[channels])
+    by_element!(operation, "x", x, T => {
+        tensor(elementwise::column_sums(&Operand::<T>::read(operation, "x", x)?, channels), &[channels])
     })
 }
 

@@ -5,9 +5,10 @@ use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::kernels::convolution::{self, Geometry, Start};
-use crate::kernels::elementwise;
 use crate::operand::{Operand, by_element, dims4, exact, tensor};
 use crate::ops::ConvolutionAlgorithm;
+use crate::ops::channels::channel_sums;
+use crate::ops::convolution::weight_gradient;
 use crate::tape::Var;
 
 /// How the window of a transposed convolution moves over its output, the same along height and width.
@@ -63,10 +64,10 @@ impl Var {
             let kept_x = weight.node().map(|node| (node, self.tensor().clone()));
             Box::new(move |dy, flow| {
                 if let Some(node) = bias_node {
-                    flow.add(node, bias_gradient(&g, &dy)?)?;
+                    flow.add(node, channel_sums(BACKWARD, &dy)?)?;
                 }
                 if let Some((node, x)) = kept_x {
-                    flow.add(node, weight_gradient(&g, fast, &x, &dy)?)?;
+                    flow.add(node, weight_gradient(&g, fast, &dy, &x)?)?;
                 }
                 let Some((node, weight)) = kept_weight else { return Ok(()) };
                 let existing = flow.take(node);
@@ -129,20 +130,5 @@ fn input_gradient(g: &Geometry, fast: bool, dy: &Tensor, weight: &Tensor, existi
         let start = existing.as_deref().map_or(Start::Nothing, Start::Residual);
         let dx = convolution::forward(g, fast, &dy, &weight, start);
         tensor(dx, &[g.images, g.out_height, g.out_width, g.out_channels])
-    })
-}
-
-fn weight_gradient(g: &Geometry, fast: bool, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    by_element!(BACKWARD, "dy", dy, T => {
-        let (x, dy) = (Operand::<T>::read(BACKWARD, "x", x)?, Operand::<T>::read(BACKWARD, "dy", dy)?);
-        let dw = convolution::backward_weight(g, fast, &dy, &x);
-        tensor(dw, &[g.kernel_height, g.kernel_width, g.in_channels, g.out_channels])
-    })
-}
-
-fn bias_gradient(g: &Geometry, dy: &Tensor) -> Result<Tensor> {
-    by_element!(BACKWARD, "dy", dy, T => {
-        let sums = elementwise::column_sums(&Operand::<T>::read(BACKWARD, "dy", dy)?, g.in_channels);
-        tensor(sums, &[g.in_channels])
     })
 }

@@ -4,9 +4,9 @@ use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::kernels::convolution::{self, Geometry, Start};
-use crate::kernels::elementwise;
 use crate::operand::{Operand, by_element, dims4, exact, tensor};
 use crate::ops::ConvolutionAlgorithm;
+use crate::ops::channels::channel_sums;
 use crate::tape::{Backward, Var};
 
 /// How the window of a convolution moves, the same along height and width.
@@ -123,7 +123,7 @@ fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, add
         let kept_x = weight_node.map(|node| (node, x.tensor().clone()));
         Box::new(move |dy, flow| {
             if let Some(node) = bias_node {
-                flow.add(node, bias_gradient(&g, &dy)?)?;
+                flow.add(node, channel_sums(BACKWARD, &dy)?)?;
             }
             if let Some((node, x)) = kept_x {
                 flow.add(node, weight_gradient(&g, fast, &x, &dy)?)?;
@@ -172,17 +172,11 @@ fn input_gradient(g: &Geometry, fast: bool, dy: &Tensor, weight: &Tensor, existi
     })
 }
 
-fn weight_gradient(g: &Geometry, fast: bool, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+/// The gradient of the weight, from the input of the convolution and the gradient of its output.
+pub(super) fn weight_gradient(g: &Geometry, fast: bool, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     by_element!(BACKWARD, "dy", dy, T => {
         let (x, dy) = (Operand::<T>::read(BACKWARD, "x", x)?, Operand::<T>::read(BACKWARD, "dy", dy)?);
         let dw = convolution::backward_weight(g, fast, &x, &dy);
         tensor(dw, &[g.kernel_height, g.kernel_width, g.in_channels, g.out_channels])
-    })
-}
-
-fn bias_gradient(g: &Geometry, dy: &Tensor) -> Result<Tensor> {
-    by_element!(BACKWARD, "dy", dy, T => {
-        let sums = elementwise::column_sums(&Operand::<T>::read(BACKWARD, "dy", dy)?, g.out_channels);
-        tensor(sums, &[g.out_channels])
     })
 }

@@ -3,8 +3,9 @@
 use candle_core::Tensor;
 
 use crate::error::{Error, Result};
-use crate::kernels::{elementwise, matrix};
+use crate::kernels::matrix;
 use crate::operand::{Operand, by_element, exact, tensor};
+use crate::ops::channels::channel_sums;
 use crate::tangent::sum_of;
 use crate::tape::{Backward, Var};
 
@@ -44,7 +45,7 @@ impl Var {
             let kept_x = weight.node().map(|node| (node, x.clone()));
             Box::new(move |dy, flow| {
                 if let Some(node) = bias_node {
-                    flow.add(node, bias_gradient(&dy, outputs)?)?;
+                    flow.add(node, channel_sums(BACKWARD, &dy)?)?;
                 }
                 if let Some((node, x)) = kept_x {
                     flow.add(node, weight_gradient(&x, &dy, inputs, outputs)?)?;
@@ -67,12 +68,6 @@ impl Var {
 }
 
 const BACKWARD: &str = "linear backward";
-
-fn bias_gradient(dy: &Tensor, outputs: usize) -> Result<Tensor> {
-    by_element!(BACKWARD, "dy", dy, T => {
-        tensor(elementwise::column_sums(&Operand::<T>::read(BACKWARD, "dy", dy)?, outputs), &[outputs])
-    })
-}
 
 fn weight_gradient(x: &Tensor, dy: &Tensor, inputs: usize, outputs: usize) -> Result<Tensor> {
     by_element!(BACKWARD, "dy", dy, T => {
