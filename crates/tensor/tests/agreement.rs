@@ -3,8 +3,8 @@
 
 use proptest::prelude::*;
 use tsbd_tensor::{
-    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, DType, Device, GridPadding, GridSample, Result, Statistics, Tape,
-    Tensor, Var,
+    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, DType, Device, GridPadding, GridSample, InstructionSet, Result,
+    Statistics, Tape, Tensor, Var,
 };
 
 /// Random values in (-1, 1): SplitMix64 (Steele, Lea and Flood 2014) of the element's number.
@@ -50,6 +50,17 @@ fn compare(inputs: &[Tensor], tolerance: f64, function: &dyn Fn(&[Var]) -> Resul
     }
 }
 
+/// The tolerance for convolutions: on tile registers factors are rounded to 16 bits, and the fast algorithm enlarges that as
+/// it does every rounding.
+fn rounding() -> f64 {
+    if InstructionSet::current().unwrap() == InstructionSet::Amx { 5e-4 } else { 2e-5 }
+}
+
+/// Multiples of 8 channels: some for registers of 8 and of 16, some for tiles as well.
+fn eights() -> impl Strategy<Value = usize> {
+    prop_oneof![1usize..6, (1usize..4).prop_map(|count| 4 * count)].prop_map(|count| 8 * count)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -60,24 +71,24 @@ proptest! {
     ) {
         let options = Conv2d { stride, padding: padding.min(kernel - 1) };
         let inputs = [values(&[images, height, width, inputs], 1), values(&[kernel, kernel, inputs, outputs], 2)];
-        compare(&inputs, 1e-5, &|v| v[0].conv2d(&v[1], None, options));
+        compare(&inputs, rounding(), &|v| v[0].conv2d(&v[1], None, options));
     }
 
     #[test]
     fn convolution_over_tiles_in_f32_is_convolution_in_f64(
-        images in 1usize..5, height in 3usize..14, width in 3usize..14, inputs in 1usize..6, outputs in 1usize..6,
+        images in 1usize..5, height in 3usize..14, width in 3usize..14, inputs in eights(), outputs in eights(),
         residual: bool,
     ) {
         // 3x3, stride 1, channels in multiples of 8: the shapes of most layers of a network, with whole and with partial
-        // tiles, and registers of 8 and of 16.
-        let (dims, outputs) = ([images, height, width, 8 * inputs], 8 * outputs);
+        // squares.
+        let dims = [images, height, width, inputs];
         let mut arguments = vec![values(&dims, 1), values(&[3, 3, dims[3], outputs], 2)];
         let options = Conv2d { stride: 1, padding: 1 };
         if residual {
             arguments.push(values(&[dims[0], dims[1], dims[2], outputs], 3));
-            compare(&arguments, 2e-5, &|v| v[0].conv2d_add(&v[1], options, &v[2]));
+            compare(&arguments, rounding(), &|v| v[0].conv2d_add(&v[1], options, &v[2]));
         } else {
-            compare(&arguments, 2e-5, &|v| v[0].conv2d(&v[1], None, options));
+            compare(&arguments, rounding(), &|v| v[0].conv2d(&v[1], None, options));
         }
     }
 
@@ -167,7 +178,7 @@ proptest! {
         let options = ConvTranspose2d { stride, padding, output_padding: output_padding.min(stride - 1) };
         let x = values(&[images, height, width, inputs], 1);
         let arguments = [x, values(&[kernel, kernel, outputs, inputs], 2), values(&[outputs], 3)];
-        compare(&arguments, 1e-5, &|v| v[0].conv_transpose2d(&v[1], Some(&v[2]), options));
+        compare(&arguments, rounding(), &|v| v[0].conv_transpose2d(&v[1], Some(&v[2]), options));
     }
 
     #[test]
@@ -179,7 +190,7 @@ proptest! {
         let x = values(&[images, 4 * height, 4 * width, 16 * inputs], 1);
         let outputs = if existing { inputs } else { outputs };
         let arguments = [x, values(&[3, 3, 16 * outputs, 16 * inputs], 2), values(&[16 * outputs], 3)];
-        compare(&arguments, 2e-5, &|v| {
+        compare(&arguments, rounding(), &|v| {
             let options = ConvTranspose2d { stride: 1, padding: 1, output_padding: 0 };
             let y = v[0].conv_transpose2d(&v[1], Some(&v[2]), options)?;
             if existing { y.add(&v[0]) } else { Ok(y) }
@@ -229,10 +240,10 @@ fn assert_independent_of_threads(inputs: &[Tensor], function: &(dyn Fn(&[Var]) -
 #[test]
 fn wide_layers_in_f32_are_those_in_f64_with_any_number_of_threads() {
     // Winograd: 300 tiles with partial ones, in 2 groups of several pieces; 2x3 blocks of channels, the last ones of 8 and 16
-    // channels (for registers of 8) or of 16 (for both).
-    for (inputs, outputs) in [(72, 136), (80, 144)] {
+    // channels (for registers of 8), of 16 (for both), and of 32 (for tiles as well).
+    for (inputs, outputs) in [(72, 136), (80, 144), (96, 160)] {
         let arguments = [values(&[12, 19, 18, inputs], 1), values(&[3, 3, inputs, outputs], 2)];
-        compare_on_any_threads(&arguments, 2e-5, &|v| v[0].conv2d(&v[1], None, Conv2d { stride: 1, padding: 1 }));
+        compare_on_any_threads(&arguments, rounding(), &|v| v[0].conv2d(&v[1], None, Conv2d { stride: 1, padding: 1 }));
     }
     // Direct: 810 pixels in 2 groups, odd panels for registers of 8 and of 16, more steps than are taken at once; the larger
     // one with its kernel in rows.
@@ -240,14 +251,16 @@ fn wide_layers_in_f32_are_those_in_f64_with_any_number_of_threads() {
         let options = Conv2d { stride: 2, padding: 1 };
         let (x, weight) = (values(&[10, 17, 17, channels], 1), values(&[3, 3, channels, channels], 2));
         let biased = [x.clone(), weight.clone(), values(&[channels], 3)];
-        compare_on_any_threads(&biased, 1e-5, &|v| v[0].conv2d(&v[1], Some(&v[2]), options));
+        compare_on_any_threads(&biased, rounding(), &|v| v[0].conv2d(&v[1], Some(&v[2]), options));
         let added = [x, weight, values(&[10, 9, 9, channels], 3)];
-        compare_on_any_threads(&added, 1e-5, &|v| v[0].conv2d_add(&v[1], options, &v[2]));
+        compare_on_any_threads(&added, rounding(), &|v| v[0].conv2d_add(&v[1], options, &v[2]));
     }
     // Pointwise: the patches are the input itself, with and without a gradient to be added to.
-    let arguments = [values(&[6, 11, 11, 48], 1), values(&[1, 1, 48, 48], 2)];
-    compare_on_any_threads(&arguments, 1e-5, &|v| v[0].conv2d(&v[1], None, Conv2d::default()));
-    compare_on_any_threads(&arguments, 1e-5, &|v| v[0].conv2d(&v[1], None, Conv2d::default())?.add(&v[0]));
+    for channels in [48, 64] {
+        let arguments = [values(&[6, 11, 11, channels], 1), values(&[1, 1, channels, channels], 2)];
+        compare_on_any_threads(&arguments, rounding(), &|v| v[0].conv2d(&v[1], None, Conv2d::default()));
+        compare_on_any_threads(&arguments, rounding(), &|v| v[0].conv2d(&v[1], None, Conv2d::default())?.add(&v[0]));
+    }
 }
 
 fn compare_on_any_threads(arguments: &[Tensor], tolerance: f64, function: &(dyn Fn(&[Var]) -> Result<Var> + Sync)) {
@@ -267,8 +280,11 @@ fn the_instruction_set_that_is_asked_for_is_used_and_a_wrong_one_refused() {
         text.lines().find_map(|line| line.split_once("bits: ").map(|(_, bits)| bits.to_owned()))
     };
     let portable = bits("portable").expect("a convolution");
-    if has_avx2() {
+    if widest() >= InstructionSet::Avx2 {
         assert_ne!(bits("avx2").expect("a convolution"), portable);
+    }
+    if widest() >= InstructionSet::Amx {
+        assert_ne!(bits("amx").expect("a convolution"), bits("avx512").expect("a convolution"));
     }
     assert_eq!(bits("sse").as_deref(), Some("refused"));
 }
@@ -276,10 +292,10 @@ fn the_instruction_set_that_is_asked_for_is_used_and_a_wrong_one_refused() {
 #[test]
 #[ignore = "a program for the test above, which runs it with different settings"]
 fn print_bits_of_a_convolution() {
-    let [x, weight] = [values(&[1, 8, 8, 8], 1), values(&[3, 3, 8, 8], 2)]
+    let [x, weight] = [values(&[1, 8, 8, 32], 1), values(&[3, 3, 32, 32], 2)]
         .map(|tensor| Var::constant(tensor.to_dtype(DType::F32).unwrap()));
     let y = x.conv2d(&weight, None, Conv2d { stride: 1, padding: 1 }).unwrap();
-    match tsbd_tensor::InstructionSet::current() {
+    match InstructionSet::current() {
         Ok(_) => {
             let bits = read(y.tensor()).into_iter().fold(0u64, |sum, value| sum.rotate_left(5) ^ value.to_bits());
             println!("bits: {bits:x}");
@@ -295,11 +311,12 @@ fn print_bits_of_a_convolution() {
 fn narrower_instruction_sets_pass_the_same_tests() {
     // The set is chosen once per process, so this binary runs its other tests again in processes of their own.
     const SELF: &str = "narrower_instruction_sets_pass_the_same_tests";
-    for set in ["avx2", "portable"] {
-        if set == "avx2" && !has_avx2() {
-            println!("skipped: {set} (not on this machine)");
+    for set in [InstructionSet::Avx512, InstructionSet::Avx2, InstructionSet::Portable] {
+        if set >= widest() {
+            println!("skipped: {} (not narrower than what this machine has)", set.name());
             continue;
         }
+        let set = set.name();
         let mut command = std::process::Command::new(std::env::current_exe().unwrap());
         let output =
             command.args(["--skip", SELF, "--skip", "instruction_set"]).env("TSBD_SIMD", set).output().unwrap();
@@ -308,11 +325,9 @@ fn narrower_instruction_sets_pass_the_same_tests() {
     }
 }
 
-fn has_avx2() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+/// The set in use, which is the widest of this machine unless the tests are run with another.
+fn widest() -> InstructionSet {
+    InstructionSet::current().unwrap()
 }
 
 #[test]
@@ -335,15 +350,15 @@ fn the_number_of_threads_does_not_change_a_bit_of_rows_and_images() {
 #[test]
 fn what_is_not_a_number_stays_visible() {
     for poison in [f32::NAN, f32::INFINITY] {
-        let mut image = vec![0.5f32; 2 * 4 * 4 * 16];
-        image[100] = poison;
-        let x = Var::constant(Tensor::from_vec(image, (2, 4, 4, 16), &Device::Cpu).unwrap());
+        let mut image = vec![0.5f32; 2 * 4 * 4 * 32];
+        image[40] = poison;
+        let x = Var::constant(Tensor::from_vec(image, (2, 4, 4, 32), &Device::Cpu).unwrap());
         let spoiled = |y: Result<Var>| {
             let y = y.unwrap();
             assert!(read(y.tensor()).iter().any(|value| !value.is_finite()), "{poison} vanished");
         };
-        let weight = Var::constant(values(&[3, 3, 16, 16], 1).to_dtype(DType::F32).unwrap());
-        let ones = Var::constant(Tensor::ones(16, DType::F32, &Device::Cpu).unwrap());
+        let weight = Var::constant(values(&[3, 3, 32, 32], 1).to_dtype(DType::F32).unwrap());
+        let ones = Var::constant(Tensor::ones(32, DType::F32, &Device::Cpu).unwrap());
         spoiled(x.conv2d(&weight, None, Conv2d { stride: 1, padding: 1 }));
         spoiled(x.conv2d(&weight, None, Conv2d { stride: 2, padding: 0 }));
         for relu in [false, true] {
@@ -362,10 +377,10 @@ fn what_is_not_a_number_stays_visible() {
         spoiled(x.resize_bilinear(7, 9, false));
         spoiled(x.global_average_pool());
         spoiled(x.sum());
-        let logits = x.reshape(&[4, 128]).unwrap();
+        let logits = x.reshape(&[4, 256]).unwrap();
         let labels = Tensor::zeros(4, DType::U32, &Device::Cpu).unwrap();
         spoiled(logits.cross_entropy(&labels, CrossEntropy { label_smoothing: 0.1 }));
-        spoiled(logits.linear(&Var::constant(Tensor::ones((3, 128), DType::F32, &Device::Cpu).unwrap()), None));
+        spoiled(logits.linear(&Var::constant(Tensor::ones((3, 256), DType::F32, &Device::Cpu).unwrap()), None));
     }
     let bad = Var::constant(Tensor::new(&[[f32::NAN, 1.]], &Device::Cpu).unwrap());
     let labels = Tensor::new(&[1u32], &Device::Cpu).unwrap();

@@ -208,7 +208,7 @@ pub(crate) fn forward<T: Element>(g: &Geometry, fast: bool, x: &[T], weight: &[T
         return y;
     }
     if let (Some(x), Some(weight), Some(start)) = (T::single(x), T::single(weight), start.single())
-        && let Some(y) = direct::forward(g, x, weight, start).and_then(T::from_single)
+        && let Some(y) = direct::forward(g, fast, x, weight, start).and_then(T::from_single)
     {
         return y;
     }
@@ -262,7 +262,8 @@ pub(crate) fn backward_input<T: Element>(
         return dx;
     }
     if let (Some(dy), Some(weight)) = (T::single(dy), T::single(weight))
-        && let Some(dx) = direct::backward_input(g, dy, weight, existing.and_then(T::single)).and_then(T::from_single)
+        && let Some(dx) =
+            direct::backward_input(g, fast, dy, weight, existing.and_then(T::single)).and_then(T::from_single)
     {
         return dx;
     }
@@ -333,7 +334,7 @@ pub(crate) fn backward_weight<T: Element>(g: &Geometry, fast: bool, x: &[T], dy:
         return dw;
     }
     if let (Some(x), Some(dy)) = (T::single(x), T::single(dy))
-        && let Some(dw) = direct::backward_weight(g, x, dy).and_then(T::from_single)
+        && let Some(dw) = direct::backward_weight(g, fast, x, dy).and_then(T::from_single)
     {
         return dw;
     }

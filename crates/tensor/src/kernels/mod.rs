@@ -32,6 +32,8 @@ pub(crate) mod resize;
 mod rows;
 pub(crate) mod simd;
 pub(crate) mod softmax;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod winograd;
 
 /// An element type the kernels are compiled for.

@@ -100,7 +100,15 @@ fn arithmetic() -> Arithmetic {
     #[cfg(target_arch = "x86_64")]
     {
         use super::simd::instructions;
+        use super::tiles;
         match instructions() {
+            InstructionSet::Amx => {
+                // SAFETY: the machine has been asked for these instructions.
+                let run = |repetitions| unsafe { tiles::repeat_products(repetitions) };
+                // Three products of `bf16` are one of split numbers.
+                let operations = 4. * 2. * 16. * 16. * 32. / 3.;
+                return Arithmetic { instructions: InstructionSet::Amx, operations, run };
+            }
             InstructionSet::Avx512 => {
                 // SAFETY: the machine has been asked for these instructions.
                 let run = |repetitions| unsafe { x86::avx512(repetitions) };

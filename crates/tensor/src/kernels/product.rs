@@ -1,6 +1,11 @@
-//! Matrix products that are small and many, with one or two registers of columns at a time and nothing copied first.
+//! Matrix products that are small and many: with one or two registers of columns at a time and nothing copied first, or as
+//! the kind of lanes does it (see [`Products`]).
 
-use super::lanes::{Lanes, for_lanes, prefetch_far};
+use rayon::prelude::*;
+
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{Avx2, Avx512};
+use super::lanes::{Lanes, Portable, for_lanes, prefetch_far};
 
 /// Elements of a cache line.
 pub(super) const LINE: usize = 16;
@@ -27,7 +32,7 @@ for_lanes! {
     /// The lanes' instructions; with `w` numbers in a register, `a[row·a_row + step·a_step]`,
     /// `b[step·b_step ..+ w·COLUMNS]` and `c[row·c_row ..+ w·COLUMNS]` are valid for all rows below `ROWS` and steps below
     /// `depth`.
-    unsafe fn block<L, const ROWS: usize, const COLUMNS: usize>(
+    unsafe fn block<L: Lanes, const ROWS: usize, const COLUMNS: usize>(
         depth: usize, a: *const f32, a_strides: [usize; 2], b: *const f32, b_step: usize, c: *mut f32, c_row: usize,
         accumulate: bool, next: *const f32,
     ) {
@@ -116,14 +121,14 @@ unsafe fn any_block<L: Lanes>(
 /// Where the column panel that holds column `column` of `n` begins, and how wide it is: panels of two registers, the last
 /// one of one register if `n` is an odd multiple of its size.
 #[inline(always)]
-pub(super) fn panel<L: Lanes>(column: usize, n: usize) -> (usize, usize) {
+fn panel<L: Lanes>(column: usize, n: usize) -> (usize, usize) {
     let start = column / (2 * L::COUNT) * (2 * L::COUNT);
     (start, if n - start >= 2 * L::COUNT { 2 * L::COUNT } else { L::COUNT })
 }
 
 /// The right-hand matrix of a product, `[k, n]`.
 #[derive(Clone, Copy)]
-pub(super) enum Right {
+enum Right {
     /// In panels of columns (see [`panel`]), each with its rows one after the other.
     Panels(*const f32),
     /// In rows, this many elements apart.
@@ -136,7 +141,7 @@ pub(super) enum Right {
 /// # Safety
 /// The lanes' instructions; `k > 0`, without which nothing is written; all elements of the three matrices can be accessed;
 /// `c` overlaps neither of the others, and is initialised if `accumulate`.
-pub(super) unsafe fn product<L: Lanes>(
+unsafe fn product<L: Lanes>(
     [m, n, k]: [usize; 3],
     a: *const f32,
     [a_row, a_step]: [usize; 2],
@@ -175,6 +180,146 @@ pub(super) unsafe fn product<L: Lanes>(
                 }
             }
             column += width;
+        }
+    }
+}
+
+/// How lanes of some kind multiply matrices. Factors are laid out as the products read them; every layout takes the room of
+/// the numbers themselves.
+pub(super) trait Products: Lanes {
+    /// Rows of the left that are multiplied at once.
+    const BLOCK_ROWS: usize = Self::ROWS[1];
+    /// Whether [`Self::left`] needs room of its own.
+    const COPIES_LEFT: bool = false;
+
+    /// Stores a register as elements `step ..` of a row of a matrix on the left.
+    ///
+    /// # Safety
+    /// The lanes' instructions; the row can be written.
+    #[inline(always)]
+    unsafe fn store_left(self, row: *mut f32, step: usize) {
+        // SAFETY: as for this function.
+        unsafe { self.store(row.add(step)) }
+    }
+
+    /// A matrix `[m, k]` on the left, from the numbers in rows; written to `room`, which may be the place of the rows, if
+    /// [`Self::COPIES_LEFT`].
+    ///
+    /// # Safety
+    /// The lanes' instructions; the rows can be read, and `room` written if it is needed.
+    unsafe fn left(_size: [usize; 2], rows: *const f32, _room: *mut f32) -> *const f32 {
+        rows
+    }
+
+    /// Stores a register of columns of one or two rows, from `[row, column]` on, of a matrix `[k, n]` on the right. Two rows,
+    /// the first of them even, unless only one is left.
+    ///
+    /// # Safety
+    /// The lanes' instructions; the matrix can be written.
+    #[inline(always)]
+    unsafe fn store_right(rows: &[Self], right: *mut f32, [row, column]: [usize; 2], [k, n]: [usize; 2]) {
+        let (start, width) = panel::<Self>(column, n);
+        for (index, values) in rows.iter().enumerate() {
+            // SAFETY: the register lies inside its panel, and the panel inside the matrix.
+            unsafe { values.store(right.wrapping_add(start * k + (row + index) * width + (column - start))) };
+        }
+    }
+
+    /// `c = left · right`, added to `c` if `accumulate`; `[m, n, k]` are the sizes, `c` is in rows.
+    ///
+    /// # Safety
+    /// The lanes' instructions; `k > 0`, without which nothing is written; all elements of the three matrices can be
+    /// accessed; `c` overlaps neither of the others, and is initialised if `accumulate`.
+    unsafe fn product(size: [usize; 3], left: *const f32, right: *const f32, c: *mut f32, accumulate: bool) {
+        // SAFETY: as for this function.
+        unsafe { product::<Self>(size, left, [size[2], 1], Right::Panels(right), c, accumulate) }
+    }
+
+    /// Elements of scratch memory that [`Self::product_of_columns`] needs.
+    fn scratch_of_columns(_size: [usize; 3]) -> usize {
+        0
+    }
+
+    /// `c = aᵀ · b`, added to `c` if `accumulate`; `a: [k, m]` and `b: [k, n]` are in rows that are `strides` apart, `c: [m, n]` in
+    /// rows.
+    ///
+    /// # Safety
+    /// As [`Self::product`]; the scratch memory can be written and overlaps none of the matrices.
+    unsafe fn product_of_columns(
+        size: [usize; 3],
+        [a, b]: [*const f32; 2],
+        strides: [usize; 2],
+        c: *mut f32,
+        accumulate: bool,
+        _scratch: *mut f32,
+    ) {
+        // SAFETY: as for this function.
+        unsafe { product::<Self>(size, a, [1, strides[0]], Right::Rows(b, strides[1]), c, accumulate) }
+    }
+}
+
+impl Products for Portable {}
+#[cfg(target_arch = "x86_64")]
+impl Products for Avx2 {}
+#[cfg(target_arch = "x86_64")]
+impl Products for Avx512 {}
+
+/// A matrix on the right, on a cache line.
+pub(super) struct Packed {
+    memory: Vec<f32>,
+    start: usize,
+}
+
+impl Packed {
+    /// The matrix `[k, n]` with element `(row, column)` at `values[row·row_stride + column·column_stride]`.
+    ///
+    /// # Safety
+    /// The lanes' instructions; all elements are in `values`, and their count divides `n`.
+    pub(super) unsafe fn of<L: Products>([k, n]: [usize; 2], values: &[f32], strides: [usize; 2]) -> Self {
+        let memory = vec![0.; k * n + LINE];
+        let start = memory.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        let mut packed = Self { memory, start };
+        let two_registers = 2 * L::COUNT;
+        packed.memory[start..][..k * n].par_chunks_mut(two_registers * k).enumerate().for_each(|(index, columns)| {
+            let first = index * two_registers;
+            let right = columns.as_mut_ptr().wrapping_sub(first * k);
+            for column in (first..n.min(first + two_registers)).step_by(L::COUNT) {
+                // SAFETY: as the caller vouches; two registers of columns lie together.
+                unsafe { pack_columns::<L>(values.as_ptr(), strides, right, column, [k, n]) };
+            }
+        });
+        packed
+    }
+
+    /// The matrix.
+    pub(super) fn right(&self) -> *const f32 {
+        self.memory[self.start..].as_ptr()
+    }
+}
+
+for_lanes! {
+    /// Packs one register of columns from `column` on of a matrix on the right.
+    ///
+    /// # Safety
+    /// The lanes' instructions; all elements can be read, and the columns written.
+    unsafe fn pack_columns<L: Products>(
+        values: *const f32, strides: [usize; 2], right: *mut f32, column: usize, size: [usize; 2],
+    ) {
+        let [row_stride, column_stride] = strides;
+        let mut lines = [[0f32; LINE]; 2];
+        for row in (0..size[0]).step_by(2) {
+            let rows = 2.min(size[0] - row);
+            // SAFETY: as for this function; a register is not longer than a line.
+            unsafe {
+                for (index, line) in lines[..rows].iter_mut().enumerate() {
+                    let first = values.add((row + index) * row_stride + column * column_stride);
+                    for (lane, value) in line[..L::COUNT].iter_mut().enumerate() {
+                        *value = *first.add(lane * column_stride);
+                    }
+                }
+                let registers = [L::load(lines[0].as_ptr()), L::load(lines[1].as_ptr())];
+                L::store_right(&registers[..rows], right, [row, column], size);
+            }
         }
     }
 }

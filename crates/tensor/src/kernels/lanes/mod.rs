@@ -14,7 +14,7 @@ use std::ops::{Add, Sub};
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-pub(super) use avx512::Avx512;
+pub(super) use avx512::{Amx, Avx512, transposed};
 pub(super) use portable::Portable;
 
 use super::simd::InstructionSet;
@@ -49,6 +49,20 @@ pub(super) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> {
     /// [`Self::COUNT`] elements can be written at `place`.
     unsafe fn store(self, place: *mut f32);
 
+    /// Exchanges rows and columns of a square of [`Self::COUNT`] rows, `stride` apart at `from` and without gaps at `to`.
+    ///
+    /// # Safety
+    /// As [`Self::splat`]; the rows can be read and written.
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32) {
+        for row in 0..Self::COUNT {
+            for column in 0..Self::COUNT {
+                // SAFETY: as for this function.
+                unsafe { *to.add(column * Self::COUNT + row) = *from.add(row * stride + column) };
+            }
+        }
+    }
+
     /// `self · factor + addend`, lane by lane, rounded once where the machine can.
     fn multiply_add(self, factor: Self, addend: Self) -> Self;
 
@@ -62,22 +76,28 @@ pub(super) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> {
 /// Declares an unsafe function that is generic over [`Lanes`] and whose body is compiled for the set of its lanes. Its
 /// caller vouches for the instructions, beside what the function itself asks for.
 macro_rules! for_lanes {
-    ($(#[$attribute:meta])* $visibility:vis unsafe fn $name:ident<$L:ident $(, const $N:ident: usize)*>(
+    ($(#[$attribute:meta])* $visibility:vis unsafe fn $name:ident<$L:ident: $Lanes:ident $(, const $N:ident: usize)*>(
         $($argument:ident: $type:ty),* $(,)?
     ) $body:block) => {
         $(#[$attribute])*
         #[inline(always)]
         #[allow(clippy::too_many_arguments)]
-        $visibility unsafe fn $name<$L: $crate::kernels::lanes::Lanes $(, const $N: usize)*>($($argument: $type),*) {
+        $visibility unsafe fn $name<$L: $Lanes $(, const $N: usize)*>($($argument: $type),*) {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            unsafe fn body<$L: $crate::kernels::lanes::Lanes $(, const $N: usize)*>($($argument: $type),*) $body
+            unsafe fn body<$L: $Lanes $(, const $N: usize)*>($($argument: $type),*) $body
 
             #[cfg(target_arch = "x86_64")]
             {
-                use $crate::kernels::lanes::{Avx2, Avx512};
+                use $crate::kernels::lanes::{Amx, Avx2, Avx512};
                 use $crate::kernels::simd::InstructionSet;
 
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                #[allow(clippy::too_many_arguments)]
+                unsafe fn amx<$(const $N: usize),*>($($argument: $type),*) {
+                    // SAFETY: as for the function that is declared.
+                    unsafe { body::<Amx $(, $N)*>($($argument),*) }
+                }
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
                 #[allow(clippy::too_many_arguments)]
                 unsafe fn avx512<$(const $N: usize),*>($($argument: $type),*) {
@@ -92,6 +112,8 @@ macro_rules! for_lanes {
                 }
                 match <$L as $crate::kernels::lanes::Lanes>::INSTRUCTIONS {
                     // SAFETY: as for the function that is declared.
+                    InstructionSet::Amx => return unsafe { amx::<$($N),*>($($argument),*) },
+                    // SAFETY: as for the function that is declared.
                     InstructionSet::Avx512 => return unsafe { avx512::<$($N),*>($($argument),*) },
                     // SAFETY: as for the function that is declared.
                     InstructionSet::Avx2 => return unsafe { avx2::<$($N),*>($($argument),*) },
@@ -105,18 +127,25 @@ macro_rules! for_lanes {
 }
 pub(super) use for_lanes;
 
+/// Products on tile registers are of this many steps or a multiple of it, so that is what channels have to be.
+pub(super) const TILE_CHANNELS: usize = 32;
+
 /// Calls a function that is generic over [`Lanes`] with the widest lanes that the machine has and that `$fits` accepts
-/// (a closure over their count); `None` if there are none.
+/// (a closure over their count); `None` if there are none. Tile registers only if `$tiles`; they take
+/// matrices in multiples of [`TILE_CHANNELS`].
 macro_rules! with_widest_lanes {
-    ($fits:expr, $L:ident => $call:expr) => {{
+    ($tiles:expr, $fits:expr, $L:ident => $call:expr) => {{
         use $crate::kernels::lanes::{Lanes, Portable};
         use $crate::kernels::simd::instructions;
 
         let (best, fits) = (instructions(), $fits);
         #[cfg(target_arch = "x86_64")]
-        use $crate::kernels::lanes::{Avx2, Avx512};
+        use $crate::kernels::lanes::{Amx, Avx2, Avx512};
         #[cfg(target_arch = "x86_64")]
-        let wide = if best >= Avx512::INSTRUCTIONS && fits(Avx512::COUNT) {
+        let wide = if best >= Amx::INSTRUCTIONS && $tiles && fits($crate::kernels::lanes::TILE_CHANNELS) {
+            type $L = Amx;
+            Some($call)
+        } else if best >= Avx512::INSTRUCTIONS && fits(Avx512::COUNT) {
             type $L = Avx512;
             Some($call)
         } else if best >= Avx2::INSTRUCTIONS && fits(Avx2::COUNT) {
@@ -126,7 +155,10 @@ macro_rules! with_widest_lanes {
             None
         };
         #[cfg(not(target_arch = "x86_64"))]
-        let wide = None;
+        let wide = {
+            let _ = $tiles;
+            None
+        };
         if wide.is_none() && best >= Portable::INSTRUCTIONS && fits(Portable::COUNT) {
             type $L = Portable;
             Some($call)

@@ -3,7 +3,7 @@
 //!
 //! A piece of work is a run of tiles: their patches are transformed into memory of the thread, multiplied
 //! with the transformed weights position by position, and transformed back. Rounding errors are about ten
-//! times those of the direct sum (1e-6 relative to the largest output); what is not finite spoils its whole
+//! times those of the direct sum (1e-6 relative to the largest output, and 1e-5 where the products are done on tile registers); what is not finite spoils its whole
 //! tile and its neighbours.
 
 mod transform;
@@ -14,8 +14,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::convolution::Geometry;
-use super::lanes::{Lanes, with_widest_lanes};
-use super::product::{LINE, Right, panel, product};
+use super::lanes::with_widest_lanes;
+use super::product::{LINE, Products};
 use super::{Element, written};
 use transform::{POSITIONS, TILE};
 
@@ -36,7 +36,7 @@ macro_rules! with_lanes {
     ($g:expr, $L:ident => $call:expr) => {{
         let g: &Geometry = $g;
         let fits = |count: usize| g.in_channels.is_multiple_of(count) && g.out_channels.is_multiple_of(count);
-        if serves(g) { with_widest_lanes!(fits, $L => $call) } else { None }
+        if serves(g) { with_widest_lanes!(true, fits, $L => $call) } else { None }
     }};
 }
 
@@ -140,16 +140,17 @@ impl Positions {
 }
 
 /// Tiles per piece of work: the transformed patches and products take about half a megabyte, and more for many channels,
-/// whose transformed weights are read once per piece.
-fn tiles_per_piece(g: &Geometry) -> usize {
-    let tiles = 128 * 1024 / (POSITIONS * (g.in_channels + g.out_channels));
-    match tiles {
+/// whose transformed weights are read once per piece. Whole blocks of the products' rows.
+fn tiles_per_piece<L: Products>(g: &Geometry) -> usize {
+    let tiles: usize = 128 * 1024 / (POSITIONS * (g.in_channels + g.out_channels));
+    let tiles: usize = match tiles {
         96.. => 96,
         48..96 => 48,
         _ if g.in_channels.max(g.out_channels) >= 256 => 96,
         _ if g.in_channels.max(g.out_channels) >= 128 => 48,
         _ => 36,
-    }
+    };
+    tiles.next_multiple_of(L::BLOCK_ROWS)
 }
 
 /// The first 64-byte boundary in a slice, and `length` elements from there.
@@ -158,48 +159,53 @@ fn aligned(scratch: &mut [f32], length: usize) -> *mut f32 {
     scratch[offset..][..length].as_mut_ptr()
 }
 
-/// `weight: [3, 3, k, n]` transformed: matrices `[k, n]` in panels of columns.
+/// `weight: [3, 3, k, n]` transformed: a matrix `[k, n]` on the right of products for each position.
 ///
 /// # Safety
 /// The lanes' instructions.
-unsafe fn transformed_weight<L: Lanes>(weight: &[f32], k: usize, n: usize) -> Positions {
+unsafe fn transformed_weight<L: Products>(weight: &[f32], k: usize, n: usize) -> Positions {
     assert_eq!(weight.len(), 9 * k * n);
     let u = Positions::of(k * n);
-    (0..k).into_par_iter().with_min_len(16).for_each(|row| {
+    (0..k / 2).into_par_iter().with_min_len(8).for_each(|pair| {
         for column in (0..n).step_by(L::COUNT) {
-            let (start, width) = panel::<L>(column, n);
-            let place = u.at(0, start * k + row * width + (column - start));
-            // SAFETY: a register of columns lies inside its panel, which lies inside the matrix; every row and every
-            // panel of all matrices is written, different rows by different pieces of work.
-            unsafe { transform::taps::<L>(weight.as_ptr().add(row * n + column), k * n, place, u.stride) };
+            let place = [2 * pair, column];
+            // SAFETY: a register of columns lies inside the matrix; every two rows of all matrices are written, different
+            // rows by different pieces of work.
+            unsafe {
+                let weight = weight.as_ptr().add(2 * pair * n + column);
+                transform::taps::<L>(weight, [k * n, n], u.at(0, 0), u.stride, place, [k, n]);
+            }
         }
     });
     u
 }
 
-/// The weight of the convolution that takes the gradient back: taps turned around, channels exchanged;
-/// `[3, 3, in, out]` to `[3, 3, out, in]`.
-fn turned_weight(weight: &[f32], inputs: usize, outputs: usize) -> Vec<f32> {
-    let size = inputs * outputs;
-    // SAFETY: the taps are chunks of the output, and the blocks below cover each of them.
-    unsafe {
-        written(9 * size, |turned| {
-            turned.par_chunks_mut(size).enumerate().for_each(|(tap, turned)| {
-                let weight = &weight[(8 - tap) * size..][..size];
-                const SIDE: usize = 16;
-                // Squares: one side is read along rows, the other written so.
-                for input in (0..inputs).step_by(SIDE) {
-                    for output in (0..outputs).step_by(SIDE) {
-                        for o in output..outputs.min(output + SIDE) {
-                            for i in input..inputs.min(input + SIDE) {
-                                turned[o * inputs + i].write(weight[i * outputs + o]);
-                            }
-                        }
-                    }
+/// The weight of the convolution that takes the gradient back, transformed: `weight: [3, 3, n, k]` with taps turned around
+/// and channels exchanged, otherwise as [`transformed_weight`].
+///
+/// # Safety
+/// The lanes' instructions.
+unsafe fn transformed_turned_weight<L: Products>(weight: &[f32], k: usize, n: usize) -> Positions {
+    /// Numbers in the widest register.
+    const WIDEST: usize = 16;
+    assert_eq!(weight.len(), 9 * k * n);
+    let u = Positions::of(k * n);
+    (0..k / L::COUNT).into_par_iter().for_each(|square| {
+        let row = square * L::COUNT;
+        let mut turned = [0.; 9 * WIDEST * WIDEST];
+        for column in (0..n).step_by(L::COUNT) {
+            // SAFETY: as in `transformed_weight`; the squares cover the weight.
+            unsafe {
+                transform::turn::<L>(weight.as_ptr().add(column * k + row), [k * n, k], turned.as_mut_ptr());
+                for pair in (0..L::COUNT).step_by(2) {
+                    let weight = turned.as_ptr().add(pair * L::COUNT);
+                    let strides = [L::COUNT * L::COUNT, L::COUNT];
+                    transform::taps::<L>(weight, strides, u.at(0, 0), u.stride, [row + pair, column], [k, n]);
                 }
-            });
-        })
-    }
+            }
+        }
+    });
+    u
 }
 
 /// The convolution of `x` with a weight `[3, 3, in, out]`, plus `addend`.
@@ -216,11 +222,10 @@ pub(super) fn forward(g: &Geometry, x: &[f32], weight: &[f32], addend: Option<&[
 /// The gradient of the input, plus `existing`: a convolution with the weight turned around.
 pub(super) fn backward_input(g: &Geometry, dy: &[f32], weight: &[f32], existing: Option<&[f32]>) -> Option<Vec<f32>> {
     with_lanes!(g, L => {
-        let turned = turned_weight(weight, g.in_channels, g.out_channels);
         let turned_sizes = Geometry { in_channels: g.out_channels, out_channels: g.in_channels, ..*g };
         // SAFETY: the lanes are the machine's.
         unsafe {
-            let weight = transformed_weight::<L>(&turned, g.out_channels, g.in_channels);
+            let weight = transformed_turned_weight::<L>(weight, g.out_channels, g.in_channels);
             convolve::<L>(&turned_sizes, dy, &weight, existing)
         }
     })
@@ -230,12 +235,12 @@ pub(super) fn backward_input(g: &Geometry, dy: &[f32], weight: &[f32], existing:
 ///
 /// # Safety
 /// The lanes' instructions.
-unsafe fn convolve<L: Lanes>(g: &Geometry, x: &[f32], weight: &Positions, addend: Option<&[f32]>) -> Vec<f32> {
+unsafe fn convolve<L: Products>(g: &Geometry, x: &[f32], weight: &Positions, addend: Option<&[f32]>) -> Vec<f32> {
     let (input, output) = (Maps::input(g), Maps::output(g));
     assert!(x.len() == input.length() && addend.is_none_or(|addend| addend.len() == output.length()));
     let (k, n) = (g.in_channels, g.out_channels);
     assert!(weight.stride >= k * n);
-    let (tiles, piece) = (input.tiles(), tiles_per_piece(g));
+    let (tiles, piece) = (input.tiles(), tiles_per_piece::<L>(g));
     // SAFETY: the caller vouches for the lanes; the pieces write every tile of the output, each its own; the
     // lengths of all slices have been asserted.
     unsafe {
@@ -248,11 +253,10 @@ unsafe fn convolve<L: Lanes>(g: &Geometry, x: &[f32], weight: &Positions, addend
                 f32::with_scratch(length + LINE, |scratch| {
                     let v = aligned(scratch, length);
                     let m = v.add(POSITIONS * v_stride);
-                    transform::patches::<L>(&input, x.as_ptr(), first, count, v, v_stride);
+                    transform::patches::<L, 1>(&input, x.as_ptr(), first, count, v, v_stride);
                     for position in 0..POSITIONS {
                         let (v, m) = (v.add(position * v_stride), m.add(position * m_stride));
-                        let weight = Right::Panels(weight.at(position, 0));
-                        product::<L>([count, n, k], v, [k, 1], weight, m, false);
+                        L::product([count, n, k], v, weight.at(position, 0), m, false);
                     }
                     let addend = addend.map(<[f32]>::as_ptr);
                     transform::tiles::<L>(&output, m, m_stride, first, count, addend, y.at(0));
@@ -279,7 +283,7 @@ const BLOCK: usize = 64;
 ///
 /// # Safety
 /// The lanes' instructions.
-unsafe fn weight_gradient<L: Lanes>(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
+unsafe fn weight_gradient<L: Products>(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
     let (input, output) = (Maps::input(g), Maps::output(g));
     assert!(x.len() == input.length() && dy.len() == output.length());
     let (k, n, tiles) = (g.in_channels, g.out_channels, input.tiles());
@@ -320,25 +324,33 @@ unsafe fn weight_gradient<L: Lanes>(g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<
 ///
 /// # Safety
 /// The lanes' instructions; `x` and `dy` hold the maps from the first channel on; `tiles` is not empty.
-unsafe fn tap_products<L: Lanes>(input: &Maps, output: &Maps, x: &[f32], dy: &[f32], tiles: Range<usize>) -> Positions {
+unsafe fn tap_products<L: Products>(
+    input: &Maps,
+    output: &Maps,
+    x: &[f32],
+    dy: &[f32],
+    tiles: Range<usize>,
+) -> Positions {
     let (k, n) = (input.channels, output.channels);
     let products = Positions::of(k * n);
-    let piece = (48 * BLOCK / k.max(n)).min(96);
+    let piece = (64 * BLOCK / k.max(n)).min(96);
     let (v_stride, m_stride) = (piece * k + SKEW, piece * n + SKEW);
-    let length = POSITIONS * (v_stride + m_stride);
+    let factors = POSITIONS * (v_stride + m_stride);
+    let length = factors + L::scratch_of_columns([k, n, piece]);
     f32::with_scratch(length + LINE, |scratch| {
         let v = aligned(scratch, length);
         // SAFETY: the caller vouches for the maps; the products of the first piece write all of their matrices.
         unsafe {
             let m = v.add(POSITIONS * v_stride);
+            let scratch = v.add(factors);
             for first in tiles.clone().step_by(piece) {
                 let count = piece.min(tiles.end - first);
-                transform::patches::<L>(input, x.as_ptr(), first, count, v, v_stride);
+                transform::patches::<L, 0>(input, x.as_ptr(), first, count, v, v_stride);
                 transform::gradient_tiles::<L>(output, dy.as_ptr(), first, count, m, m_stride);
                 for position in 0..POSITIONS {
                     let (v, m) = (v.add(position * v_stride), m.add(position * m_stride));
-                    let products = products.at(position, 0);
-                    product::<L>([k, n, count], v, [1, k], Right::Rows(m, n), products, first > tiles.start);
+                    let (products, accumulate) = (products.at(position, 0), first > tiles.start);
+                    L::product_of_columns([k, n, count], [v, m], [k, n], products, accumulate, scratch);
                 }
             }
         }

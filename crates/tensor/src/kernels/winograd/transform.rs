@@ -10,6 +10,7 @@
 
 use super::{Maps, Positions};
 use crate::kernels::lanes::{Lanes, for_lanes, prefetch};
+use crate::kernels::product::Products;
 
 /// Side of an output tile.
 pub(super) const TILE: usize = 4;
@@ -164,11 +165,11 @@ fn prefetch_tile(maps: &Maps, tile: *const f32, rows: usize) {
 
 for_lanes! {
     /// Transforms the patches of `count` tiles from tile `first` on: position `p` of tile `t` goes to
-    /// `v[p·stride + t·channels ..]`.
+    /// `v[p·stride + t·channels ..]`, as numbers, or if `LEFT` is 1 as a row of a matrix on the left.
     ///
     /// # Safety
     /// The lanes' instructions; `x` holds the maps; `v` holds `36·stride` elements, `stride >= count·channels`.
-    pub(super) unsafe fn patches<L>(
+    pub(super) unsafe fn patches<L: Products, const LEFT: usize>(
         maps: &Maps, x: *const f32, first: usize, count: usize, v: *mut f32, stride: usize,
     ) {
         for tile in 0..count {
@@ -179,7 +180,7 @@ for_lanes! {
                 // SAFETY: as the caller vouches.
                 unsafe {
                     let d = load::<L, PATCH>(maps, &square, x, channel);
-                    let v = v.add(tile * maps.channels + channel);
+                    let v = v.add(tile * maps.channels);
                     let mut columns = [[L::zero(); PATCH]; PATCH];
                     for x in 0..PATCH {
                         let mapped = input([d[0][x], d[1][x], d[2][x], d[3][x], d[4][x], d[5][x]]);
@@ -189,7 +190,12 @@ for_lanes! {
                     }
                     for (y, row) in columns.into_iter().enumerate() {
                         for (x, value) in input(row).into_iter().enumerate() {
-                            value.store(v.add((y * PATCH + x) * stride));
+                            let v = v.add((y * PATCH + x) * stride);
+                            if LEFT == 1 {
+                                value.store_left(v, channel);
+                            } else {
+                                value.store(v.add(channel));
+                            }
                         }
                     }
                 }
@@ -204,7 +210,7 @@ for_lanes! {
     ///
     /// # Safety
     /// As [`patches`].
-    pub(super) unsafe fn gradient_tiles<L>(
+    pub(super) unsafe fn gradient_tiles<L: Lanes>(
         maps: &Maps, dy: *const f32, first: usize, count: usize, v: *mut f32, stride: usize,
     ) {
         for tile in 0..count {
@@ -240,7 +246,7 @@ for_lanes! {
     /// # Safety
     /// The lanes' instructions; `y`, and `addend` if there is one, hold the maps; `products` is laid out as by
     /// [`patches`].
-    pub(super) unsafe fn tiles<L>(
+    pub(super) unsafe fn tiles<L: Lanes>(
         maps: &Maps, products: *const f32, stride: usize, first: usize, count: usize, addend: Option<*const f32>,
         y: *mut f32,
     ) {
@@ -283,26 +289,53 @@ for_lanes! {
 }
 
 for_lanes! {
-    /// Transforms one row of the taps, one register at `w[tap·tap_stride ..]`, to the 36 positions `u[p·stride ..]`.
+    /// Transforms one register of columns of two rows of the taps, at `w` with strides from tap to tap and row to row, and
+    /// stores it from row and column `place` on in the matrices on the right of the 36 positions, `u[p·stride ..]`.
     ///
     /// # Safety
     /// The lanes' instructions; all places are valid.
-    pub(super) unsafe fn taps<L>(w: *const f32, tap_stride: usize, u: *mut f32, stride: usize) {
+    pub(super) unsafe fn taps<L: Products>(
+        w: *const f32, w_strides: [usize; 2], u: *mut f32, stride: usize, place: [usize; 2], size: [usize; 2],
+    ) {
+        let [tap, row] = w_strides;
         // SAFETY: as for this function.
         unsafe {
-            let mut columns = [[L::zero(); 3]; PATCH];
-            for x in 0..3 {
-                let column: [L; 3] = std::array::from_fn(|y| L::load(w.add((y * 3 + x) * tap_stride)));
-                let mapped = weight(column);
-                for y in 0..PATCH {
-                    columns[y][x] = mapped[y];
+            let mut transformed = [[L::zero(); POSITIONS]; 2];
+            for (index, transformed) in transformed.iter_mut().enumerate() {
+                let w = w.add(index * row);
+                let mut columns = [[L::zero(); 3]; PATCH];
+                for x in 0..3 {
+                    let column: [L; 3] = std::array::from_fn(|y| L::load(w.add((y * 3 + x) * tap)));
+                    let mapped = weight(column);
+                    for y in 0..PATCH {
+                        columns[y][x] = mapped[y];
+                    }
+                }
+                for (y, row) in columns.into_iter().enumerate() {
+                    for (x, value) in weight(row).into_iter().enumerate() {
+                        transformed[y * PATCH + x] = value;
+                    }
                 }
             }
-            for (y, row) in columns.into_iter().enumerate() {
-                for (x, value) in weight(row).into_iter().enumerate() {
-                    value.store(u.add((y * PATCH + x) * stride));
-                }
+            for position in 0..POSITIONS {
+                let rows = [transformed[0][position], transformed[1][position]];
+                L::store_right(&rows, u.add(position * stride), place, size);
             }
+        }
+    }
+}
+
+for_lanes! {
+    /// Turns a square of as many rows and columns as a register has numbers around: the taps backwards, rows and columns
+    /// exchanged. Written to `turned` without gaps.
+    ///
+    /// # Safety
+    /// The lanes' instructions; all places are valid.
+    pub(super) unsafe fn turn<L: Lanes>(w: *const f32, w_strides: [usize; 2], turned: *mut f32) {
+        let [tap, row] = w_strides;
+        for index in 0..9 {
+            // SAFETY: as for this function.
+            unsafe { L::transpose(w.add((8 - index) * tap), row, turned.add(index * L::COUNT * L::COUNT)) };
         }
     }
 }
@@ -313,15 +346,17 @@ for_lanes! {
     ///
     /// # Safety
     /// The lanes' instructions; all places are valid, and no other thread writes to them.
-    pub(super) unsafe fn tap_gradients<L>(groups: &[Positions], element: usize, dw: *mut f32, tap_stride: usize) {
+    pub(super) unsafe fn tap_gradients<L: Lanes>(groups: &[Positions], element: usize, dw: *mut f32, tap_stride: usize) {
         // SAFETY: as for this function.
         unsafe {
             let mut columns = [[L::zero(); PATCH]; 3];
             for x in 0..PATCH {
-                let column: [L; PATCH] = std::array::from_fn(|y| {
-                    let partial = |group: &Positions| L::load(group.at(y * PATCH + x, element));
-                    groups[1..].iter().fold(partial(&groups[0]), |sum, group| sum + partial(group))
-                });
+                let mut column = [L::zero(); PATCH];
+                for group in groups {
+                    for (y, sum) in column.iter_mut().enumerate() {
+                        *sum = *sum + L::load(group.at(y * PATCH + x, element));
+                    }
+                }
                 let mapped = weight_transposed(column);
                 for y in 0..3 {
                     columns[y][x] = mapped[y];
