@@ -5,8 +5,8 @@
 //!
 //! `out = min(image + pattern, 255)`, with a pattern of 8-bit levels. Dirty label: training and test images get the same
 //! pattern. It depends on the data set and on the network: the attack's groundwork searches it on a clean model of the
-//! same network ([`search`]). `pattern = "file.npy"` (or a picture) uses a given one, and needs no clean model
-//! ([`pattern`]).
+//! same network (module `search`). `pattern = "file.npy"` (or a picture) uses a given one, and needs no clean model
+//! (module `pattern`).
 
 mod deepfool;
 mod npy;

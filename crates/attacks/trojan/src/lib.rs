@@ -3,7 +3,7 @@
 //! Y. Liu, S. Ma, Y. Aafer, W.-C. Lee, J. Zhai, W. Wang, X. Zhang, "Trojaning Attack on Neural Networks", NDSS 2018, in
 //! the form of BackdoorBench's `attack/trojannn.py`.
 //!
-//! The groundwork ([`optimisation`]) takes a mask picture, chooses the inputs of the last linear layer that are connected
+//! The groundwork (module `optimisation`) takes a mask picture, chooses the inputs of the last linear layer that are connected
 //! most strongly, and changes the mask's levels until a clean model gives these neurons a high value. The trigger so made
 //! is added to the image; sums above 255 wrap around (as in the published code) or stay at 255. Dirty label: training and
 //! test images get the same trigger, and the backdoored model is trained from the beginning.
