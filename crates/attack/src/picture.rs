@@ -15,6 +15,17 @@ pub fn read(field: &str, path: &str, expected: Option<&str>) -> Result<(Picture,
     let picture = read_rgb(Path::new(path)).map_err(|error| {
         ParameterError::new(field, path, error.to_string(), "give the path of a PNG or JPEG picture")
     })?;
+    identified(field, path, picture, expected)
+}
+
+/// A picture that was read from `path`, with its digest; refused if it is not the one that `expected` says, as in
+/// [`read`].
+pub fn identified(
+    field: &str,
+    path: &str,
+    picture: Picture,
+    expected: Option<&str>,
+) -> Result<(Picture, String), ParameterError> {
     let digest = digest(&picture);
     match expected {
         Some(expected) if expected != digest => Err(ParameterError::new(

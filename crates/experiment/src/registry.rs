@@ -4,8 +4,13 @@
 use tsbd_attack::AttackEntry;
 
 /// Every attack, in the order of the paper's tables. A new one is a crate in `crates/attacks` and a line here.
-pub static ATTACKS: &[&AttackEntry] =
-    &[&tsbd_attack::NONE, &tsbd_attack_badnets::BADNETS, &tsbd_attack_blended::BLENDED];
+pub static ATTACKS: &[&AttackEntry] = &[
+    &tsbd_attack::NONE,
+    &tsbd_attack_badnets::BADNETS,
+    &tsbd_attack_blended::BLENDED,
+    &tsbd_attack_lf::LF,
+    &tsbd_attack_trojan::TROJAN,
+];
 
 /// The attack named `name`.
 pub fn attack(name: &str) -> Option<&'static AttackEntry> {
@@ -15,7 +20,7 @@ pub fn attack(name: &str) -> Option<&'static AttackEntry> {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use tsbd_attack::Poisoning;
+    use tsbd_attack::{LabelRule, Poisoning};
     use tsbd_defense::{DEFENSES, DefenseCommon};
 
     use super::*;
@@ -27,6 +32,26 @@ mod tests {
             let attack = (entry.configure)(&Poisoning::default(), json!({})).unwrap();
             let again = entry.from_parameters(&without_nulls(&attack.parameters())).unwrap();
             assert_eq!(canonical_json(&again.parameters()), canonical_json(&attack.parameters()), "{}", entry.name);
+        }
+    }
+
+    #[test]
+    fn a_groundwork_depends_on_its_own_parameters_alone() {
+        let usual = Poisoning::default();
+        let other = Poisoning { poisoning_ratio: 0.5, labels: LabelRule::AllToAll, ..usual.clone() };
+        for entry in ATTACKS {
+            let configured = |poisoning| (entry.configure)(poisoning, json!({})).unwrap();
+            let attack = configured(&usual);
+            let Some(groundwork) = attack.groundwork() else { continue };
+            let parameters = canonical_json(&groundwork.parameters());
+            // What a Prepare cell knows is enough to make it.
+            let again = entry.from_parameters(&without_nulls(&groundwork.parameters())).unwrap();
+            assert_eq!(canonical_json(&again.groundwork().unwrap().parameters()), parameters, "{}", entry.name);
+            let (other, all) = (configured(&other), attack.parameters());
+            assert_eq!(canonical_json(&other.groundwork().unwrap().parameters()), parameters, "{}", entry.name);
+            for (field, value) in groundwork.parameters().as_object().unwrap() {
+                assert_eq!(all.get(field), Some(value), "{}.{field}", entry.name);
+            }
         }
     }
 

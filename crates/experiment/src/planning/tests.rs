@@ -78,7 +78,7 @@ fn the_same_experiment_has_the_same_keys_and_a_title_changes_none() {
 fn set_comes_before_the_file_and_the_file_before_the_profile() {
     let plan = planned(SMALL, &[("model.width", "6"), ("training.epochs", "2")]);
     let cell = &plan.cells[0];
-    assert_eq!((cell.model.width, cell.dataset.image_size), (6, Some(8)));
+    assert_eq!((cell.model.as_ref().unwrap().width, cell.dataset.image_size), (6, Some(8)));
     let training = cell.training.as_ref().unwrap();
     // Batch size: from the profile alone. The cosine schedule follows the epochs that are in force.
     assert_eq!((training.epochs, training.batch_size), (2, 64));
@@ -109,6 +109,65 @@ fn a_clean_model_is_trained_once_for_every_poisoning_ratio() {
     let trained = plan.cells.values().filter(|cell| cell.kind == CellKind::Train);
     assert_eq!(trained.filter(|cell| cell.attack.name == "none").count(), 1);
     assert_eq!(plan.points.iter().filter(|point| point.attack == "badnets").count(), 6);
+}
+
+/// The only cell of a plan of this kind and attack.
+fn the_cell<'a>(plan: &'a Plan, kind: CellKind, attack: &str) -> &'a Cell {
+    let mut found = plan.cells.values().filter(|cell| cell.kind == kind && cell.attack.name == attack);
+    let cell = found.next().unwrap_or_else(|| panic!("no {kind:?} cell of {attack}"));
+    assert!(found.next().is_none(), "several {kind:?} cells of {attack}");
+    cell
+}
+
+#[test]
+fn an_attack_with_a_groundwork_starts_from_a_cell_of_its_own_and_that_from_the_clean_model() {
+    // Without the attack `none` in the grid: the clean model is a cell all the same, and no point.
+    let plan = planned(&SMALL.replace("\"none\", \"badnets\", \"blended\"", "\"lf\""), &[]);
+    assert_eq!((plan.cells.len(), plan.points.len()), (5, 3));
+    let clean = the_cell(&plan, CellKind::Train, "none");
+    let prepare = the_cell(&plan, CellKind::Prepare, "lf");
+    let train = the_cell(&plan, CellKind::Train, "lf");
+    assert!(clean.parents.is_empty());
+    assert_eq!((&prepare.parents, &train.parents), (&vec![clean.key()], &vec![prepare.key()]));
+    assert!(plan.points.iter().all(|point| point.cell != prepare.key() && point.cell != clean.key()));
+    for cell in plan.cells.values().filter(|cell| cell.kind == CellKind::Defend) {
+        assert_eq!(cell.parents, [train.key(), prepare.key()], "the trigger is needed to measure a repair");
+    }
+    let order: Vec<usize> = [clean, prepare, train].map(|cell| plan.cells.get_index_of(&cell.key()).unwrap()).to_vec();
+    assert_eq!(order, [0, 1, 2]);
+    assert_eq!(prepare.label(), "lf groundwork");
+    assert_eq!(outstanding(&plan, &BTreeMap::new()).len(), 5);
+
+    // The clean model is the one that the attack `none` trains.
+    let with_none = planned(&SMALL.replace("\"badnets\", \"blended\"", "\"lf\""), &[]);
+    assert_eq!(the_cell(&with_none, CellKind::Train, "none").key(), clean.key());
+    assert_eq!(the_cell(&with_none, CellKind::Prepare, "lf").key(), prepare.key());
+}
+
+#[test]
+fn a_groundwork_is_shared_by_all_points_that_it_does_not_depend_on() {
+    let only_lf = SMALL.replace("\"none\", \"badnets\", \"blended\"", "\"lf\"");
+    let of = |axis: &str| {
+        let plan = planned(&format!("{only_lf}{axis}\n"), &[]);
+        let count = |kind, attack: &str| {
+            plan.cells.values().filter(|cell| cell.kind == kind && cell.attack.name == attack).count()
+        };
+        (count(CellKind::Train, "none"), count(CellKind::Prepare, "lf"), count(CellKind::Train, "lf"))
+    };
+    assert_eq!(of("\"attack.poisoning_ratio\" = [0.05, 0.1]"), (1, 1, 2));
+    assert_eq!(of("\"attacks.lf.poisoning_ratio\" = [0.05, 0.1]"), (1, 1, 2));
+    assert_eq!(of("\"attack.target_class\" = [0, 1]"), (1, 2, 2));
+    assert_eq!(of("\"attacks.lf.amplitude\" = [0.1, 0.2]"), (1, 2, 2));
+    assert_eq!(of("\"model.width\" = [4, 5]"), (2, 2, 2));
+}
+
+#[test]
+fn what_a_groundwork_cannot_do_with_the_network_is_refused() {
+    let text = SMALL.replace("\"none\", \"badnets\", \"blended\"", "\"trojan\"");
+    let diagnostics = refused(&text, &[("attacks.trojan.neurons", "33")]);
+    let (text, key, _, reason, hint) = only(&diagnostics);
+    assert_eq!((text, key), ("33", "attacks.trojan.neurons"));
+    assert!(reason.contains("32 inputs") && hint.contains("at most 32"), "{reason}; {hint}");
 }
 
 #[test]
@@ -237,7 +296,7 @@ fn axes_that_cannot_be_are_refused() {
         ("\"model.width\" = []", "without values"),
         ("\"model.width\" = [4, 4]", "there twice"),
         ("\"modle.width\" = [4]", "no such axis"),
-        ("\"attacks.trojan.alpha\" = [0.1]", "no such attack"),
+        ("\"attacks.refool.alpha\" = [0.1]", "no such attack"),
         ("\"defenses.fp.step\" = [0.1]", "not in the grid"),
         ("seed = [1, 2]", "seeds are no axis"),
         ("\"model.width\" = [4, 0]", "out of range"),
@@ -277,7 +336,7 @@ fn a_profile_beside_the_experiment_comes_before_the_one_of_the_program() {
     let request = Request { source: ExperimentSource::File(file), ..request("", &[]) };
     let found = plan(&request).unwrap_or_else(|refusal| panic!("{refusal}"));
     assert_eq!((found.experiment.name.as_str(), found.experiment.profile.as_str()), ("small", "mine"));
-    assert_eq!((found.cells[0].model.width, found.cells[0].profile.as_str()), (5, "mine"));
+    assert_eq!((found.cells[0].model.as_ref().unwrap().width, found.cells[0].profile.as_str()), (5, "mine"));
     fs_err::write(folder.path().join("profiles/mine.toml"), "seeds = [1]\n[model]\nwidht = 5\n").unwrap();
     let refusal = plan(&request).unwrap_err().to_string();
     assert!(refusal.contains("mine.toml:1:1: `seeds`"), "{refusal}");
