@@ -6,7 +6,7 @@ mod formula;
 
 use formula::{batch, compare, error, network, numbers, tensors, values};
 use tsbd_nn::{Batch, Mode, Model, ParameterGradients, Pass, Result};
-use tsbd_tensor::{CrossEntropy, DType, Device, Tape, Tensor, Var};
+use tsbd_tensor::{CrossEntropy, DType, Device, InstructionSet, Tape, Tensor, Var};
 
 const MODES: [(Mode, &str); 2] = [(Mode::Eval, "eval"), (Mode::Train, "train")];
 /// Half the step of the differences: narrow enough to miss the kinks of the ReLUs, wide enough for the rounding of `f64`.
@@ -141,8 +141,9 @@ fn signs(model: &Model, mode: Mode, images: &Tensor) -> Vec<bool> {
 fn fast_products_in_f32_are_those_in_f64_where_no_relu_is_on_the_other_side_of_its_kink() {
     // Width 16 on 16x16 pixels: most layers are served by the fast convolution. In 2 of 24 cases (12 batches in both
     // modes) one ReLU of 137,216 had an input that rounds to the other side; that changes the product by up to 3 % (and
-    // the gradient by 1 %). In the other cases it agrees to 3e-5.
+    // the gradient by 1 %). In the other cases it agrees to 3e-5, and on tile registers to 1e-3.
     let mut compared = 0;
+    let tolerance = if InstructionSet::current().unwrap() == InstructionSet::Amx { 1e-3 } else { 1e-4 };
     for stream in 1000..1004 {
         for (mode, _) in MODES {
             let [single, double] = [DType::F32, DType::F64].map(|dtype| {
@@ -154,8 +155,8 @@ fn fast_products_in_f32_are_those_in_f64_where_no_relu_is_on_the_other_side_of_i
                 (signs, product, model.mixed_product(mode, &input, &direction, loss(&batch)).unwrap())
             });
             if single.0 == double.0 {
-                close("input", &single.1, &double.1, 1e-4);
-                all_close(&single.2, |name| double.2.get(name).unwrap().clone(), 1e-4);
+                close("input", &single.1, &double.1, tolerance);
+                all_close(&single.2, |name| double.2.get(name).unwrap().clone(), tolerance);
                 compared += 1;
             }
         }

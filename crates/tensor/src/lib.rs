@@ -16,7 +16,7 @@
 //!   sums are added in a fixed order;
 //! - `f32` convolutions use a faster algorithm with slightly larger rounding errors where they can; the environment
 //!   variable `TSBD_CONV=exact` (or [`ConvolutionAlgorithm::set`]) turns it off;
-//! - kernels use the widest instructions that the machine has; `TSBD_SIMD=avx512`, `avx2` or `portable` chooses narrower ones
+//! - kernels use the widest instructions that the machine has (on AMX with products of 16 bits of each factor); `TSBD_SIMD=avx512`, `avx2` or `portable` chooses narrower ones
 //!   ([`InstructionSet`]).
 //!
 //! ```

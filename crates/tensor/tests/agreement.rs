@@ -53,7 +53,7 @@ fn compare(inputs: &[Tensor], tolerance: f64, function: &dyn Fn(&[Var]) -> Resul
 /// The tolerance for convolutions: on tile registers factors are rounded to 16 bits, and the fast algorithm enlarges that as
 /// it does every rounding.
 fn rounding() -> f64 {
-    if InstructionSet::current().unwrap() == InstructionSet::Amx { 5e-4 } else { 2e-5 }
+    if in_use() == InstructionSet::Amx { 5e-4 } else { 2e-5 }
 }
 
 /// Multiples of 8 channels: some for registers of 8 and of 16, some for tiles as well.
@@ -280,10 +280,10 @@ fn the_instruction_set_that_is_asked_for_is_used_and_a_wrong_one_refused() {
         text.lines().find_map(|line| line.split_once("bits: ").map(|(_, bits)| bits.to_owned()))
     };
     let portable = bits("portable").expect("a convolution");
-    if widest() >= InstructionSet::Avx2 {
+    if in_use() >= InstructionSet::Avx2 {
         assert_ne!(bits("avx2").expect("a convolution"), portable);
     }
-    if widest() >= InstructionSet::Amx {
+    if in_use() >= InstructionSet::Amx {
         assert_ne!(bits("amx").expect("a convolution"), bits("avx512").expect("a convolution"));
     }
     assert_eq!(bits("sse").as_deref(), Some("refused"));
@@ -312,8 +312,8 @@ fn narrower_instruction_sets_pass_the_same_tests() {
     // The set is chosen once per process, so this binary runs its other tests again in processes of their own.
     const SELF: &str = "narrower_instruction_sets_pass_the_same_tests";
     for set in [InstructionSet::Avx512, InstructionSet::Avx2, InstructionSet::Portable] {
-        if set >= widest() {
-            println!("skipped: {} (not narrower than what this machine has)", set.name());
+        if set >= in_use() {
+            println!("skipped: {} (not narrower than what is in use)", set.name());
             continue;
         }
         let set = set.name();
@@ -325,8 +325,7 @@ fn narrower_instruction_sets_pass_the_same_tests() {
     }
 }
 
-/// The set in use, which is the widest of this machine unless the tests are run with another.
-fn widest() -> InstructionSet {
+fn in_use() -> InstructionSet {
     InstructionSet::current().unwrap()
 }
 

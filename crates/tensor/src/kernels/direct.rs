@@ -7,9 +7,19 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use super::convolution::{Geometry, Start, backward_group, patches, roll, scratch_length, unroll, weight_groups};
-use super::lanes::{TILE_CHANNELS, with_widest_lanes};
-use super::product::{Packed, Products};
+use super::lanes::with_widest_lanes;
+use super::product::{Packed, Products, TILE_STEPS};
 use super::{Element, assume_written, written};
+
+/// Calls `$call` with `$L` standing for the widest lanes whose registers the columns of the products, the first of the channels,
+/// fill. Products on tile registers, if `$fast`, need whole groups of both.
+macro_rules! with_lanes {
+    ($fast:expr, [$columns:expr, $others:expr], $L:ident => $call:expr) => {{
+        let (columns, others): (usize, usize) = ($columns, $others);
+        let tiles = $fast && others.is_multiple_of(TILE_STEPS);
+        with_widest_lanes!(tiles, |count| columns.is_multiple_of(count), $L => $call)
+    }};
+}
 
 /// Output pixels whose patches are unrolled at once: half a megabyte at most.
 fn pixels_per_piece(g: &Geometry) -> usize {
@@ -18,8 +28,7 @@ fn pixels_per_piece(g: &Geometry) -> usize {
 
 /// The convolution, plus `start`; `None` if the channels of the output do not fill registers.
 pub(super) fn forward(g: &Geometry, fast: bool, x: &[f32], weight: &[f32], start: Start<f32>) -> Option<Vec<f32>> {
-    let tiles = fast && g.in_channels.is_multiple_of(TILE_CHANNELS);
-    with_widest_lanes!(tiles, |count| g.out_channels.is_multiple_of(count), L => {
+    with_lanes!(fast, [g.out_channels, g.in_channels], L => {
         // SAFETY: the lanes are the machine's.
         unsafe { forward_with::<L>(g, x, weight, start) }
     })
@@ -49,10 +58,11 @@ unsafe fn forward_with<L: Products>(g: &Geometry, x: &[f32], weight: &[f32], sta
                         y.write_copy_of_slice(&residual[first * out..][..pixels * out]);
                     }
                 }
-                let room = if L::COPIES_LEFT { pixels * patch } else { scratch_length(g, pixels) };
-                f32::with_scratch(room, |scratch| {
+                let length = if L::COPIES_LEFT { pixels * patch } else { scratch_length(g, pixels) };
+                f32::with_scratch(length, |scratch| {
                     let room = scratch.as_mut_ptr();
-                    let rows = L::left([pixels, patch], patches(g, x, first, pixels, scratch).as_ptr(), room);
+                    let unrolled = std::slice::from_raw_parts_mut(room, length);
+                    let rows = L::left([pixels, patch], patches(g, x, first, pixels, unrolled).as_ptr(), room);
                     let accumulate = !matches!(start, Start::Nothing);
                     L::product([pixels, out, patch], rows, weight.right(), y.as_mut_ptr().cast(), accumulate);
                 });
@@ -69,8 +79,7 @@ pub(super) fn backward_input(
     weight: &[f32],
     existing: Option<&[f32]>,
 ) -> Option<Vec<f32>> {
-    let tiles = fast && g.out_channels.is_multiple_of(TILE_CHANNELS);
-    with_widest_lanes!(tiles, |count| g.in_channels.is_multiple_of(count), L => {
+    with_lanes!(fast, [g.in_channels, g.out_channels], L => {
         // SAFETY: the lanes are the machine's.
         unsafe { backward_input_with::<L>(g, dy, weight, existing) }
     })
@@ -135,8 +144,7 @@ unsafe fn backward_input_with<L: Products>(
 
 /// The gradient with respect to the weight; `None` if the channels of the output do not fill registers.
 pub(super) fn backward_weight(g: &Geometry, fast: bool, x: &[f32], dy: &[f32]) -> Option<Vec<f32>> {
-    let tiles = fast && g.in_channels.is_multiple_of(TILE_CHANNELS);
-    with_widest_lanes!(tiles, |count| g.out_channels.is_multiple_of(count), L => {
+    with_lanes!(fast, [g.out_channels, g.in_channels], L => {
         // SAFETY: the lanes are the machine's.
         unsafe { backward_weight_with::<L>(g, x, dy) }
     })

@@ -39,7 +39,7 @@ const COPIED: usize = 1 << 25;
 /// use, so that neither memory nor waiting for a result limits it. Memory: copying 128 MiB, as the C library does it.
 /// A direct convolution cannot be faster than the first, nor an operation that reads and writes large tensors much
 /// faster than the second. Winograd's convolution can seem to be: it is compared by the operations of the direct sum,
-/// of which it needs fewer. A cache of hundreds of megabytes makes the second a bandwidth of that cache.
+/// of which it needs fewer; and so can products on tile registers, which are not multiply-adds in `f32`. A cache of hundreds of megabytes makes the second a bandwidth of that cache.
 ///
 /// Threads are those of the current rayon pool. Call it while nothing else runs: a busy core shows.
 pub fn machine_peak() -> MachinePeak {
@@ -100,16 +100,8 @@ fn arithmetic() -> Arithmetic {
     #[cfg(target_arch = "x86_64")]
     {
         use super::simd::instructions;
-        use super::tiles;
         match instructions() {
-            InstructionSet::Amx => {
-                // SAFETY: the machine has been asked for these instructions.
-                let run = |repetitions| unsafe { tiles::repeat_products(repetitions) };
-                // Three products of `bf16` are one of split numbers.
-                let operations = 4. * 2. * 16. * 16. * 32. / 3.;
-                return Arithmetic { instructions: InstructionSet::Amx, operations, run };
-            }
-            InstructionSet::Avx512 => {
+            InstructionSet::Avx512 | InstructionSet::Amx => {
                 // SAFETY: the machine has been asked for these instructions.
                 let run = |repetitions| unsafe { x86::avx512(repetitions) };
                 return Arithmetic { instructions: InstructionSet::Avx512, operations: 2. * 16. * 16., run };

@@ -1,5 +1,5 @@
-//! Matrix products that are small and many: with one or two registers of columns at a time and nothing copied first, or as
-//! the kind of lanes does it (see [`Products`]).
+//! Matrix products that are small and many, as each kind of lanes does them (see [`Products`]): with one or two registers of
+//! columns at a time and nothing copied first, unless it is said otherwise.
 
 use rayon::prelude::*;
 
@@ -184,8 +184,14 @@ unsafe fn product<L: Lanes>(
     }
 }
 
+/// Steps that products on tile registers take at once.
+pub(super) const TILE_STEPS: usize = 32;
+
 /// How lanes of some kind multiply matrices. Factors are laid out as the products read them; every layout takes the room of
 /// the numbers themselves.
+///
+/// All columns are multiples of [`Lanes::COUNT`]. On tile registers so are the rows of [`Self::product_of_columns`], and the steps
+/// of other products are multiples of [`TILE_STEPS`]. The safety of every function depends on it.
 pub(super) trait Products: Lanes {
     /// Rows of the left that are multiplied at once.
     const BLOCK_ROWS: usize = Self::ROWS[1];
@@ -274,7 +280,7 @@ impl Packed {
     /// The matrix `[k, n]` with element `(row, column)` at `values[row·row_stride + column·column_stride]`.
     ///
     /// # Safety
-    /// The lanes' instructions; all elements are in `values`, and their count divides `n`.
+    /// The lanes' instructions; all elements are in `values`, and `k` and `n` are such as [`Products`] takes.
     pub(super) unsafe fn of<L: Products>([k, n]: [usize; 2], values: &[f32], strides: [usize; 2]) -> Self {
         let memory = vec![0.; k * n + LINE];
         let start = memory.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);

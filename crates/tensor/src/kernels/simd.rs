@@ -58,8 +58,8 @@ pub enum InstructionSet {
     Avx2,
     /// AVX-512 (F, BW, DQ, VL).
     Avx512,
-    /// AVX-512, and for the products of fast convolutions AMX with factors split in two `bf16`: their errors are about 2^-16
-    /// of the factors, a hundred times those of the other sets.
+    /// AVX-512, and for the products of fast convolutions AMX with factors split in two `bf16`: the error of a product is
+    /// about 2^-16 of it, a hundred times that of the other sets.
     Amx,
 }
 
@@ -89,14 +89,14 @@ impl InstructionSet {
         }
     }
 
-    /// The widest set that this machine has. Each set includes the narrower ones.
+    /// The widest set that this machine has, tile registers left out. Each set includes the narrower ones.
     fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
             if has!("avx2") && has!("fma") {
                 if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
-                    return if super::tiles::available() { Self::Amx } else { Self::Avx512 };
+                    return Self::Avx512;
                 }
                 return Self::Avx2;
             }
@@ -111,11 +111,21 @@ impl InstructionSet {
 
 fn chosen() -> std::result::Result<InstructionSet, &'static str> {
     static CHOSEN: OnceLock<std::result::Result<InstructionSet, String>> = OnceLock::new();
+    // Tile registers have to be asked for, so only if they are wanted.
+    #[cfg(target_arch = "x86_64")]
+    let tiles = || InstructionSet::detect() == InstructionSet::Avx512 && super::tiles::available();
+    #[cfg(not(target_arch = "x86_64"))]
+    let tiles = || false;
     let read = || {
-        let detected = InstructionSet::detect();
-        let Some(text) = std::env::var_os(VARIABLE) else { return Ok(detected) };
+        let Some(text) = std::env::var_os(VARIABLE) else {
+            return Ok(if tiles() { InstructionSet::Amx } else { InstructionSet::detect() });
+        };
         let text = text.to_string_lossy().into_owned();
-        InstructionSet::parse(&text).filter(|chosen| *chosen <= detected).ok_or(text)
+        match InstructionSet::parse(&text) {
+            Some(InstructionSet::Amx) if tiles() => Ok(InstructionSet::Amx),
+            Some(set) if set <= InstructionSet::detect() => Ok(set),
+            _ => Err(text),
+        }
     };
     CHOSEN.get_or_init(read).as_ref().copied().map_err(String::as_str)
 }

@@ -1,9 +1,10 @@
-//! Matrix products on tile registers (Intel AMX), which multiply `bf16` and add in `f32`: eight times as many products in a
-//! cycle as AVX-512 in `f32` after three of them have been spent on one.
+//! Matrix products on tile registers (Intel AMX), which multiply `bf16` and add in `f32`: five times as many products in a
+//! cycle as AVX-512 in `f32`, after three of them have been spent on one.
 //!
 //! A factor is split into two `bf16`, `x = high + low` up to 2^-17 of itself, and a product is
 //! `high·high + high·low + low·high`: its error is about 2^-16 of it, a hundred times that of `f32` and a hundredth of that of
-//! TF32 or `bf16`. Sums are of `f32`. Numbers below 2^-126 count as zeros.
+//! TF32 or `bf16`. Sums are of `f32`. Parts below 2^-126 count as zeros, so that numbers below 2^-110 lose their low part;
+//! what rounds to infinity in `bf16` (from 3.396e38 on) is not a number in the product.
 //!
 //! A matrix on the left is kept in rows, a matrix on the right in columns of tiles; both take the room of the `f32` they are
 //! made of, so that pieces of work are cut as for other instructions:
@@ -15,25 +16,31 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::lanes::{Amx, TILE_CHANNELS, transposed};
-use super::product::Products;
+use super::lanes::{Amx, transposed};
+use super::product::{Products, TILE_STEPS};
 
 /// Rows of a tile, and columns of sums.
 const SIDE: usize = 16;
 /// Steps that are multiplied at once: products have whole groups of them.
-const GROUP: usize = TILE_CHANNELS;
+const GROUP: usize = TILE_STEPS;
 
-/// Whether this machine has tile registers and the system lends them to this process, which is asked for them.
+/// Whether this machine has tile registers and the system lends them to this process, which is asked for them. From then on
+/// all threads of the process and what it forks may use them, and alternate signal stacks have to have room for them
+/// (those of the standard library have).
 pub(super) fn available() -> bool {
     #[cfg(target_os = "linux")]
     {
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XFEATURE_XTILEDATA: libc::c_long = 18;
         const AMX_BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
-        // The leaf exists on every machine with AVX-512.
-        __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE
-            // SAFETY: the call takes two numbers and changes nothing but what the process may use.
-            && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) } == 0
+        // Every processor with AVX-512 has the leaf.
+        std::arch::is_x86_feature_detected!("avx512bw")
+            && __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE
+            && {
+                // SAFETY: the call takes two numbers and changes what the process may use, no memory.
+                let answer = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) };
+                answer == 0
+            }
     }
     #[cfg(not(target_os = "linux"))]
     {
@@ -47,6 +54,9 @@ pub(super) fn available() -> bool {
 fn split(x: __m512) -> (__m512i, __m512i) {
     let half = _mm512_set1_epi32(0x8000);
     let high = _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(x), half), _mm512_set1_epi32(!0xffff));
+    // The addition turns some of what is not a number into zeros.
+    let not_a_number = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+    let high = _mm512_mask_mov_epi32(high, not_a_number, _mm512_set1_epi32(0x7fc0_0000));
     let rest = _mm512_sub_ps(x, _mm512_castsi512_ps(high));
     (high, _mm512_add_epi32(_mm512_castps_si512(rest), half))
 }
@@ -97,13 +107,6 @@ unsafe fn left_rows(m: usize, k: usize, from: *const f32, to: *mut f32) {
     }
 }
 
-/// Where the two steps from `step` on, an even one, of columns `column ..+ 16` of a matrix on the right with `k` steps lie:
-/// their high parts, and how much further their low parts.
-#[inline(always)]
-fn right_place(step: usize, column: usize, k: usize) -> (usize, usize) {
-    (column * k + step / GROUP * GROUP * SIDE + step % GROUP / 2 * SIDE, GROUP / 2 * SIDE)
-}
-
 /// Stores two registers of columns, of steps `step` and `step + 1`, in a matrix on the right with `k` steps.
 ///
 /// # Safety
@@ -112,11 +115,11 @@ fn right_place(step: usize, column: usize, k: usize) -> (usize, usize) {
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn store_right(pair: [__m512; 2], right: *mut f32, step: usize, column: usize, k: usize) {
     let (high, low) = paired(pair);
-    let (place, distance) = right_place(step, column, k);
     // SAFETY: as the caller vouches.
     unsafe {
-        _mm512_storeu_si512(right.add(place).cast(), high);
-        _mm512_storeu_si512(right.add(place + distance).cast(), low);
+        let tile = right.add(column * k + step / GROUP * GROUP * SIDE + step % GROUP / 2 * SIDE);
+        _mm512_storeu_si512(tile.cast(), high);
+        _mm512_storeu_si512(tile.add(SIDE * SIDE).cast(), low);
     }
 }
 
@@ -215,7 +218,15 @@ impl Configuration {
     /// The machine has tile registers, and the process may use them.
     unsafe fn load(&self) {
         // SAFETY: the configuration is one that the machine takes, and the caller vouches for the machine.
-        unsafe { asm!("ldtilecfg [{0}]", in(reg) self, options(nostack, readonly)) }
+        unsafe {
+            asm!(
+                "ldtilecfg [{0}]",
+                in(reg) self,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly),
+            );
+        }
     }
 }
 
@@ -225,7 +236,14 @@ impl Configuration {
 /// As [`Configuration::load`].
 unsafe fn release() {
     // SAFETY: as for this function.
-    unsafe { asm!("tilerelease", options(nostack, nomem)) }
+    unsafe {
+        asm!(
+            "tilerelease",
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, nomem),
+        );
+    }
 }
 
 /// The text if all the numbers are 2.
@@ -334,36 +352,15 @@ block!(block_2_1, 2, 1);
 block!(block_1_2, 1, 2);
 block!(block_1_1, 1, 1);
 
-/// Multiplies tiles four times in each repetition, for nothing but the time it takes.
-///
-/// # Safety
-/// The process may use tile registers.
-pub(super) unsafe fn repeat_products(repetitions: u64) {
-    // SAFETY: as for this function.
-    unsafe {
-        Configuration::of(SIDE).load();
-        for _ in 0..repetitions {
-            asm!(
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                options(nostack, nomem),
-            );
-        }
-        release();
-    }
-}
-
 /// Steps taken at once, so that a column of the right stays in the first-level cache.
 const DEPTH: usize = 256;
 
 /// `c = left · right`, added to `c` if `accumulate`; `c: [m, n]` in rows, `n` a multiple of sixteen, `k` of [`GROUP`].
 ///
 /// # Safety
-/// The process may use tile registers; the matrices can be accessed, and `c` overlaps neither of the others.
+/// The process may use tile registers; `k > 0`; the matrices can be accessed, and `c` overlaps neither of the others.
 unsafe fn product([m, n, k]: [usize; 3], left: *const f32, right: *const f32, c: *mut f32, accumulate: bool) {
+    debug_assert!(k > 0 && k.is_multiple_of(GROUP) && n.is_multiple_of(SIDE));
     let whole = m / SIDE * SIDE;
     // SAFETY: the blocks lie inside the matrices, which the caller vouches for.
     unsafe {
@@ -417,7 +414,7 @@ impl Products for Amx {
 
     #[inline(always)]
     unsafe fn store_right(rows: &[Self], right: *mut f32, [row, column]: [usize; 2], [k, _]: [usize; 2]) {
-        // SAFETY: as for this function; `k` is even.
+        // SAFETY: as for this function; `k` is even, so that there are two rows.
         unsafe { store_right([rows[0].0, rows[1].0], right, row, column, k) }
     }
 

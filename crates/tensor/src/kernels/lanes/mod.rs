@@ -76,16 +76,16 @@ pub(super) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> {
 /// Declares an unsafe function that is generic over [`Lanes`] and whose body is compiled for the set of its lanes. Its
 /// caller vouches for the instructions, beside what the function itself asks for.
 macro_rules! for_lanes {
-    ($(#[$attribute:meta])* $visibility:vis unsafe fn $name:ident<$L:ident: $Lanes:ident $(, const $N:ident: usize)*>(
+    ($(#[$attribute:meta])* $visibility:vis unsafe fn $name:ident<$L:ident: $Lanes:ident $(, const $N:ident: $kind:ident)*>(
         $($argument:ident: $type:ty),* $(,)?
     ) $body:block) => {
         $(#[$attribute])*
         #[inline(always)]
         #[allow(clippy::too_many_arguments)]
-        $visibility unsafe fn $name<$L: $Lanes $(, const $N: usize)*>($($argument: $type),*) {
+        $visibility unsafe fn $name<$L: $Lanes $(, const $N: $kind)*>($($argument: $type),*) {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            unsafe fn body<$L: $Lanes $(, const $N: usize)*>($($argument: $type),*) $body
+            unsafe fn body<$L: $Lanes $(, const $N: $kind)*>($($argument: $type),*) $body
 
             #[cfg(target_arch = "x86_64")]
             {
@@ -94,19 +94,19 @@ macro_rules! for_lanes {
 
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
                 #[allow(clippy::too_many_arguments)]
-                unsafe fn amx<$(const $N: usize),*>($($argument: $type),*) {
+                unsafe fn amx<$(const $N: $kind),*>($($argument: $type),*) {
                     // SAFETY: as for the function that is declared.
                     unsafe { body::<Amx $(, $N)*>($($argument),*) }
                 }
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
                 #[allow(clippy::too_many_arguments)]
-                unsafe fn avx512<$(const $N: usize),*>($($argument: $type),*) {
+                unsafe fn avx512<$(const $N: $kind),*>($($argument: $type),*) {
                     // SAFETY: as for the function that is declared.
                     unsafe { body::<Avx512 $(, $N)*>($($argument),*) }
                 }
                 #[target_feature(enable = "avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
-                unsafe fn avx2<$(const $N: usize),*>($($argument: $type),*) {
+                unsafe fn avx2<$(const $N: $kind),*>($($argument: $type),*) {
                     // SAFETY: as for the function that is declared.
                     unsafe { body::<Avx2 $(, $N)*>($($argument),*) }
                 }
@@ -127,12 +127,9 @@ macro_rules! for_lanes {
 }
 pub(super) use for_lanes;
 
-/// Products on tile registers are of this many steps or a multiple of it, so that is what channels have to be.
-pub(super) const TILE_CHANNELS: usize = 32;
-
 /// Calls a function that is generic over [`Lanes`] with the widest lanes that the machine has and that `$fits` accepts
-/// (a closure over their count); `None` if there are none. Tile registers only if `$tiles`; they take
-/// matrices in multiples of [`TILE_CHANNELS`].
+/// (a closure over their count); `None` if there are none. Tile registers only if `$tiles`, and
+/// if `$fits` accepts the steps that their products take at once.
 macro_rules! with_widest_lanes {
     ($tiles:expr, $fits:expr, $L:ident => $call:expr) => {{
         use $crate::kernels::lanes::{Lanes, Portable};
@@ -142,7 +139,7 @@ macro_rules! with_widest_lanes {
         #[cfg(target_arch = "x86_64")]
         use $crate::kernels::lanes::{Amx, Avx2, Avx512};
         #[cfg(target_arch = "x86_64")]
-        let wide = if best >= Amx::INSTRUCTIONS && $tiles && fits($crate::kernels::lanes::TILE_CHANNELS) {
+        let wide = if best >= Amx::INSTRUCTIONS && $tiles && fits($crate::kernels::product::TILE_STEPS) {
             type $L = Amx;
             Some($call)
         } else if best >= Avx512::INSTRUCTIONS && fits(Avx512::COUNT) {

@@ -3,8 +3,8 @@
 //!
 //! A piece of work is a run of tiles: their patches are transformed into memory of the thread, multiplied
 //! with the transformed weights position by position, and transformed back. Rounding errors are about ten
-//! times those of the direct sum (1e-6 relative to the largest output, and 1e-5 where the products are done on tile registers); what is not finite spoils its whole
-//! tile and its neighbours.
+//! times those of the direct sum (1e-6 relative to the largest output, and 1e-5 where the products are done on tile
+//! registers); what is not finite spoils its whole tile and its neighbours.
 
 mod transform;
 
@@ -186,13 +186,12 @@ unsafe fn transformed_weight<L: Products>(weight: &[f32], k: usize, n: usize) ->
 /// # Safety
 /// The lanes' instructions.
 unsafe fn transformed_turned_weight<L: Products>(weight: &[f32], k: usize, n: usize) -> Positions {
-    /// Numbers in the widest register.
-    const WIDEST: usize = 16;
     assert_eq!(weight.len(), 9 * k * n);
     let u = Positions::of(k * n);
     (0..k / L::COUNT).into_par_iter().for_each(|square| {
         let row = square * L::COUNT;
-        let mut turned = [0.; 9 * WIDEST * WIDEST];
+        // No register is longer than a line.
+        let mut turned = [0.; 9 * LINE * LINE];
         for column in (0..n).step_by(L::COUNT) {
             // SAFETY: as in `transformed_weight`; the squares cover the weight.
             unsafe {
@@ -253,7 +252,7 @@ unsafe fn convolve<L: Products>(g: &Geometry, x: &[f32], weight: &Positions, add
                 f32::with_scratch(length + LINE, |scratch| {
                     let v = aligned(scratch, length);
                     let m = v.add(POSITIONS * v_stride);
-                    transform::patches::<L, 1>(&input, x.as_ptr(), first, count, v, v_stride);
+                    transform::patches::<L, true>(&input, x.as_ptr(), first, count, v, v_stride);
                     for position in 0..POSITIONS {
                         let (v, m) = (v.add(position * v_stride), m.add(position * m_stride));
                         L::product([count, n, k], v, weight.at(position, 0), m, false);
@@ -345,7 +344,7 @@ unsafe fn tap_products<L: Products>(
             let scratch = v.add(factors);
             for first in tiles.clone().step_by(piece) {
                 let count = piece.min(tiles.end - first);
-                transform::patches::<L, 0>(input, x.as_ptr(), first, count, v, v_stride);
+                transform::patches::<L, false>(input, x.as_ptr(), first, count, v, v_stride);
                 transform::gradient_tiles::<L>(output, dy.as_ptr(), first, count, m, m_stride);
                 for position in 0..POSITIONS {
                     let (v, m) = (v.add(position * v_stride), m.add(position * m_stride));

@@ -165,11 +165,11 @@ fn prefetch_tile(maps: &Maps, tile: *const f32, rows: usize) {
 
 for_lanes! {
     /// Transforms the patches of `count` tiles from tile `first` on: position `p` of tile `t` goes to
-    /// `v[p·stride + t·channels ..]`, as numbers, or if `LEFT` is 1 as a row of a matrix on the left.
+    /// `v[p·stride + t·channels ..]`, as numbers, or if `LEFT` as a row of a matrix on the left.
     ///
     /// # Safety
     /// The lanes' instructions; `x` holds the maps; `v` holds `36·stride` elements, `stride >= count·channels`.
-    pub(super) unsafe fn patches<L: Products, const LEFT: usize>(
+    pub(super) unsafe fn patches<L: Products, const LEFT: bool>(
         maps: &Maps, x: *const f32, first: usize, count: usize, v: *mut f32, stride: usize,
     ) {
         for tile in 0..count {
@@ -191,7 +191,7 @@ for_lanes! {
                     for (y, row) in columns.into_iter().enumerate() {
                         for (x, value) in input(row).into_iter().enumerate() {
                             let v = v.add((y * PATCH + x) * stride);
-                            if LEFT == 1 {
+                            if LEFT {
                                 value.store_left(v, channel);
                             } else {
                                 value.store(v.add(channel));
