@@ -16,8 +16,8 @@
 //!   sums are added in a fixed order;
 //! - `f32` convolutions use a faster algorithm with slightly larger rounding errors where they can; the environment
 //!   variable `TSBD_CONV=exact` (or [`ConvolutionAlgorithm::set`]) turns it off;
-//! - kernels use the widest instructions that the machine has (on AMX with products of 16 bits of each factor); `TSBD_SIMD=avx512`, `avx2` or `portable` chooses narrower ones
-//!   ([`InstructionSet`]).
+//! - kernels use the widest instructions that the machine has (on AMX with 16 bits of each factor of a convolution);
+//!   `TSBD_SIMD=avx512`, `avx2` or `portable` chooses narrower ones ([`InstructionSet`]).
 //!
 //! ```
 //! use tsbd_tensor::{Device, Tape, Tensor};
