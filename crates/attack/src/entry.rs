@@ -9,6 +9,7 @@ use tsbd_data::{Dataset, Picture};
 use tsbd_nn::random::Streams;
 
 use crate::Error;
+use crate::groundwork::{Groundwork, Material};
 use crate::overlay::{PoisonedImages, TriggeredTest};
 use crate::parameters::{self, DatasetFacts, ParameterError, Poisoning};
 
@@ -56,11 +57,23 @@ pub trait Attack: Send + Sync + Debug {
     /// Refuses what this data set does not allow.
     fn check(&self, dataset: &DatasetFacts) -> Result<(), ParameterError>;
 
-    /// Makes the training source and the triggered test set. `streams` carries the cell's seed.
-    fn prepare(&self, clean: &Arc<Dataset>, streams: &Streams) -> Result<Poisoner, Error>;
+    /// What has to be made before this attack can poison, in a cell of its own; `None` for most attacks.
+    fn groundwork(&self) -> Option<&dyn Groundwork> {
+        None
+    }
 
-    /// The trigger as a picture of `height x width` pixels, for attacks that have one.
-    fn trigger_picture(&self, height: usize, width: usize) -> Result<Option<Picture>, Error>;
+    /// Makes the training source and the triggered test set. `streams` carries the cell's seed, `material` what the
+    /// attack's groundwork made ([`Error::NoMaterial`] if it has one and nothing is given).
+    fn prepare(&self, clean: &Arc<Dataset>, streams: &Streams, material: Option<&Material>) -> Result<Poisoner, Error>;
+
+    /// The trigger as a picture of `height x width` pixels, for attacks that have one; `material` as in
+    /// [`Self::prepare`].
+    fn trigger_picture(
+        &self,
+        height: usize,
+        width: usize,
+        material: Option<&Material>,
+    ) -> Result<Option<Picture>, Error>;
 }
 
 /// What the backdoored model is trained on.

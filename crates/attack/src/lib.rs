@@ -7,6 +7,7 @@
 pub mod entry;
 pub mod evaluation;
 pub mod export;
+pub mod groundwork;
 pub mod none;
 pub mod overlay;
 pub mod parameters;
@@ -16,6 +17,7 @@ pub mod trigger;
 
 pub use entry::{Attack, AttackEntry, PoisonFacts, Poisoner, TrainingSource};
 pub use evaluation::{Evaluation, evaluate};
+pub use groundwork::{Groundwork, GroundworkContext, GroundworkObserver, Material};
 pub use none::NONE;
 pub use overlay::{PoisonedImages, TriggeredTest};
 pub use parameters::{DatasetFacts, LabelRule, ParameterError, Poisoning};
@@ -37,4 +39,24 @@ pub enum Error {
     /// A file could not be read or written (the message names it).
     #[error(transparent)]
     File(#[from] std::io::Error),
+    /// An attack with a groundwork was to poison without it.
+    #[error("the attack starts from what a cell of its own prepares, and was given nothing; `tsbd attack` makes it")]
+    NoMaterial,
+    /// What a groundwork made is not what the attack reads.
+    #[error("the attack's groundwork has no tensor `{name}`, only {found}: remove its cell's folder and run again")]
+    MaterialTensor {
+        /// The tensor that was wanted.
+        name: String,
+        /// Those there are.
+        found: String,
+    },
+    /// A groundwork that starts from a clean model was to be made without one.
+    #[error("the attack's groundwork starts from a clean model, and was given none; `tsbd attack` trains it")]
+    NoCleanModel,
+    /// The observer wanted to stop.
+    #[error("stopped during {stage}")]
+    Stopped {
+        /// What was being made.
+        stage: String,
+    },
 }

@@ -11,6 +11,7 @@ use tsbd_nn::random::Streams;
 
 use crate::Error;
 use crate::entry::{Attack, AttackEntry, PoisonFacts, Poisoner, TrainingSource};
+use crate::groundwork::Material;
 use crate::overlay::PoisonedImages;
 use crate::parameters::{self, DatasetFacts, ParameterError, Poisoning};
 
@@ -47,14 +48,14 @@ impl Attack for NoAttack {
         Ok(())
     }
 
-    fn prepare(&self, clean: &Arc<Dataset>, _: &Streams) -> Result<Poisoner, Error> {
+    fn prepare(&self, clean: &Arc<Dataset>, _: &Streams, _: Option<&Material>) -> Result<Poisoner, Error> {
         let facts =
             PoisonFacts { poison_count: 0, poison_per_class: vec![0; clean.class_names.len()], asr_denominator: 0 };
         let train = PoisonedImages::clean(Arc::clone(&clean.train));
         Ok(Poisoner { train: TrainingSource::Static(Arc::new(train)), test: None, facts })
     }
 
-    fn trigger_picture(&self, _: usize, _: usize) -> Result<Option<Picture>, Error> {
+    fn trigger_picture(&self, _: usize, _: usize, _: Option<&Material>) -> Result<Option<Picture>, Error> {
         Ok(None)
     }
 }
@@ -71,7 +72,7 @@ mod tests {
         let images = || Images::new(vec![7; 24], vec![0, 1], (2, 2), 2);
         let clean = Arc::new(Dataset::new("test", images(), images(), &["a", "b"], Normalization::IDENTITY, false));
         let attack = (NONE.configure)(&Poisoning::default(), Value::Null).unwrap();
-        let poisoner = attack.prepare(&clean, &Streams::new(0)).unwrap();
+        let poisoner = attack.prepare(&clean, &Streams::new(0), None).unwrap();
         let TrainingSource::Static(train) = &poisoner.train;
         assert_eq!((train.len(), train.label(1), train.image(1)), (2, 1, clean.train.image(1)));
         assert!(train.poisoned().is_empty() && poisoner.test.is_none());

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tsbd_data::DataRoot;
 use tsbd_experiment::{
-    Cell, Diagnostic, ExperimentSource, ImagesFrom, Plan, Refusal, Request, Setting, Store, StoreError, registry,
+    Diagnostic, ExperimentSource, ImagesFrom, Plan, Refusal, Request, Setting, Store, StoreError, registry,
 };
 
 use crate::failure::{Exit, Failure, Problem};
@@ -55,20 +55,6 @@ pub fn one_point(attack: &str, defense: &str, point: &OnePoint, root: &DataRoot)
         points => Err(Failure::refused(format!("--set makes {points} grid points of one"))
             .hint("write an experiment file and use `tsbd run` for a grid")),
     }
-}
-
-/// The cell that trains the model of an attack.
-pub fn train_cell(attack: &str, point: &OnePoint, root: &DataRoot) -> Result<Cell, Failure> {
-    only_cell(&one_point(attack, "none", point, root)?)
-}
-
-/// The cell that repairs the model of an attack.
-pub fn defend_cell(attack: &str, defense: &str, point: &OnePoint, root: &DataRoot) -> Result<Cell, Failure> {
-    only_cell(&one_point(attack, defense, point, root)?)
-}
-
-fn only_cell(plan: &Plan) -> Result<Cell, Failure> {
-    Ok(plan.cells[&plan.points[0].cell].clone())
 }
 
 /// Everything that is wrong with an experiment, each with its place in the file.

@@ -6,14 +6,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tsbd_attack::{Attack, DatasetFacts, Evaluation, Poisoner};
-use tsbd_data::{DataRoot, Dataset};
-use tsbd_experiment::Cell;
-use tsbd_models::ModelParameters;
+use tsbd_attack::{Attack, DatasetFacts, Evaluation, Material, Poisoner};
+use tsbd_data::Dataset;
+use tsbd_experiment::{Cell, CellKind, Found, Plan, Store, Verification};
 use tsbd_nn::{Architecture, Model, Streams};
+use tsbd_orchestrator::MATERIAL;
+use tsbd_tensor::Device;
 
 use crate::commands::data;
 use crate::failure::{Exit, Failure, Problem};
+use crate::options::Folders;
+use crate::terminal::Talk;
+use crate::{grid, planning};
 
 /// A data set, an attack on it, and the network that meets both.
 pub struct Workbench {
@@ -23,6 +27,8 @@ pub struct Workbench {
     pub size: usize,
     /// The attack, checked.
     pub attack: Box<dyn Attack>,
+    /// What the attack's groundwork made, if it has one.
+    pub material: Option<Material>,
     /// The network.
     pub architecture: Arc<dyn Architecture>,
     /// The random streams of the cell's seed.
@@ -30,9 +36,11 @@ pub struct Workbench {
 }
 
 impl Workbench {
-    /// Loads and configures what `cell` names.
-    pub fn of(cell: &Cell, root: &DataRoot) -> Result<Self, Failure> {
-        let dataset = tsbd_data::load(&cell.dataset, root).map_err(data::failure)?;
+    /// Loads and configures what the only point of `plan` names. What its attack starts from is taken from the results
+    /// folder, or made there.
+    pub fn of(plan: &Plan, folders: &Folders, talk: &Talk) -> Result<Self, Failure> {
+        let cell = &plan.cells[&plan.points[0].cell];
+        let dataset = tsbd_data::load(&cell.dataset, &folders.data.root()).map_err(data::failure)?;
         let facts = DatasetFacts::of(&dataset);
         let entry = tsbd_experiment::ATTACKS
             .iter()
@@ -40,20 +48,17 @@ impl Workbench {
             .ok_or_else(|| Failure::refused(format!("there is no attack named \"{}\"", cell.attack.name)))?;
         let attack = entry.from_parameters(&cell.attack.parameters).map_err(parameter_failure)?;
         attack.check(&facts).map_err(parameter_failure)?;
-        let model = ModelParameters {
-            name: cell.model.name.clone(),
-            width: cell.model.width,
-            classes: dataset.classes(),
-            image_size: facts.size,
-        };
-        let architecture = tsbd_models::build(&model).map_err(|error| Failure::from_error(Exit::Refused, error))?;
+        let model = cell.model.as_ref().ok_or_else(|| Failure::refused("the point has no network"))?;
+        let architecture = tsbd_models::build(&model.for_images(facts.classes, facts.size))
+            .map_err(|error| Failure::from_error(Exit::Refused, error))?;
         let streams = Streams::new(cell.seed);
-        Ok(Self { dataset: Arc::new(dataset), size: facts.size, attack, architecture, streams })
+        let material = material(cell, plan, folders, talk)?;
+        Ok(Self { dataset: Arc::new(dataset), size: facts.size, attack, material, architecture, streams })
     }
 
     /// The poisoned training set and the triggered test set.
     pub fn poison(&self) -> Result<Poisoner, Failure> {
-        self.attack.prepare(&self.dataset, &self.streams).map_err(failed)
+        self.attack.prepare(&self.dataset, &self.streams, self.material.as_ref()).map_err(failed)
     }
 
     /// A model with the weights of a safetensors file.
@@ -78,6 +83,24 @@ impl Workbench {
         let (clean, triggered) = (&self.dataset.test, poisoner.test.as_ref());
         tsbd_attack::evaluate(model, clean, triggered, self.dataset.normalization, EVALUATION_BATCH)
     }
+}
+
+/// What the groundwork of a cell's attack made, if it has one: published in the results folder, or made there now.
+fn material(cell: &Cell, plan: &Plan, folders: &Folders, talk: &Talk) -> Result<Option<Material>, Failure> {
+    let Some(key) = cell.parents.iter().find(|key| plan.cells[*key].kind == CellKind::Prepare) else { return Ok(None) };
+    let store = Store::new(&folders.results);
+    let found = store.look(key, Verification::Digests).map_err(planning::store_failure)?;
+    if !matches!(found, Found::Done(_)) {
+        let part = plan.leading_to(key);
+        let options = grid::Options { data: folders.data.data.as_deref(), workers: 1 };
+        let summary = grid::run(&part, &store, options, talk)?;
+        let exit = grid::exit(&summary);
+        if exit != Exit::Done {
+            let problems = grid::describe(&summary, &part).into_iter().map(Problem::new);
+            return Err(Failure::several(exit, problems.collect()));
+        }
+    }
+    Material::load(store.artefact(key, MATERIAL), &Device::Cpu).map(Some).map_err(failed)
 }
 
 /// Images per batch when a model is measured. Changes speed and memory, never a rate.

@@ -58,12 +58,26 @@ pub struct InvalidKey(String);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CellKind {
+    /// Makes what an attack starts from: a pattern, an encoder.
+    Prepare,
     /// Trains a model on poisoned (or, with the attack `none`, clean) images.
     Train,
     /// Repairs the model of its parent.
     Defend,
     /// Measures something inside the model of its parent.
     Measure,
+}
+
+impl CellKind {
+    /// What a person calls a cell of this kind: `lf groundwork`, `badnets`, `badnets + tsbd`. The defense of a cell
+    /// without one is `none`.
+    pub fn label(self, attack: &str, defense: &str) -> String {
+        match (self, defense) {
+            (Self::Prepare, _) => format!("{attack} groundwork"),
+            (_, "none") => attack.to_owned(),
+            (_, defense) => format!("{attack} + {defense}"),
+        }
+    }
 }
 
 /// Everything that determines a result, and nothing else: no time, no code revision, no experiment name.
@@ -78,17 +92,20 @@ pub struct Cell {
     pub seed: u64,
     /// Digest of the images, as `tsbd-data` gives it.
     pub data_digest: String,
-    /// The cells whose results this one starts from. For [`CellKind::Defend`]: its Train cell.
+    /// The cells whose results this one starts from. For [`CellKind::Defend`] its Train cell; for a Prepare cell the
+    /// Train cell of the clean model, if it needs one; for Train and Defend cells of an attack with a groundwork its
+    /// Prepare cell too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parents: Vec<CellKey>,
     /// The images.
     pub dataset: DatasetParameters,
-    /// The network.
-    pub model: ModelParameters,
+    /// The network; Prepare cells have one only if they start from a clean model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelParameters>,
     /// How it is trained; Train cells only (a defense's own training is among its parameters).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training: Option<TrainingParameters>,
-    /// The attack; `none` for clean training.
+    /// The attack; `none` for clean training. A Prepare cell has those parameters alone that its result depends on.
     pub attack: MethodParameters,
     /// The defense; Defend cells only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -107,12 +124,9 @@ impl Cell {
         self.defense.as_ref().map_or("none", |defense| &defense.name)
     }
 
-    /// What a person calls the cell: `badnets`, or `badnets + tsbd`.
+    /// What a person calls the cell: [`CellKind::label`].
     pub fn label(&self) -> String {
-        match &self.defense {
-            Some(defense) => format!("{} + {}", self.attack.name, defense.name),
-            None => self.attack.name.clone(),
-        }
+        self.kind.label(&self.attack.name, self.defense_name())
     }
 
     /// The cell as TOML, for `cell.toml`. [`Cell::from_toml`] reads it back to a cell of the same key.
@@ -202,7 +216,7 @@ pub(crate) mod tests {
                 image_size: Some(16),
                 seed: 0,
             },
-            model: ModelParameters { name: "preact-resnet18".into(), width: 8 },
+            model: Some(ModelParameters { name: "preact-resnet18".into(), width: 8 }),
             training: Some(TrainingParameters {
                 epochs: 3,
                 batch_size: 64,
@@ -255,7 +269,7 @@ pub(crate) mod tests {
         changed[2].data_digest = "0124".into();
         changed[3].attack.revision = 2;
         changed[4].attack.parameters["target_class"] = json!(1);
-        changed[5].model.width = 16;
+        changed[5].model.as_mut().unwrap().width = 16;
         changed[6].training.as_mut().unwrap().epochs = 4;
         let mut keys: Vec<_> = changed.iter().map(Cell::key).collect();
         keys.push(cell.key());
@@ -267,7 +281,8 @@ pub(crate) mod tests {
     #[test]
     fn a_cell_survives_its_toml_form() {
         let train = train_cell("blended", 3);
-        for cell in [defend_cell(&train, "tsbd"), train] {
+        let encoder = Cell { kind: CellKind::Prepare, model: None, training: None, ..train.clone() };
+        for cell in [encoder, defend_cell(&train, "tsbd"), train] {
             let read = Cell::from_toml(&cell.to_toml()).unwrap();
             assert_eq!(read.key(), cell.key(), "{}", cell.to_toml());
         }

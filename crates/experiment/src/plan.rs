@@ -79,6 +79,34 @@ impl Plan {
     pub fn children<'a>(&'a self, key: &'a CellKey) -> impl Iterator<Item = &'a CellKey> {
         self.cells.iter().filter(move |(_, cell)| cell.parents.contains(key)).map(|(child, _)| child)
     }
+
+    /// The part of the plan that makes the result of `key`: the cell, its ancestors, and the cell as the only point.
+    ///
+    /// # Panics
+    /// If the plan has no such cell.
+    pub fn leading_to(&self, key: &CellKey) -> Plan {
+        let cell = &self.cells[key];
+        let mut wanted = BTreeSet::from([key]);
+        // Parents come first in the plan, so one pass from its end reaches every ancestor.
+        for (key, cell) in self.cells.iter().rev() {
+            if wanted.contains(key) {
+                wanted.extend(&cell.parents);
+            }
+        }
+        let point = GridPoint {
+            attack: cell.attack.name.clone(),
+            defense: cell.defense_name().to_owned(),
+            seed: cell.seed,
+            axes: BTreeMap::new(),
+            cell: key.clone(),
+        };
+        let cells = self.cells.iter().filter(|(key, _)| wanted.contains(key));
+        Plan {
+            cells: cells.map(|(key, cell)| (key.clone(), cell.clone())).collect(),
+            points: vec![point],
+            ..self.clone()
+        }
+    }
 }
 
 /// The cells that have to run, parents first: those that a grid point needs and that are not done, and their parents
@@ -221,6 +249,17 @@ pub(crate) mod tests {
             }
             prop_assert!(plan.points.iter().all(|point| found.get(&point.cell) == Some(&OutcomeKind::Done)));
         }
+    }
+
+    #[test]
+    fn the_part_of_a_plan_that_leads_to_a_cell_has_its_ancestors_and_nothing_else() {
+        let plan = grid(&["badnets", "blended"], &["none", "ft", "tsbd"]);
+        let point = plan.points.iter().find(|point| point.attack == "blended" && point.defense == "tsbd").unwrap();
+        let part = plan.leading_to(&point.cell);
+        let parent = plan.cells[&point.cell].parents[0].clone();
+        assert_eq!(part.cells.keys().collect::<Vec<_>>(), [&parent, &point.cell]);
+        assert_eq!(part.points, std::slice::from_ref(point));
+        assert_eq!(outstanding(&part, &BTreeMap::new()).len(), 2);
     }
 
     #[test]

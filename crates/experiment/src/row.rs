@@ -63,7 +63,7 @@ pub fn result_rows(plan: &Plan, store: &Store) -> Result<Vec<ResultRow>, StoreEr
             experiment: plan.experiment.name.clone(),
             profile: cell.profile.clone(),
             dataset: cell.dataset.name.clone(),
-            model: format!("{}/{}", cell.model.name, cell.model.width),
+            model: cell.model.as_ref().map_or(String::new(), |model| format!("{}/{}", model.name, model.width)),
             attack: point.attack.clone(),
             defense: point.defense.clone(),
             seed: point.seed,

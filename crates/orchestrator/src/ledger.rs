@@ -143,7 +143,7 @@ mod tests {
                 data_digest: "none".into(),
                 parents,
                 dataset: DatasetParameters::new("shapes"),
-                model: ModelParameters { name: "preact-resnet18".into(), width: 4 },
+                model: Some(ModelParameters { name: "preact-resnet18".into(), width: 4 }),
                 training: Some(TrainingParameters {
                     epochs: 1,
                     batch_size: 2,

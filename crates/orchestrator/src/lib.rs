@@ -43,7 +43,7 @@ mod workspace;
 
 pub use dispatcher::{RunError, RunOptions, run};
 pub use event::{RunEvent, RunSummary};
-pub use execute::{MODEL, execute};
+pub use execute::{MATERIAL, MODEL, execute};
 pub use interrupt::{InterruptSender, Interrupts};
 pub use ledger::{Ending, Ledger};
 pub use protocol::{CellArguments, CellEvent, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED};

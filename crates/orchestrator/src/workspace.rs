@@ -13,8 +13,8 @@ use fs_err as fs;
 use serde_json::{Map, Value};
 use tsbd_experiment::store::{AttemptId, write_atomically};
 use tsbd_experiment::{
-    Attempt, Cell, CellKey, CellRecord, Found, Outcome, Provenance, Published, RECORD_FORMAT, Store, StoreError,
-    TracePoint, Verification, Versions,
+    Attempt, Cell, CellKey, CellKind, CellRecord, Found, Outcome, Provenance, Published, RECORD_FORMAT, Store,
+    StoreError, TracePoint, Verification, Versions,
 };
 
 use crate::lifeline;
@@ -119,6 +119,17 @@ impl CellWorkspace {
     /// The result of a cell that this one starts from, its files verified.
     pub fn parent(&self, key: &CellKey) -> Result<CellRecord, StoreError> {
         self.store.result(key)
+    }
+
+    /// The result of the parent that is of kind `kind`, its files verified; `None` if no parent is.
+    pub fn parent_of_kind(&self, kind: CellKind) -> Result<Option<CellRecord>, StoreError> {
+        for key in &self.cell.parents {
+            let record = self.parent(key)?;
+            if record.cell.kind == kind {
+                return Ok(Some(record));
+            }
+        }
+        Ok(None)
     }
 
     /// Path of a published file of a parent, e.g. `model.safetensors`. Verified by [`CellWorkspace::parent`].

@@ -15,7 +15,8 @@ use serde_json::Value;
 use tsbd_attack::parameters::{join, read};
 use tsbd_attack::trigger::poison;
 use tsbd_attack::{
-    Attack, AttackEntry, Candidates, DatasetFacts, Error, ImageTrigger, ParameterError, Poisoner, Poisoning, picture,
+    Attack, AttackEntry, Candidates, DatasetFacts, Error, ImageTrigger, Material, ParameterError, Poisoner, Poisoning,
+    picture,
 };
 use tsbd_data::{CHANNELS, Dataset, ImageSource, Picture};
 use tsbd_nn::random::Streams;
@@ -137,12 +138,12 @@ impl Attack for BadNets {
         Ok(())
     }
 
-    fn prepare(&self, clean: &Arc<Dataset>, streams: &Streams) -> Result<Poisoner, Error> {
+    fn prepare(&self, clean: &Arc<Dataset>, streams: &Streams, _: Option<&Material>) -> Result<Poisoner, Error> {
         let patch = self.patch(clean.train.height(), clean.train.width());
         poison(clean, streams, &self.poisoning, Candidates::All, &patch)
     }
 
-    fn trigger_picture(&self, height: usize, width: usize) -> Result<Option<Picture>, Error> {
+    fn trigger_picture(&self, height: usize, width: usize, _: Option<&Material>) -> Result<Option<Picture>, Error> {
         Ok(Some(self.picture.resized(height, width)))
     }
 }

@@ -18,7 +18,7 @@ fn configured(own: Value) -> Box<dyn Attack> {
 fn triggered(attack: &dyn Attack, image: Vec<u8>, size: usize) -> Vec<u8> {
     let split = |count: usize| Images::new(image.repeat(count), vec![1; count], (size, size), 2);
     let clean = Arc::new(Dataset::new("test", split(10), split(1), &["a", "b"], Normalization::IDENTITY, true));
-    attack.prepare(&clean, &Streams::new(0)).unwrap().test.unwrap().image(0).to_vec()
+    attack.prepare(&clean, &Streams::new(0), None).unwrap().test.unwrap().image(0).to_vec()
 }
 
 #[test]

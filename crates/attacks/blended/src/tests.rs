@@ -32,7 +32,7 @@ fn blended_images_equal_numpys_and_pillows_at_both_sizes() {
 
 #[test]
 fn the_built_in_picture_equals_the_one_that_numpy_draws() {
-    let drawn = configured(json!({})).trigger_picture(32, 32).unwrap().unwrap();
+    let drawn = configured(json!({})).trigger_picture(32, 32, None).unwrap().unwrap();
     assert_eq!(drawn, golden("drawing.32"));
 }
 
@@ -40,7 +40,7 @@ fn the_built_in_picture_equals_the_one_that_numpy_draws() {
 fn test_images_carry_the_picture_and_keep_the_image() {
     let split = |count: usize| Images::new(vec![100; count * 32 * 32 * 3], vec![1; count], (32, 32), 2);
     let clean = Arc::new(Dataset::new("test", split(10), split(1), &["a", "b"], Normalization::IDENTITY, true));
-    let test = configured(json!({})).prepare(&clean, &Streams::new(0)).unwrap().test.unwrap();
+    let test = configured(json!({})).prepare(&clean, &Streams::new(0), None).unwrap().test.unwrap();
     let (darkest, brightest) = (test.image(0).iter().min().unwrap(), test.image(0).iter().max().unwrap());
     assert_eq!((*darkest, *brightest), (80, 131), "0.8 * 100 and 0.8 * 100 + 0.2 * 255");
 }

@@ -15,7 +15,7 @@ use tsbd_tensor::Device;
 use crate::columns::Columns;
 use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
-use crate::options::{DataFolder, OnePoint};
+use crate::options::{Folders, OnePoint};
 use crate::planning;
 use crate::progress::duration;
 use crate::terminal::{self, Talk};
@@ -55,18 +55,18 @@ pub struct Arguments {
     point: OnePoint,
 
     #[command(flatten)]
-    folder: DataFolder,
+    folders: Folders,
 }
 
 /// Repairs, measures and prints.
 pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
-    let Arguments { name, model, attack, out, json, point, folder } = arguments;
+    let Arguments { name, model, attack, out, json, point, folders } = arguments;
     if let Some(path) = out.as_ref().filter(|path| path.exists()) {
         return Err(Failure::refused(format!("--out {}: the file exists", path.display())).hint("give a new name"));
     }
-    let root = folder.root();
-    let cell = planning::defend_cell(&attack, &name, &point, &root)?;
-    let workbench = Workbench::of(&cell, &root)?;
+    let plan = planning::one_point(&attack, &name, &point, &folders.data.root())?;
+    let cell = &plan.cells[&plan.points[0].cell];
+    let workbench = Workbench::of(&plan, &folders, talk)?;
     let backdoored = workbench.load_model(&model)?;
     let poisoner = workbench.poison()?;
     let before = workbench.evaluate(&backdoored, &poisoner).map_err(workbench::failed)?;

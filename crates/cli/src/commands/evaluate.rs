@@ -9,9 +9,9 @@ use tsbd_attack::Evaluation;
 use crate::columns::Columns;
 use crate::command_line::examples;
 use crate::failure::{Exit, Outcome};
-use crate::options::{DataFolder, OnePoint};
+use crate::options::{Folders, OnePoint};
 use crate::planning;
-use crate::terminal;
+use crate::terminal::{self, Talk};
 use crate::workbench::{self, Workbench};
 
 /// Measure a model: accuracy (ACC), attack success rate (ASR), recovery accuracy (RA)
@@ -41,20 +41,19 @@ pub struct Arguments {
     point: OnePoint,
 
     #[command(flatten)]
-    folder: DataFolder,
+    folders: Folders,
 }
 
 /// Measures and prints.
-pub fn run(arguments: Arguments) -> Outcome {
-    let Arguments { model, attack, json, point, folder } = arguments;
-    let root = folder.root();
-    let cell = planning::train_cell(&attack, &point, &root)?;
-    let workbench = Workbench::of(&cell, &root)?;
+pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
+    let Arguments { model, attack, json, point, folders } = arguments;
+    let plan = planning::one_point(&attack, "none", &point, &folders.data.root())?;
+    let workbench = Workbench::of(&plan, &folders, talk)?;
     let weights = workbench.load_model(&model)?;
     let poisoner = workbench.poison()?;
     let evaluation = workbench.evaluate(&weights, &poisoner).map_err(workbench::failed)?;
     if json {
-        let mut value = json!({ "model": model, "attack": attack, "dataset": cell.dataset.name });
+        let mut value = json!({ "model": model, "attack": attack, "dataset": workbench.dataset.name });
         value["metrics"] = json!(evaluation);
         terminal::print_json(&value);
     } else {

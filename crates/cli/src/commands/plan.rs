@@ -149,6 +149,8 @@ fn estimate<'a>(cell: &Cell, records: impl Iterator<Item = &'a CellRecord>) -> O
             && other.dataset == cell.dataset
             && other.training == cell.training
             && defense(other) == defense(cell)
+            // What a groundwork costs depends on the attack, what a training costs does not.
+            && (cell.kind != CellKind::Prepare || other.attack == cell.attack)
     };
     let seconds: Vec<f64> =
         records.filter(|record| same(&record.cell)).map(|record| record.provenance.seconds).collect();
@@ -157,6 +159,7 @@ fn estimate<'a>(cell: &Cell, records: impl Iterator<Item = &'a CellRecord>) -> O
 
 fn word(kind: CellKind) -> &'static str {
     match kind {
+        CellKind::Prepare => "prepare",
         CellKind::Train => "train",
         CellKind::Defend => "defend",
         CellKind::Measure => "measure",

@@ -1,4 +1,5 @@
-//! `tsbd poison`: the poisoned images as PNG files with a manifest. Nothing is trained.
+//! `tsbd poison`: the poisoned images as PNG files with a manifest. Nothing is trained, unless the attack starts from a
+//! trained model.
 
 use std::path::PathBuf;
 
@@ -9,9 +10,9 @@ use tsbd_attack::{TrainingSource, export};
 use crate::command_line::examples;
 use crate::commands::data;
 use crate::failure::{Exit, Failure, Outcome};
-use crate::options::{DataFolder, OnePoint};
+use crate::options::{Folders, OnePoint};
 use crate::planning;
-use crate::terminal;
+use crate::terminal::{self, Talk};
 use crate::workbench::{self, Workbench};
 
 /// Write the poisoned images of an attack as PNG files with a manifest
@@ -48,7 +49,7 @@ pub struct Arguments {
     point: OnePoint,
 
     #[command(flatten)]
-    folder: DataFolder,
+    folders: Folders,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,15 +61,14 @@ enum Split {
 }
 
 /// Writes the images.
-pub fn run(arguments: Arguments) -> Outcome {
-    let Arguments { name, split, out, export_trigger, json, point, folder } = arguments;
+pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
+    let Arguments { name, split, out, export_trigger, json, point, folders } = arguments;
     if fs_err::read_dir(&out).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Failure::refused(format!("--out {}: the folder is not empty", out.display()))
             .hint("give a new folder, so that images of different attacks do not mix"));
     }
-    let root = folder.root();
-    let cell = planning::train_cell(&name, &point, &root)?;
-    let workbench = Workbench::of(&cell, &root)?;
+    let plan = planning::one_point(&name, "none", &point, &folders.data.root())?;
+    let workbench = Workbench::of(&plan, &folders, talk)?;
     let poisoner = workbench.poison()?;
     let no_trigger = || {
         Failure::refused(format!("the attack \"{name}\" changes no image"))
@@ -86,7 +86,8 @@ pub fn run(arguments: Arguments) -> Outcome {
     };
     let count = count.map_err(workbench::failed)?;
     if let Some(path) = &export_trigger {
-        let picture = workbench.attack.trigger_picture(workbench.size, workbench.size).map_err(workbench::failed)?;
+        let picture = workbench.attack.trigger_picture(workbench.size, workbench.size, workbench.material.as_ref());
+        let picture = picture.map_err(workbench::failed)?;
         let picture = picture.ok_or_else(|| {
             Failure::failed(format!(
                 "--export-trigger: the trigger of \"{name}\" is no picture: it depends on the image"
@@ -98,7 +99,7 @@ pub fn run(arguments: Arguments) -> Outcome {
     let manifest = out.join("manifest.csv");
     if json {
         terminal::print_json(&json!({
-            "attack": name, "dataset": cell.dataset.name, "images": count, "manifest": manifest,
+            "attack": name, "dataset": workbench.dataset.name, "images": count, "manifest": manifest,
             "trigger": export_trigger, "parameters": workbench.attack.parameters(), "facts": poisoner.facts,
         }));
     } else {

@@ -103,10 +103,7 @@ fn render(status: &RunStatus) -> String {
     }
     let mut columns = Columns::headed(&["RUNNING", "STAGE", "EPOCH", "LOSS", "IMAGES/S", "FOR"]);
     for cell in &status.running {
-        let label = match cell.defense.as_str() {
-            "none" => cell.attack.clone(),
-            defense => format!("{} + {defense}", cell.attack),
-        };
+        let label = cell.kind.label(&cell.attack, &cell.defense);
         let epoch = match (cell.epoch, cell.epochs, cell.step, cell.steps) {
             (Some(epoch), Some(epochs), ..) if epochs > 1 => format!("{} of {epochs}", epoch + 1),
             (.., Some(step), Some(steps)) => format!("step {step} of {steps}"),

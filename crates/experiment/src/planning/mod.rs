@@ -15,7 +15,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
-use tsbd_attack::DatasetFacts;
+use serde_json::Value;
+use tsbd_attack::{AttackEntry, DatasetFacts, Groundwork};
 use tsbd_data::DatasetParameters;
 use tsbd_nn::Architecture;
 
@@ -85,9 +86,9 @@ pub fn plan(request: &Request) -> Result<Plan, Refusal> {
     };
     let points = planner.points(&layers.table, &grid, &seeds);
     planner.problems.refuse_if_any()?;
-    // Parents before children, whatever the order of the points.
-    let (train, others): (Vec<_>, Vec<_>) = planner.cells.into_iter().partition(|(_, cell)| cell.parents.is_empty());
-    Ok(Plan { experiment, cells: train.into_iter().chain(others).collect(), points, images: planner.images })
+    // Each cell was added after its parents, and stays after them when all models come before all repairs.
+    let (models, repairs): (Vec<_>, Vec<_>) = planner.cells.into_iter().partition(|(_, cell)| cell.defense.is_none());
+    Ok(Plan { experiment, cells: models.into_iter().chain(repairs).collect(), points, images: planner.images })
 }
 
 fn text(root: &Table, key: &str, problems: &mut Problems) -> Option<String> {
@@ -284,7 +285,7 @@ impl Planner<'_> {
         self.problems.add(&place, key, node.map(Node::written), reason, hint);
     }
 
-    /// The cell that has the result of a point; the cell it starts from is made as well.
+    /// The cell that has the result of a point; the cells that it starts from are made as well.
     fn cell(&mut self, basis: &Basis, attack: (&str, &Place), defense: (&str, &Place), seed: u64) -> Option<CellKey> {
         let (root, problems) = (&basis.root, &mut self.problems);
         let entry = registry::attack(attack.0)?;
@@ -302,21 +303,14 @@ impl Planner<'_> {
         });
         let configured = configured?;
         methods::check(configured.check(&basis.facts), &methods::ATTACK, entry.name, root, attack.1, problems);
+        if let Some(groundwork) = configured.groundwork().filter(|groundwork| groundwork.needs_clean_model()) {
+            let checked = groundwork.check(basis.architecture.as_ref());
+            methods::check(checked, &methods::ATTACK, entry.name, root, attack.1, problems);
+        }
+        let prepare = configured.groundwork().map(|groundwork| self.groundwork(basis, entry, groundwork, seed));
         let train = Cell {
-            kind: CellKind::Train,
-            profile: self.profile.to_owned(),
-            seed,
-            data_digest: basis.digest.clone(),
-            parents: Vec::new(),
-            dataset: basis.dataset.clone(),
-            model: basis.model.clone(),
-            training: Some(basis.training.clone()),
-            attack: MethodParameters {
-                name: entry.name.to_owned(),
-                revision: entry.revision,
-                parameters: configured.parameters(),
-            },
-            defense: None,
+            parents: prepare.iter().cloned().collect(),
+            ..self.train(basis, entry, configured.parameters(), seed)
         };
         let train_key = self.insert(train.clone());
         match repaired {
@@ -325,11 +319,41 @@ impl Planner<'_> {
             Some(defense @ Some(_)) => Some(self.insert(Cell {
                 kind: CellKind::Defend,
                 training: None,
-                parents: vec![train_key],
+                // What the trigger is made of is needed to measure the repaired model.
+                parents: std::iter::once(train_key).chain(prepare).collect(),
                 defense,
                 ..train
             })),
         }
+    }
+
+    /// The cell that trains a model from nothing but the data set.
+    fn train(&self, basis: &Basis, entry: &AttackEntry, parameters: Value, seed: u64) -> Cell {
+        Cell {
+            kind: CellKind::Train,
+            profile: self.profile.to_owned(),
+            seed,
+            data_digest: basis.digest.clone(),
+            parents: Vec::new(),
+            dataset: basis.dataset.clone(),
+            model: Some(basis.model.clone()),
+            training: Some(basis.training.clone()),
+            attack: MethodParameters { name: entry.name.to_owned(), revision: entry.revision, parameters },
+            defense: None,
+        }
+    }
+
+    /// The cell that makes what an attack starts from, and the clean model below it if it needs one: the same cells for
+    /// all points whose groundwork is the same.
+    fn groundwork(&mut self, basis: &Basis, entry: &AttackEntry, groundwork: &dyn Groundwork, seed: u64) -> CellKey {
+        let prepare =
+            Cell { kind: CellKind::Prepare, training: None, ..self.train(basis, entry, groundwork.parameters(), seed) };
+        if !groundwork.needs_clean_model() {
+            return self.insert(Cell { model: None, ..prepare });
+        }
+        let parameters = Value::Object(serde_json::Map::new());
+        let clean = self.insert(self.train(basis, &tsbd_attack::NONE, parameters, seed));
+        self.insert(Cell { parents: vec![clean], ..prepare })
     }
 
     fn insert(&mut self, cell: Cell) -> CellKey {

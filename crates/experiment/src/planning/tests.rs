@@ -78,7 +78,7 @@ fn the_same_experiment_has_the_same_keys_and_a_title_changes_none() {
 fn set_comes_before_the_file_and_the_file_before_the_profile() {
     let plan = planned(SMALL, &[("model.width", "6"), ("training.epochs", "2")]);
     let cell = &plan.cells[0];
-    assert_eq!((cell.model.width, cell.dataset.image_size), (6, Some(8)));
+    assert_eq!((cell.model.as_ref().unwrap().width, cell.dataset.image_size), (6, Some(8)));
     let training = cell.training.as_ref().unwrap();
     // Batch size: from the profile alone. The cosine schedule follows the epochs that are in force.
     assert_eq!((training.epochs, training.batch_size), (2, 64));
@@ -277,7 +277,7 @@ fn a_profile_beside_the_experiment_comes_before_the_one_of_the_program() {
     let request = Request { source: ExperimentSource::File(file), ..request("", &[]) };
     let found = plan(&request).unwrap_or_else(|refusal| panic!("{refusal}"));
     assert_eq!((found.experiment.name.as_str(), found.experiment.profile.as_str()), ("small", "mine"));
-    assert_eq!((found.cells[0].model.width, found.cells[0].profile.as_str()), (5, "mine"));
+    assert_eq!((found.cells[0].model.as_ref().unwrap().width, found.cells[0].profile.as_str()), (5, "mine"));
     fs_err::write(folder.path().join("profiles/mine.toml"), "seeds = [1]\n[model]\nwidht = 5\n").unwrap();
     let refusal = plan(&request).unwrap_err().to_string();
     assert!(refusal.contains("mine.toml:1:1: `seeds`"), "{refusal}");

@@ -18,10 +18,9 @@ pub(super) fn run(setting: &Setting, workspace: &CellWorkspace) -> Result<Conclu
     let method = cell.defense.as_ref().ok_or(incomplete("defense"))?;
     let defense = configure(method)?;
     defense.check(setting.architecture.as_ref(), &setting.dataset_facts)?;
-    let parent = cell.parents.first().ok_or(incomplete("a parent"))?;
-    let trained = workspace.parent(parent)?;
-    let backdoored = Model::load(Arc::clone(&setting.architecture), workspace.parent_artefact(parent, MODEL))?
-        .to_device(&setting.device)?;
+    let trained = workspace.parent_of_kind(CellKind::Train)?.ok_or(incomplete("a trained model among its parents"))?;
+    let path = workspace.parent_artefact(&trained.key, MODEL);
+    let backdoored = Model::load(Arc::clone(&setting.architecture), path)?.to_device(&setting.device)?;
 
     let clean = CleanSubset::draw(Arc::clone(&setting.dataset.train) as _, defense.common(), cell.seed)?;
     let mut observer = Observer { reporter: workspace.reporter(), cancellation: workspace.cancellation() };

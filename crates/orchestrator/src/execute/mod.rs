@@ -1,19 +1,20 @@
-//! What a cell does: trains an attacked model, or repairs one.
+//! What a cell does: makes what an attack starts from, trains an attacked model, or repairs one.
 //!
 //! This runs in the cell's own process, inside the folder of a [`CellWorkspace`]. It reads the cell's parameters and
 //! its parent's model, writes a checkpoint and a model into the folder, and returns numbers; the workspace publishes
 //! them. It knows no other cell.
 
 mod defend;
+mod prepare;
 mod train;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use tsbd_attack::{Attack, DatasetFacts, Evaluation, Poisoner};
+use tsbd_attack::{Attack, DatasetFacts, Evaluation, Material, Poisoner};
 use tsbd_data::{DataRoot, Dataset, ImageSource};
-use tsbd_experiment::{Cell, CellKind, MethodParameters};
+use tsbd_experiment::{CellKind, MethodParameters, ModelParameters};
 use tsbd_nn::{Architecture, Model, Streams};
 use tsbd_tensor::Device;
 
@@ -21,6 +22,9 @@ use crate::workspace::{CellError, CellWorkspace, Conclusion};
 
 /// Name of the file with the finished model, among a cell's artefacts.
 pub const MODEL: &str = "model.safetensors";
+
+/// Name of the file with what a Prepare cell made.
+pub const MATERIAL: &str = "material.safetensors";
 
 /// Images per batch when a model is measured: changes speed and memory, not results.
 const EVALUATION_BATCH: usize = 500;
@@ -47,28 +51,27 @@ enum ExecuteError {
 
 /// Runs the workspace's cell to its end.
 pub fn execute(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
-    let cell = workspace.cell();
-    let run = match cell.kind {
-        CellKind::Train => train::run,
-        CellKind::Defend => defend::run,
-        CellKind::Measure => return Err(ExecuteError::NoMeasurement.into()),
-    };
     workspace.reporter().stage("load data");
-    run(&Setting::of(cell, workspace)?, workspace)
+    let basis = Basis::of(workspace)?;
+    match workspace.cell().kind {
+        CellKind::Prepare => prepare::run(&basis, workspace),
+        CellKind::Train => train::run(&Setting::of(basis, workspace)?, workspace),
+        CellKind::Defend => defend::run(&Setting::of(basis, workspace)?, workspace),
+        CellKind::Measure => Err(ExecuteError::NoMeasurement.into()),
+    }
 }
 
-/// What training and repairing a model have in common: the images, the attack on them, the network.
-struct Setting {
+/// What all cells have in common: the clean images, randomness, where to compute.
+struct Basis {
     dataset: Arc<Dataset>,
     dataset_facts: DatasetFacts,
-    poisoner: Poisoner,
-    architecture: Arc<dyn Architecture>,
     streams: Streams,
     device: Device,
 }
 
-impl Setting {
-    fn of(cell: &Cell, workspace: &CellWorkspace) -> Result<Setting, CellError> {
+impl Basis {
+    fn of(workspace: &CellWorkspace) -> Result<Basis, CellError> {
+        let cell = workspace.cell();
         let device = match workspace.arguments().device.as_str() {
             "cpu" => Device::Cpu,
             other => return Err(ExecuteError::Device { device: other.to_owned() }.into()),
@@ -84,16 +87,37 @@ impl Setting {
             .into());
         }
         let dataset_facts = DatasetFacts::of(&dataset);
-        let streams = Streams::new(cell.seed);
+        Ok(Basis { dataset, dataset_facts, streams: Streams::new(cell.seed), device })
+    }
+
+    fn architecture(&self, model: &ModelParameters) -> Result<Arc<dyn Architecture>, CellError> {
+        Ok(tsbd_models::build(&model.for_images(self.dataset_facts.classes, self.dataset_facts.size))?)
+    }
+}
+
+/// What training and repairing a model have in common: the images, the attack on them, the network.
+struct Setting {
+    dataset: Arc<Dataset>,
+    dataset_facts: DatasetFacts,
+    poisoner: Poisoner,
+    architecture: Arc<dyn Architecture>,
+    streams: Streams,
+    device: Device,
+}
+
+impl Setting {
+    fn of(basis: Basis, workspace: &CellWorkspace) -> Result<Setting, CellError> {
+        let cell = workspace.cell();
         let attack = configure_attack(&cell.attack)?;
-        attack.check(&dataset_facts)?;
-        let poisoner = attack.prepare(&dataset, &streams)?;
-        let architecture = tsbd_models::build(&tsbd_models::ModelParameters {
-            name: cell.model.name.clone(),
-            width: cell.model.width,
-            classes: dataset.classes(),
-            image_size: dataset_facts.size,
-        })?;
+        attack.check(&basis.dataset_facts)?;
+        let material = match workspace.parent_of_kind(CellKind::Prepare)? {
+            Some(prepared) => Some(Material::load(workspace.parent_artefact(&prepared.key, MATERIAL), &basis.device)?),
+            None => None,
+        };
+        let poisoner = attack.prepare(&basis.dataset, &basis.streams, material.as_ref())?;
+        let model = cell.model.as_ref().ok_or(ExecuteError::Incomplete { kind: cell.kind, part: "a network" })?;
+        let architecture = basis.architecture(model)?;
+        let Basis { dataset, dataset_facts, streams, device } = basis;
         Ok(Setting { dataset, dataset_facts, poisoner, architecture, streams, device })
     }
 

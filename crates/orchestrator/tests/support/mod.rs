@@ -59,7 +59,7 @@ fn cell(attack: &str) -> Cell {
         data_digest: "none".into(),
         parents: Vec::new(),
         dataset: DatasetParameters::new("shapes"),
-        model: ModelParameters { name: "preact-resnet18".into(), width: 4 },
+        model: Some(ModelParameters { name: "preact-resnet18".into(), width: 4 }),
         training: Some(TrainingParameters {
             epochs: EPOCHS,
             batch_size: 2,
