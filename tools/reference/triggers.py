@@ -1,4 +1,4 @@
-"""Reference values for the triggers of BadNets and Blended, computed with numpy and Pillow.
+"""Reference values for the triggers of BadNets, Blended and SIG, computed with numpy and Pillow.
 
 Makes golden/triggers/triggers.safetensors:
 
@@ -6,7 +6,7 @@ Makes golden/triggers/triggers.safetensors:
 
 Needs numpy, Pillow and safetensors. Images are random 8-bit values from numpy's generator with seed 0. The rules are
 those of BackdoorBench (patch overwrite where the trigger is not 0; blend in double precision with the picture's share in
-single precision, then truncation), written anew.
+single precision, then truncation; a signal in single precision, added in double, then truncation), written anew.
 
 With the path of a JPEG it makes nothing but prints the picture's contrast at 32 x 32 and writes the decoded picture as
 PNG, for the optional comparison of JPEG decoders in crates/attacks/blended:
@@ -51,6 +51,13 @@ def blend(image, picture, alpha):
     return np.clip(out, 0, 255).astype(np.uint8)
 
 
+def signal(image, delta, frequency):
+    columns = np.arange(image.shape[1])
+    levels = (delta * np.sin(2 * np.pi * columns * frequency / image.shape[1])).astype(np.float32)
+    out = image.astype(np.float64) + levels[None, :, None]
+    return np.clip(out, 0, 255).astype(np.uint8)
+
+
 def drawing():
     """The built-in picture of crates/attacks/blended, drawn by numpy masks."""
     y, x = np.mgrid[0:256, 0:256]
@@ -89,6 +96,8 @@ def main():
         tensors[f"grid.{size}"] = patch(image, resize(corner(True), size))
         for alpha in (0.2, 0.1):
             tensors[f"blended.{alpha}.{size}"] = blend(image, resize(tensors["picture"], size), alpha)
+        tensors[f"sig.{size}"] = signal(image, 40, 6)
+        tensors[f"sig.faint.{size}"] = signal(image, 7.5, 2.5)
     GOLDEN.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, GOLDEN)
     print(f"{GOLDEN}: {GOLDEN.stat().st_size} bytes")
