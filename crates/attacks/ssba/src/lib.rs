@@ -42,14 +42,31 @@ pub static SSBA: AttackEntry = AttackEntry {
     configure,
 };
 
+/// How the encoder's and the decoder's weights begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Initialization {
+    /// PyTorch's defaults, as in BackdoorBench: each layer weakens its input, so that it takes many steps before anything
+    /// of the fingerprint reaches the decoder.
+    #[default]
+    Pytorch,
+    /// That of He et al. 2015 (variance 2 / fan-in, biases 0), as in StegaStamp's own code: the fingerprint reaches the
+    /// decoder from the first step on, and ten times the learning rate works.
+    He,
+}
+
 /// SSBA's own parameters. All of them are about the training of the encoder; defaults as in BackdoorBench.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Parameters {
-    /// Filters of the first convolution of encoder and decoder; the others follow.
-    pub width: usize,
+    /// Filters of the encoder's first convolution; the others follow. Decides what poisoning costs.
+    pub encoder_width: usize,
+    /// Filters of the decoder's first convolution; the others follow. Its last has four times as many, for 100 bits.
+    pub decoder_width: usize,
     /// How many times the encoder is shown the training images.
     pub encoder_epochs: usize,
+    /// `pytorch` or `he`: how the encoder's weights begin.
+    pub initialization: Initialization,
     /// Images per step of the encoder's training.
     pub batch_size: usize,
     /// Learning rate of the encoder's training (Adam).
@@ -65,8 +82,10 @@ pub struct Parameters {
 impl Default for Parameters {
     fn default() -> Parameters {
         Parameters {
-            width: 32,
+            encoder_width: 32,
+            decoder_width: 32,
             encoder_epochs: 20,
+            initialization: Initialization::Pytorch,
             batch_size: 64,
             learning_rate: 1e-4,
             image_loss_weight: 10.0,
@@ -86,7 +105,8 @@ struct Ssba {
 fn configure(poisoning: &Poisoning, own: Value) -> Result<Box<dyn Attack>, ParameterError> {
     poisoning.check_ranges()?;
     let parameters: Parameters = read(&own)?;
-    ParameterError::unless_nonzero("width", parameters.width)?;
+    ParameterError::unless_nonzero("encoder_width", parameters.encoder_width)?;
+    ParameterError::unless_nonzero("decoder_width", parameters.decoder_width)?;
     ParameterError::unless_nonzero("encoder_epochs", parameters.encoder_epochs)?;
     ParameterError::unless_nonzero("batch_size", parameters.batch_size)?;
     ParameterError::unless_positive("learning_rate", parameters.learning_rate)?;
@@ -137,7 +157,7 @@ const BATCH: usize = 32;
 impl Hiding {
     fn of(parameters: &Parameters, material: Option<&Material>) -> Result<Hiding, Error> {
         let material = material.ok_or(Error::NoMaterial)?;
-        let encoder = Encoder::new(parameters.width);
+        let encoder = Encoder::new(parameters.encoder_width);
         let state = material.state("encoder", encoder.modules())?;
         Ok(Hiding { encoder, state, fingerprint: material.tensor("fingerprint")?.clone() })
     }

@@ -148,7 +148,9 @@ fn dataset() -> Arc<Dataset> {
 }
 
 fn small() -> Value {
-    json!({"width": 2, "encoder_epochs": 2, "batch_size": 32, "image_loss_wait": 0, "image_loss_ramp": 1})
+    json!({
+        "encoder_width": 2, "decoder_width": 2, "encoder_epochs": 2, "batch_size": 32, "image_loss_wait": 0, "image_loss_ramp": 1,
+    })
 }
 
 fn configured(own: Value) -> Box<dyn Attack> {
@@ -191,7 +193,7 @@ fn poisoned_images_are_encoded_alike_in_any_batch_and_with_any_number_of_threads
     let poisoner = attack.prepare(&clean, &Streams::new(0), Some(&material)).unwrap();
     let TrainingSource::Static(train) = &poisoner.train;
     assert_eq!((train.poisoned().len(), poisoner.facts.asr_denominator), (48, 20));
-    let parameters = Parameters { width: 2, ..Parameters::default() };
+    let parameters = Parameters { encoder_width: 2, ..Parameters::default() };
     let hiding = Hiding::of(&parameters, Some(&material)).unwrap();
     for &index in train.poisoned() {
         let alone = hiding.stamp(&clean.train, &[index]).unwrap();
@@ -209,7 +211,7 @@ fn poisoning_without_an_encoder_or_with_one_of_another_width_is_refused() {
     let nothing = attack.prepare(&clean, &Streams::new(0), None).unwrap_err();
     assert!(matches!(nothing, Error::NoMaterial));
     let material = made(attack.as_ref(), &clean, 0);
-    let wider = configured(json!({"width": 4})).prepare(&clean, &Streams::new(0), Some(&material)).unwrap_err();
+    let wider = configured(json!({"encoder_width": 4})).prepare(&clean, &Streams::new(0), Some(&material)).unwrap_err();
     assert!(wider.to_string().contains("conv1.weight"), "{wider}");
 }
 
@@ -222,7 +224,8 @@ fn sizes_and_trainings_that_cannot_be_are_refused() {
         (error.field.as_str(), error.way_out.as_str()),
         ("image_size", "set data.image_size to one, for example 32")
     );
-    for field in ["width", "encoder_epochs", "batch_size", "learning_rate", "image_loss_weight", "image_loss_ramp"] {
+    let positive = ["learning_rate", "image_loss_weight", "image_loss_ramp"];
+    for field in ["encoder_width", "decoder_width", "encoder_epochs", "batch_size"].into_iter().chain(positive) {
         assert_eq!((SSBA.configure)(&Poisoning::default(), json!({field: 0})).unwrap_err().field, field);
     }
 }
@@ -233,7 +236,7 @@ fn parameters_are_canonical_and_what_the_groundwork_needs_makes_the_same_groundw
     let parameters = attack.parameters();
     assert_eq!(SSBA.from_parameters(&parameters).unwrap().parameters(), parameters);
     let groundwork = attack.groundwork().unwrap().parameters();
-    assert!(groundwork.get("poisoning_ratio").is_none() && groundwork["width"] == 2);
+    assert!(groundwork.get("poisoning_ratio").is_none() && groundwork["encoder_width"] == 2);
     let again = SSBA.from_parameters(&groundwork).unwrap();
     assert_eq!(again.groundwork().unwrap().parameters(), groundwork);
 }

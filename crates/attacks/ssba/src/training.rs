@@ -7,11 +7,13 @@
 
 use tsbd_attack::GroundworkContext;
 use tsbd_data::{CHANNELS, ImageSource, Images};
-use tsbd_nn::{Adam, AdamConfig, Error, Mode, Network, ParameterGradients, Pass, RandomStream, Result, StateDict};
+use tsbd_nn::{
+    Adam, AdamConfig, Error, Mode, Module, Network, ParameterGradients, Pass, RandomStream, Result, StateDict,
+};
 use tsbd_tensor::{DType, Device, Tape, Tensor, Var};
 
-use crate::Parameters;
 use crate::networks::{BITS, Decoder, Encoder};
+use crate::{Initialization, Parameters};
 
 /// The bit accuracy of a batch beyond which the image's loss is on its way.
 const READABLE: f64 = 0.9;
@@ -74,10 +76,11 @@ pub(crate) struct Optimizers {
 }
 
 impl Pair {
-    pub(crate) fn new(width: usize, size: usize, stream: &mut RandomStream) -> Result<Pair> {
-        let (encoder, decoder) = (Encoder::new(width), Decoder::new(width, size));
-        let encoder_state = StateDict::initial(encoder.modules(), stream)?;
-        let decoder_state = StateDict::initial(decoder.modules(), stream)?;
+    pub(crate) fn new(parameters: &Parameters, size: usize, stream: &mut RandomStream) -> Result<Pair> {
+        let Parameters { encoder_width, decoder_width, initialization, .. } = *parameters;
+        let (encoder, decoder) = (Encoder::new(encoder_width), Decoder::new(decoder_width, size));
+        let encoder_state = initial(initialization, encoder.modules(), stream)?;
+        let decoder_state = initial(initialization, decoder.modules(), stream)?;
         Ok(Pair { encoder, decoder, encoder_state, decoder_state })
     }
 
@@ -129,6 +132,24 @@ impl Pair {
     }
 }
 
+/// The weights that a network begins with.
+fn initial(kind: Initialization, modules: &[Module], stream: &mut RandomStream) -> Result<StateDict> {
+    if kind == Initialization::Pytorch {
+        return StateDict::initial(modules, stream);
+    }
+    StateDict::build(modules, |_, slot| {
+        let dims = slot.layout.file_dims(&slot.dims);
+        let values = match dims[1..].iter().product::<usize>() {
+            _ if dims.len() == 1 => vec![0.0; dims[0]],
+            fan_in => {
+                let bound = (6.0 / fan_in as f64).sqrt();
+                (0..dims.iter().product()).map(|_| stream.uniform_in(-bound, bound) as f32).collect()
+            }
+        };
+        Ok(Tensor::from_vec(values, slot.dims.as_slice(), &Device::Cpu)?)
+    })
+}
+
 /// Images that a trained pair is measured on.
 const MEASURED: usize = 1000;
 
@@ -170,7 +191,7 @@ pub(crate) fn train(parameters: &Parameters, context: &mut GroundworkContext<'_>
     const STAGE: &str = "train the encoder";
     let train = &context.clean.train;
     let streams = context.streams;
-    let mut pair = Pair::new(parameters.width, train.height(), &mut streams.stream("ssba/weights", 0))?;
+    let mut pair = Pair::new(parameters, train.height(), &mut streams.stream("ssba/weights", 0))?;
     let mut optimizers = pair.optimizers(AdamConfig::new(parameters.learning_rate))?;
     let mut weight = ImageWeight::new(parameters);
     let batches = train.len().div_ceil(parameters.batch_size);
