@@ -16,7 +16,7 @@ below_analysis="tsbd-attack $below_attack"
 below_defense="tsbd-analysis $below_analysis"
 below_experiment="attacks tsbd-defense $below_defense"
 below_orchestrator="tsbd-experiment $below_experiment"
-below_report="tsbd-experiment"
+below_report="tsbd-experiment tsbd-data"
 below_cli="tsbd-orchestrator tsbd-report $below_orchestrator"
 
 allowed_imports() {

@@ -101,6 +101,8 @@ def golden():
     write("sgd", tensors, {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.01})
     rows()
     images()
+    elements()
+    adam()
 
 
 def rows():
@@ -152,6 +154,38 @@ def images():
         options = {"kernel": k, "stride": s, "padding": p}
         run(f"max_pool_{name}", {"x": x}, {}, lambda x: F.max_pool2d(x, k, s, p), options)
         run(f"avg_pool_{name}", {"x": x}, {}, lambda x: F.avg_pool2d(x, k, s, p), options)
+
+
+def elements():
+    """Operations element by element, channels side by side, and losses of values and bits."""
+    g = torch.Generator().manual_seed(20240610)
+    around_zero = lambda: torch.cat([random(g, 40) * 3, torch.tensor([0.0, 1e-9, -1e-9, 30, -30, 400, -400]).double()])
+    run("sigmoid", {"x": around_zero()}, {}, torch.sigmoid, {})
+    run("tanh", {"x": around_zero()}, {}, torch.tanh, {})
+    run("abs", {"x": around_zero()}, {}, torch.abs, {})
+    run("sqrt", {"x": random(g, 3, 5) ** 2 + 0.01}, {}, torch.sqrt, {})
+    run("div", {"x": random(g, 3, 5), "y": random(g, 3, 5) + 3}, {}, lambda x, y: x / y, {})
+    run("concat_channels", {"x": random(g, 2, 3, 4, 5), "y": random(g, 2, 2, 4, 5)}, {}, lambda x, y: torch.cat([x, y], 1), {})
+    run("upsample_nearest", {"x": random(g, 2, 3, 2, 3)}, {}, lambda x: F.interpolate(x, scale_factor=2, mode="nearest"), {})
+    run("pad_zeros", {"x": random(g, 2, 3, 2, 3)}, {}, lambda x: F.pad(x, (2, 3, 0, 1)), {"border": [0, 1, 2, 3]})
+    run("mean_squared_error", {"x": random(g, 3, 5), "y": random(g, 3, 5)}, {}, lambda x, y: F.mse_loss(x, y), {})
+    targets = torch.rand(3, 5, generator=g, dtype=torch.float64).round(decimals=1)
+    function = lambda x: F.binary_cross_entropy_with_logits(x, targets)
+    run("binary_cross_entropy", {"x": random(g, 3, 5) * 20}, {}, function, {}, lambda: {"targets": targets})
+
+
+def adam():
+    g = torch.Generator().manual_seed(20240611)
+    for name, betas, epsilon in [("adam", (0.9, 0.999), 1e-8), ("adam_other", (0.5, 0.9), 1e-3)]:
+        parameter = random(g, 6).requires_grad_(True)
+        optimizer = torch.optim.Adam([parameter], lr=0.1, betas=betas, eps=epsilon)
+        tensors = {"before": parameter.detach().clone()}
+        for step in range(5):
+            parameter.grad = random(g, 6) * 10.0 ** (step - 3)
+            tensors[f"gradient{step}"] = parameter.grad.clone()
+            optimizer.step()
+            tensors[f"after{step}"] = parameter.detach().clone()
+        write(name, tensors, {"learning_rate": 0.1, "betas": betas, "epsilon": epsilon})
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ mod tests {
         let clean = images(&[(0, 0), (1, 1), (2, 2), (2, 1), (1, 1)]);
         // Left out: image 0, of the target class. Triggered and reddened: images 2 and 4, predicted 0 = the target.
         // Images 1 and 3 stay 1 and 2, labelled 1 and 1: one of the four keeps its true label.
-        let triggered = Arc::new(TriggeredTest::stamp(Arc::clone(&clean), &Redden, &Poisoning::default(), 3));
+        let triggered = Arc::new(TriggeredTest::stamp(Arc::clone(&clean), &Redden, &Poisoning::default(), 3).unwrap());
         let measured = evaluate(&model(), &clean, Some(&triggered), Normalization::IDENTITY, 2).unwrap();
         let expected = Evaluation { acc: 0.8, asr: Some(0.5), ra: Some(0.25), clean_images: 5, triggered_images: 4 };
         assert_eq!(measured, expected);

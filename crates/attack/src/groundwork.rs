@@ -16,7 +16,7 @@ use candle_core::safetensors::Load as _;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 use tsbd_data::Dataset;
-use tsbd_nn::{Architecture, Model, Streams, write_atomically};
+use tsbd_nn::{Architecture, Model, Module, StateDict, Streams, write_atomically};
 use tsbd_tensor::{Device, Tensor};
 
 use crate::Error;
@@ -124,6 +124,25 @@ impl Material {
     pub fn with_fact(mut self, name: impl Into<String>, value: impl Into<Value>) -> Material {
         self.facts.insert(name.into(), value.into());
         self
+    }
+
+    /// Adds all tensors of a network's state as `<prefix>.<name>`, in the layout of memory.
+    pub fn with_state(mut self, prefix: &str, state: &StateDict) -> Material {
+        let named = state.entries().map(|(name, entry)| (format!("{prefix}.{name}"), entry.tensor.clone()));
+        self.tensors.extend(named);
+        self
+    }
+
+    /// The state that [`Self::with_state`] added, of a network with these modules.
+    pub fn state(&self, prefix: &str, modules: &[Module]) -> Result<StateDict, Error> {
+        for slot in modules.iter().flat_map(Module::slots) {
+            let found = self.tensor(&format!("{prefix}.{}", slot.name))?.dims();
+            if found != slot.dims {
+                let (expected, found) = (format!("{:?}", slot.dims), format!("{found:?}"));
+                return Err(tsbd_nn::Error::Replacement { name: slot.name, expected, found }.into());
+            }
+        }
+        Ok(StateDict::build(modules, |_, slot| Ok(self.tensors[&format!("{prefix}.{}", slot.name)].clone()))?)
     }
 
     /// The tensor `name`.

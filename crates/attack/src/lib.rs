@@ -22,7 +22,7 @@ pub use none::NONE;
 pub use overlay::{PoisonedImages, TriggeredTest};
 pub use parameters::{DatasetFacts, LabelRule, ParameterError, Poisoning};
 pub use selection::Candidates;
-pub use trigger::ImageTrigger;
+pub use trigger::{ImageTrigger, Stamp};
 
 /// What can go wrong between a configured attack and its numbers.
 #[derive(Debug, thiserror::Error)]

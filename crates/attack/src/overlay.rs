@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use tsbd_data::{ImageSource, Images};
 
+use crate::Error;
 use crate::parameters::Poisoning;
-use crate::trigger::ImageTrigger;
+use crate::trigger::Stamp;
 
 /// A training set in which some images are replaced, over the clean one.
 ///
@@ -37,10 +38,10 @@ impl PoisonedImages {
     pub fn stamp(
         clean: Arc<Images>,
         mut selected: Vec<usize>,
-        trigger: &dyn ImageTrigger,
+        trigger: &dyn Stamp,
         poisoning: &Poisoning,
         classes: usize,
-    ) -> PoisonedImages {
+    ) -> Result<PoisonedImages, Error> {
         selected.sort_unstable();
         selected.dedup();
         let mut place = vec![CLEAN; clean.len()];
@@ -49,8 +50,8 @@ impl PoisonedImages {
             place[index] = position as u32;
             labels.push(poisoning.given_label(clean.label(index), classes));
         }
-        let pixels = stamped(&clean, &selected, trigger);
-        PoisonedImages { clean, place, pixels, labels, indices: selected }
+        let pixels = trigger.stamp(&clean, &selected)?;
+        Ok(PoisonedImages { clean, place, pixels, labels, indices: selected })
     }
 
     /// The clean set beneath.
@@ -129,15 +130,15 @@ impl TriggeredTest {
     /// Triggers every image of the clean test set that [`Poisoning::counts_for_asr`].
     pub fn stamp(
         clean: Arc<Images>,
-        trigger: &dyn ImageTrigger,
+        trigger: &dyn Stamp,
         poisoning: &Poisoning,
         classes: usize,
-    ) -> TriggeredTest {
+    ) -> Result<TriggeredTest, Error> {
         let indices: Vec<usize> =
             (0..clean.len()).filter(|index| poisoning.counts_for_asr(clean.label(*index))).collect();
         let labels = indices.iter().map(|index| poisoning.given_label(clean.label(*index), classes)).collect();
-        let pixels = stamped(&clean, &indices, trigger);
-        TriggeredTest { clean, pixels, labels, indices }
+        let pixels = trigger.stamp(&clean, &indices)?;
+        Ok(TriggeredTest { clean, pixels, labels, indices })
     }
 
     /// The clean test set beneath.
@@ -177,15 +178,4 @@ impl ImageSource for TriggeredTest {
     fn width(&self) -> usize {
         self.clean.width()
     }
-}
-
-/// Triggered copies of the images `indices` of `clean`, one after the other.
-fn stamped(clean: &Images, indices: &[usize], trigger: &dyn ImageTrigger) -> Vec<u8> {
-    let mut pixels = Vec::with_capacity(indices.len() * clean.height() * clean.width() * 3);
-    for &index in indices {
-        let start = pixels.len();
-        pixels.extend_from_slice(clean.image(index));
-        trigger.apply(&mut pixels[start..], index);
-    }
-    pixels
 }

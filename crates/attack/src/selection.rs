@@ -5,7 +5,7 @@
 
 use tsbd_data::numpy_random;
 
-use crate::parameters::{ParameterError, Poisoning};
+use crate::parameters::{DatasetFacts, LabelRule, ParameterError, Poisoning};
 
 /// Which images an attack may poison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +15,34 @@ pub enum Candidates {
     /// Images of the target class only (clean-label attacks). The number of poisoned images is still a share of the
     /// whole training set.
     TargetClass,
+}
+
+impl Candidates {
+    /// Refuses what this data set does not allow: what [`Poisoning::check`] refuses, and of clean-label attacks a ratio
+    /// that the target class cannot supply and labels that change.
+    pub fn check(self, poisoning: &Poisoning, dataset: &DatasetFacts) -> Result<(), ParameterError> {
+        poisoning.check(dataset)?;
+        if self == Candidates::All {
+            return Ok(());
+        }
+        if poisoning.labels != LabelRule::AllToOne {
+            return Err(ParameterError::new(
+                "labels",
+                "all-to-all",
+                "this attack leaves the labels of its training images as they are: they are of the target class",
+                "leave it out, or use another attack",
+            ));
+        }
+        let (count, train_images) = (poisoning.poison_count(dataset.train_images), dataset.train_images);
+        let available = dataset.images_per_class[poisoning.target_class as usize];
+        if count > available { Err(too_many(poisoning, count, available, train_images)) } else { Ok(()) }
+    }
+}
+
+fn too_many(poisoning: &Poisoning, count: usize, available: usize, train_images: usize) -> ParameterError {
+    let reason = format!("needs {count} images, and only {available} of the {train_images} may be poisoned");
+    let way_out = format!("give at most {}", available as f64 / train_images as f64);
+    ParameterError::new("poisoning_ratio", poisoning.poisoning_ratio, reason, way_out)
 }
 
 /// Draws the images to be poisoned from the images with these labels; the indices are in the order drawn.
@@ -49,12 +77,7 @@ pub fn select(
     let drawn = numpy_random::choice_without_replacement(seed, candidates.len() as u32, count as u32);
     match drawn {
         Some(drawn) => Ok(drawn.into_iter().map(|position| candidates[position as usize]).collect()),
-        None => Err(ParameterError::new(
-            "poisoning_ratio",
-            ratio,
-            format!("needs {count} images, and only {} may be poisoned", candidates.len()),
-            format!("give at most {}", candidates.len() as f64 / labels.len() as f64),
-        )),
+        None => Err(too_many(poisoning, count, candidates.len(), labels.len())),
     }
 }
 

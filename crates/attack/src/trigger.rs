@@ -1,9 +1,10 @@
-//! Triggers that change one image at a time, and the poisoning they all share.
+//! Triggers that change images once, before training, and the poisoning they all share.
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use tsbd_data::{Dataset, ImageSource};
+use rayon::prelude::*;
+use tsbd_data::{CHANNELS, Dataset, ImageSource, Images};
 use tsbd_nn::random::Streams;
 
 use crate::Error;
@@ -18,20 +19,44 @@ pub trait ImageTrigger: Send + Sync + Debug {
     fn apply(&self, image: &mut [u8], index: usize);
 }
 
-/// The poisoning of every attack with an [`ImageTrigger`]: selects training images, stamps and relabels them, stamps
+/// A trigger that is put on many images at once: an [`ImageTrigger`] on each, or a network on batches of them.
+pub trait Stamp: Send + Sync + Debug {
+    /// Triggered copies of the images `indices` of `clean`, one after the other: `u8` `[indices, height, width, 3]`. The
+    /// same whatever the number of threads, and whatever other images are stamped beside them.
+    fn stamp(&self, clean: &Images, indices: &[usize]) -> Result<Vec<u8>, Error>;
+}
+
+/// Images that one piece of work stamps.
+const PIECE: usize = 64;
+
+impl<T: ImageTrigger> Stamp for T {
+    fn stamp(&self, clean: &Images, indices: &[usize]) -> Result<Vec<u8>, Error> {
+        let bytes = clean.height() * clean.width() * CHANNELS;
+        let mut pixels = vec![0; indices.len() * bytes];
+        pixels.par_chunks_mut(PIECE * bytes).zip(indices.par_chunks(PIECE)).for_each(|(pixels, indices)| {
+            for (pixels, &index) in pixels.chunks_exact_mut(bytes).zip(indices) {
+                pixels.copy_from_slice(clean.image(index));
+                self.apply(pixels, index);
+            }
+        });
+        Ok(pixels)
+    }
+}
+
+/// The poisoning of every attack that stamps images once: selects training images, stamps and relabels them, stamps
 /// the test images that count for the attack success rate.
 pub fn poison(
     clean: &Arc<Dataset>,
     streams: &Streams,
     poisoning: &Poisoning,
     candidates: Candidates,
-    trigger: &dyn ImageTrigger,
+    trigger: &dyn Stamp,
 ) -> Result<Poisoner, Error> {
     let classes = clean.class_names.len();
     let labels: Vec<u32> = (0..clean.train.len()).map(|index| clean.train.label(index)).collect();
     let selected = selection::select(poisoning, candidates, &labels, streams.seed())?;
-    let train = PoisonedImages::stamp(Arc::clone(&clean.train), selected, trigger, poisoning, classes);
-    let test = TriggeredTest::stamp(Arc::clone(&clean.test), trigger, poisoning, classes);
+    let train = PoisonedImages::stamp(Arc::clone(&clean.train), selected, trigger, poisoning, classes)?;
+    let test = TriggeredTest::stamp(Arc::clone(&clean.test), trigger, poisoning, classes)?;
     let facts = PoisonFacts {
         poison_count: train.poisoned().len(),
         poison_per_class: train.poison_per_class(classes),
@@ -145,19 +170,46 @@ mod tests {
         let (_, poisoner) = poisoned(&Poisoning { poisoning_ratio: 0.1, ..Poisoning::default() });
         let TrainingSource::Static(train) = &poisoner.train;
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(crate::export::write_train(train, folder.path()).unwrap(), 4);
-        let manifest = fs_err::read_to_string(folder.path().join("manifest.csv")).unwrap();
+        let out = folder.path().join("train");
+        assert_eq!(crate::export::write_train(train, &out).unwrap(), 4);
+        let manifest = fs_err::read_to_string(out.join("manifest.csv")).unwrap();
         let mut lines = manifest.lines();
         assert_eq!(lines.next(), Some("file,index,original_label,given_label"));
         for (line, &index) in lines.by_ref().zip(train.poisoned()) {
             let original = train.original_label(index);
             assert_eq!(line, format!("{original}/{index}.png,{index},{original},0"));
-            let picture = tsbd_data::read_rgb(&folder.path().join(format!("{original}/{index}.png"))).unwrap();
+            let picture = tsbd_data::read_rgb(&out.join(format!("{original}/{index}.png"))).unwrap();
             assert_eq!(picture.pixels, train.image(index));
         }
         assert_eq!(manifest.lines().count(), 5);
 
         let test = poisoner.test.unwrap();
         assert_eq!(crate::export::write_test(&test, &folder.path().join("test")).unwrap(), 15);
+    }
+
+    #[test]
+    fn an_export_that_fails_leaves_nothing_behind() {
+        let (_, poisoner) = poisoned(&Poisoning { poisoning_ratio: 0.1, ..Poisoning::default() });
+        let TrainingSource::Static(train) = &poisoner.train;
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        fs_err::create_dir(&out).unwrap();
+        fs_err::write(out.join("other"), "of somebody else").unwrap();
+        crate::export::write_train(train, &out).unwrap_err();
+        let left: Vec<_> = fs_err::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["out"], "no half of an export");
+        assert_eq!(fs_err::read_dir(&out).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn stamped_images_do_not_depend_on_the_number_of_threads() {
+        let clean = split(300);
+        let indices: Vec<usize> = (0..300).rev().collect();
+        let stamped = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| Invert.stamp(&clean, &indices).unwrap())
+        };
+        assert_eq!(stamped(1), stamped(3));
+        assert_eq!(stamped(1)[0], 299u32 as u8, "in the order of the indices");
     }
 }

@@ -10,6 +10,7 @@ const COMMANDS: &[&[&str]] = &[
     &["plan"],
     &["status"],
     &["table"],
+    &["figure"],
     &["list"],
     &["list", "attacks"],
     &["list", "defenses"],

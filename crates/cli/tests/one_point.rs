@@ -198,3 +198,63 @@ fn bench_ops_lists_each_operation_beside_the_peak() {
     assert_eq!(output.status.code(), Some(2));
     assert_contains(&stderr(&output), &["--only 'convolve'", "hint:"]);
 }
+
+#[test]
+fn poison_makes_what_an_attack_starts_from_and_finds_it_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let poison = |out: &str| {
+        let mut command = tsbd();
+        command.args(["poison", "ssba", "--split", "test", "--out"]).arg(folder.path().join(out));
+        command.arg("--results").arg(folder.path().join("results")).args(SMALL);
+        for setting in ["encoder_width=2", "decoder_width=2", "encoder_epochs=1"] {
+            command.args(["--set", &format!("attacks.ssba.{setting}")]);
+        }
+        command.output().unwrap()
+    };
+    let (first, again) = (poison("first"), poison("again"));
+    for output in [&first, &again] {
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+    }
+    assert_contains(&stderr(&first), &["ssba groundwork: done"]);
+    assert!(!stderr(&again).contains("groundwork"), "{}", stderr(&again));
+    let bytes = |out: &str, file: &str| std::fs::read(folder.path().join(out).join(file)).unwrap();
+    let manifest = String::from_utf8(bytes("first", "manifest.csv")).unwrap();
+    assert_eq!(bytes("again", "manifest.csv"), manifest.as_bytes());
+    for line in manifest.lines().skip(1).take(5) {
+        let (file, _) = line.split_once(',').unwrap();
+        assert_eq!(bytes("first", file), bytes("again", file));
+    }
+}
+
+#[test]
+fn figure_draws_the_triggers_of_a_grid_with_the_same_bytes_each_time_and_refuses_files_without_a_figure() {
+    let folder = tempfile::tempdir().unwrap();
+    let grid = "profile = \"smoke\"\n[grid]\nattack = [\"none\", \"badnets\", \"sig\"]\ndefense = [\"none\"]\n";
+    let figure = "[figure]\nkind = \"triggers\"\n";
+    let draw = |text: &str, out: &str, flags: &[&str]| {
+        let file = common::experiment(folder.path(), "triggers.toml", text);
+        let mut command = tsbd();
+        command.arg("figure").arg(file).arg("--out").arg(folder.path().join(out));
+        command.arg("--results").arg(folder.path().join("results")).args(&SMALL[2..]).args(flags).output().unwrap()
+    };
+    for out in ["first", "again"] {
+        let output = draw(&format!("{grid}{figure}"), out, &[]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_contains(&stdout(&output), &["triggers.png"]);
+    }
+    let [first, again] =
+        ["first", "again"].map(|out| std::fs::read(folder.path().join(out).join("triggers.png")).unwrap());
+    assert!(first == again);
+    let picture = tsbd_data::read_rgb(&folder.path().join("first/triggers.png")).unwrap();
+    assert!(picture.width > 2 * 128 && picture.height > 3 * 128, "{} x {}", picture.width, picture.height);
+
+    let output = draw(&format!("{grid}{figure}"), "other", &["--set", "figure.image=100"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_contains(&stderr(&output), &["`figure.image` = 100", "hint:"]);
+    let output = draw(grid, "none", &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_contains(&stderr(&output), &["no section [figure]", "hint:"]);
+    let output = draw(&format!("{grid}[figure]\nkind = \"trigers\"\n"), "none", &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_contains(&stderr(&output), &["`figure.kind`", "hint:"]);
+}

@@ -116,3 +116,54 @@ fn parquet_is_not_written_to_a_terminal() {
     assert_eq!(output.status.code(), Some(2));
     assert_contains(&stderr(&output), &["--out table.parquet"]);
 }
+
+#[test]
+fn a_ratio_of_nothing_a_ratio_that_poisons_nothing_and_a_class_that_is_not_there_are_refused() {
+    let with = |line: &str| format!("{GRID}[attack]\n{line}\n");
+    assert_refused(&with("poisoning_ratio = 0"), &[], &["`attack.poisoning_ratio` = 0", "out of range", "hint:"]);
+    assert_refused(
+        &with("poisoning_ratio = 1e-5"),
+        &[],
+        &["`attack.poisoning_ratio` = 1e-5", "poisons none of the 5000 training images", "hint:", "more than 1.00e-4"],
+    );
+    assert_refused(
+        &with("target_class = 10"),
+        &[],
+        &["`attack.target_class` = 10", "the data set has 10 classes", "hint:", "from 0 to 9"],
+    );
+}
+
+#[test]
+fn a_clean_label_attack_says_the_largest_ratio_that_its_class_can_supply() {
+    // 5000 drawn images of ten classes: 500 of each.
+    let text = GRID.replace("badnets", "sig") + "[attack]\npoisoning_ratio = 0.3\n";
+    assert_refused(
+        &text,
+        &[],
+        &["`attack.poisoning_ratio` = 0.3", "needs 1500 images, and only 500 of the 5000", "hint:", "at most 0.1"],
+    );
+    let text = GRID.replace("badnets", "sig") + "[attack]\nlabels = \"all-to-all\"\n";
+    assert_refused(&text, &[], &["`attack.labels`", "leaves the labels", "hint:"]);
+}
+
+#[test]
+fn a_trigger_picture_that_is_missing_or_corrupt_is_refused_with_its_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trigger.png");
+    for attack in ["badnets", "blended"] {
+        let text = GRID.replace("badnets", attack) + &format!("[attacks.{attack}]\ntrigger = {path:?}\n");
+        assert_refused(&text, &[], &[&format!("attacks.{attack}.trigger"), "trigger.png", "hint:"]);
+    }
+    // The head of a PNG, and nothing after it.
+    std::fs::write(&path, b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR").unwrap();
+    for attack in ["badnets", "blended"] {
+        let text = GRID.replace("badnets", attack) + &format!("[attacks.{attack}]\ntrigger = {path:?}\n");
+        assert_refused(&text, &[], &[&format!("attacks.{attack}.trigger"), "trigger.png", "hint:"]);
+    }
+}
+
+#[test]
+fn images_that_the_encoder_of_ssba_cannot_take_are_refused() {
+    let text = GRID.replace("badnets", "ssba") + "[data]\nimage_size = 24\n";
+    assert_refused(&text, &[], &["multiples of 16", "hint:", "data.image_size"]);
+}

@@ -33,7 +33,7 @@ pub use diagnostic::{Diagnostic, Place, Refusal, SourceText};
 pub use parameters::{
     Augmentation, DatasetParameters, MethodParameters, ModelParameters, Schedule, TrainingParameters,
 };
-pub use plan::{Experiment, GridPoint, Plan, TableSpec, outstanding};
+pub use plan::{Experiment, FigureSpec, GridPoint, Plan, TableSpec, outstanding};
 pub use planning::{ExperimentSource, ImagesFrom, Request, plan};
 pub use record::{
     Artefact, CellRecord, Failure, Outcome, OutcomeKind, Provenance, RECORD_FORMAT, TracePoint, Versions,

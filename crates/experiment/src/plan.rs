@@ -22,6 +22,19 @@ pub struct Experiment {
     pub profile: String,
     /// The table made of the results.
     pub table: TableSpec,
+    /// The figure, if the file asks for one.
+    pub figure: Option<FigureSpec>,
+}
+
+/// Which figure is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum FigureSpec {
+    /// What each attack of the grid does to one image: the image, the triggered image, what changed.
+    Triggers {
+        /// Which of the test images that are triggered, from 0.
+        image: usize,
+    },
 }
 
 /// Which table is made of the results.
@@ -140,6 +153,7 @@ pub(crate) mod tests {
                 title: "A test".into(),
                 profile: "smoke".into(),
                 table: TableSpec::default(),
+                figure: None,
             },
             cells: IndexMap::new(),
             points: Vec::new(),

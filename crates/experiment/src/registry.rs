@@ -9,6 +9,8 @@ pub static ATTACKS: &[&AttackEntry] = &[
     &tsbd_attack_badnets::BADNETS,
     &tsbd_attack_blended::BLENDED,
     &tsbd_attack_lf::LF,
+    &tsbd_attack_sig::SIG,
+    &tsbd_attack_ssba::SSBA,
     &tsbd_attack_trojan::TROJAN,
 ];
 

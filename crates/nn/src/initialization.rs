@@ -3,12 +3,14 @@
 use crate::{Layer, Module, RandomStream, Result, Role, Slot, StateDict};
 use tsbd_tensor::{DType, Device, Tensor};
 
-/// PyTorch's default initialisation, in distribution.
-///
-/// Weights and biases of convolutions and linear layers are uniform in ±1/sqrt(fan_in), which is what
-/// `kaiming_uniform_(a = sqrt(5))` amounts to; batch norm begins with weight 1, bias 0, mean 0, variance 1, count 0.
-pub(crate) fn initialize(modules: &[Module], stream: &mut RandomStream) -> Result<StateDict> {
-    StateDict::build(modules, |module, slot| initial(module, slot, stream))
+impl StateDict {
+    /// PyTorch's default initialisation of a network with these `modules`, in distribution.
+    ///
+    /// Weights and biases of convolutions and linear layers are uniform in ±1/sqrt(fan_in), which is what
+    /// `kaiming_uniform_(a = sqrt(5))` amounts to; batch norm begins with weight 1, bias 0, mean 0, variance 1, count 0.
+    pub fn initial(modules: &[Module], stream: &mut RandomStream) -> Result<StateDict> {
+        StateDict::build(modules, |module, slot| initial(module, slot, stream))
+    }
 }
 
 fn initial(module: &Module, slot: &Slot, stream: &mut RandomStream) -> Result<Tensor> {
@@ -31,7 +33,7 @@ fn initial(module: &Module, slot: &Slot, stream: &mut RandomStream) -> Result<Te
 
 #[cfg(test)]
 mod tests {
-    use crate::{Layer, Module, Streams};
+    use crate::{Layer, Module, StateDict, Streams};
 
     #[test]
     fn weights_fill_the_interval_that_pytorch_fills_and_batch_norms_begin_as_the_identity() {
@@ -43,7 +45,7 @@ mod tests {
             Module::new("bn", Layer::BatchNorm2d { channels: 3 }),
             Module::new("linear", Layer::Linear { in_features: 64, out_features: 1000 }),
         ];
-        let state = super::initialize(&modules, &mut Streams::new(0).stream("weights", 0)).unwrap();
+        let state = StateDict::initial(&modules, &mut Streams::new(0).stream("weights", 0)).unwrap();
         let values = |name: &str| state.get(name).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for (name, bound) in [("conv.weight", 1.0 / 12.0), ("linear.weight", 0.125), ("linear.bias", 0.125)] {
             let values = values(name);

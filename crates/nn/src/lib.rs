@@ -4,6 +4,7 @@
 //! This crate knows no data set and no attack: it sees [`Batch`]es that a [`BatchSource`] makes. The networks
 //! themselves are in `tsbd-models`; the differentiable operations in `tsbd-tensor`.
 
+mod adam;
 mod architecture;
 mod atomic;
 mod batch;
@@ -13,6 +14,7 @@ mod gradients;
 mod initialization;
 mod model;
 mod module;
+mod network;
 mod observed;
 mod pass;
 mod predictions;
@@ -26,6 +28,7 @@ mod storage;
 mod tiny;
 mod training;
 
+pub use adam::{Adam, AdamConfig};
 pub use architecture::Architecture;
 pub use atomic::write_atomically;
 pub use batch::{Batch, BatchSource};
@@ -35,6 +38,7 @@ pub use gradients::ParameterGradients;
 pub use model::{LossOptions, Model, Step};
 pub use module::{Layer, Layout, Module, Role, Slot};
 pub use observed::Observed;
+pub use network::Network;
 pub use pass::{Mode, Pass, Statistics};
 pub use predictions::Predictions;
 pub use random::{RandomStream, Streams};

@@ -1,7 +1,7 @@
 //! A network with weights: its outputs and its gradients.
 
-use crate::module::BATCH_NORM_MOMENTUM;
-use crate::{Architecture, Batch, Error, Mode, ParameterGradients, Pass, RandomStream, Result, StateDict, Statistics};
+use crate::pass::gradients_of;
+use crate::{Architecture, Batch, Mode, ParameterGradients, Pass, RandomStream, Result, StateDict, Statistics};
 use indexmap::IndexMap;
 use std::sync::Arc;
 use tsbd_tensor::{CrossEntropy, DType, Device, Tape, Tensor, Var};
@@ -54,7 +54,7 @@ pub struct Step {
 impl Model {
     /// A network with PyTorch's default initialisation (in distribution), drawn from `stream`.
     pub fn new(architecture: Arc<dyn Architecture>, stream: &mut RandomStream) -> Result<Model> {
-        let state = crate::initialization::initialize(architecture.modules(), stream)?;
+        let state = StateDict::initial(architecture.modules(), stream)?;
         Ok(Model { architecture, state })
     }
 
@@ -122,29 +122,12 @@ impl Model {
         };
         let number = scalar(value.tensor())?;
         let mut gradients = tape.backward(&value)?;
-        let by_name = self.state.parameters().map(|(name, _)| {
-            let gradient = leaves.get(name).and_then(|leaf| gradients.take(leaf));
-            Ok((name.to_owned(), gradient.ok_or_else(|| Error::NoGradient { parameter: name.to_owned() })?))
-        });
-        Ok((number, by_name.collect::<Result<_>>()?, statistics))
+        Ok((number, gradients_of(&self.state, &leaves, &mut gradients)?, statistics))
     }
 
-    /// Moves the running estimates towards what a pass met: momentum 0.1, unbiased variance, as PyTorch.
+    /// Moves the running estimates towards what a pass met; see [`StateDict::absorb`].
     pub fn absorb(&mut self, statistics: &Statistics) -> Result<()> {
-        let keep = 1.0 - BATCH_NORM_MOMENTUM;
-        for (module, met) in statistics.iter() {
-            for (buffer, new) in [("running_mean", &met.mean), ("running_var", &met.variance)] {
-                let name = format!("{module}.{buffer}");
-                let moved = ((self.state.get(&name)? * keep)? + (new * BATCH_NORM_MOMENTUM)?)?;
-                self.state.set(&name, &moved)?;
-            }
-            let name = format!("{module}.num_batches_tracked");
-            let counter = self.state.get(&name)?;
-            let count = counter.to_scalar::<i64>()? + 1;
-            let counter = Tensor::new(count, counter.device())?;
-            self.state.set(&name, &counter)?;
-        }
-        Ok(())
+        self.state.absorb(statistics)
     }
 }
 

@@ -1,11 +1,11 @@
 //! One way through a network: which weights, which mode, what is recorded.
 
 use crate::module::BATCH_NORM_EPSILON;
-use crate::{Architecture, Error, Layer, ParameterGradients, Result, StateDict};
+use crate::{Architecture, Error, Layer, Network, ParameterGradients, Result, StateDict};
 use indexmap::IndexMap;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use tsbd_tensor::{BatchNorm, BatchStatistics, Conv2d, Tape, Tensor, Var};
+use tsbd_tensor::{BatchNorm, BatchStatistics, Conv2d, Gradients, Tape, Tensor, Var};
 
 /// What batch normalisation does in a forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -18,7 +18,7 @@ pub enum Mode {
     Eval,
 }
 
-/// The batch statistics a pass in [`Mode::Train`] met, by batch norm: [`crate::Model::absorb`] takes them.
+/// The batch statistics a pass in [`Mode::Train`] met, by batch norm: [`StateDict::absorb`] takes them.
 #[derive(Debug, Clone, Default)]
 pub struct Statistics(pub(crate) Vec<(String, BatchStatistics)>);
 
@@ -31,9 +31,10 @@ impl Statistics {
 
 /// One forward pass: weights, mode, the tape when gradients are wanted, and the outputs to remember.
 ///
-/// An [`Architecture`] calls its layers on it by name; stride, padding and the like come from its list of modules.
-pub struct Pass<'a> {
-    architecture: &'a dyn Architecture,
+/// An [`Architecture`], or another [`Network`], calls its layers on it by name; stride, padding and the like come from its
+/// list of modules.
+pub struct Pass<'a, N: ?Sized = dyn Architecture + 'a> {
+    network: &'a N,
     state: &'a StateDict,
     mode: Mode,
     tape: Option<&'a Tape>,
@@ -43,11 +44,11 @@ pub struct Pass<'a> {
     statistics: RefCell<Vec<(String, BatchStatistics)>>,
 }
 
-impl<'a> Pass<'a> {
+impl<'a, N: Network + ?Sized> Pass<'a, N> {
     /// A pass without gradients.
-    pub fn new(architecture: &'a dyn Architecture, state: &'a StateDict, mode: Mode) -> Pass<'a> {
+    pub fn new(network: &'a N, state: &'a StateDict, mode: Mode) -> Pass<'a, N> {
         Pass {
-            architecture,
+            network,
             state,
             mode,
             tape: None,
@@ -59,26 +60,26 @@ impl<'a> Pass<'a> {
     }
 
     /// Records the pass on `tape`: every parameter becomes a leaf.
-    pub fn on_tape(mut self, tape: &'a Tape) -> Pass<'a> {
+    pub fn on_tape(mut self, tape: &'a Tape) -> Pass<'a, N> {
         self.tape = Some(tape);
         self
     }
 
     /// Lets every parameter move along its entry in `direction`: the outputs have tangents ([`Var::tangent`]). What stands in
     /// for a parameter ([`Self::replacing`]) moves as its own tangent says.
-    pub fn along(mut self, direction: &'a ParameterGradients) -> Pass<'a> {
+    pub fn along(mut self, direction: &'a ParameterGradients) -> Pass<'a, N> {
         self.direction = Some(direction);
         self
     }
 
     /// Remembers the outputs with these names: a module's (`layer4.1.conv2`), a block's (`layer3`) or [`Architecture::features`].
-    pub fn tapping<S: AsRef<str>>(self, names: impl IntoIterator<Item = S>) -> Pass<'a> {
+    pub fn tapping<S: AsRef<str>>(self, names: impl IntoIterator<Item = S>) -> Pass<'a, N> {
         self.taps.borrow_mut().extend(names.into_iter().map(|name| (name.as_ref().to_owned(), None)));
         self
     }
 
     /// Uses `value` in place of the parameter `name`: a parameter that is itself computed, as with a mask on it.
-    pub fn replacing(self, name: &str, value: Var) -> Pass<'a> {
+    pub fn replacing(self, name: &str, value: Var) -> Pass<'a, N> {
         self.parameters.borrow_mut().insert(name.to_owned(), value);
         self
     }
@@ -91,15 +92,6 @@ impl<'a> Pass<'a> {
     /// The tapped output `name`, once the pass has been there.
     pub fn tap(&self, name: &str) -> Option<Var> {
         self.taps.borrow().get(name).cloned().flatten()
-    }
-
-    /// The tapped output `name`, or an error that names what can be tapped.
-    pub fn require_tap(&self, name: &str) -> Result<Var> {
-        self.tap(name).ok_or_else(|| Error::UnknownTap {
-            architecture: self.architecture.name().to_owned(),
-            name: name.to_owned(),
-            example: self.architecture.features().to_owned(),
-        })
     }
 
     /// The parameter `name` as it is used in this pass.
@@ -132,9 +124,9 @@ impl<'a> Pass<'a> {
     }
 
     fn layer(&self, name: &str, kind: &'static str, matches: impl Fn(&Layer) -> bool) -> Result<&'a Layer> {
-        let found = self.architecture.modules().iter().find(|module| module.name == name);
+        let found = self.network.modules().iter().find(|module| module.name == name);
         found.map(|module| &module.layer).filter(|layer| matches(layer)).ok_or_else(|| Error::UnknownLayer {
-            architecture: self.architecture.name().to_owned(),
+            architecture: self.network.name().to_owned(),
             kind,
             name: name.to_owned(),
         })
@@ -208,6 +200,35 @@ impl<'a> Pass<'a> {
         Ok(y)
     }
 
+    /// The parameters met so far and their places on the tape.
+    pub(crate) fn leaves(&self) -> IndexMap<String, Var> {
+        self.parameters.borrow().clone()
+    }
+
+    /// Takes the gradients of every parameter of the network out of what the backward pass of this pass's tape gave.
+    ///
+    /// # Errors
+    /// [`Error::NoGradient`] for a parameter that the pass did not meet, or that the loss did not depend on.
+    pub fn gradients(&self, gradients: &mut Gradients) -> Result<ParameterGradients> {
+        gradients_of(self.state, &self.leaves(), gradients)
+    }
+
+    /// The batch statistics met in [`Mode::Train`].
+    pub fn take_statistics(&self) -> Statistics {
+        Statistics(self.statistics.take())
+    }
+}
+
+impl Pass<'_> {
+    /// The tapped output `name`, or an error that names what can be tapped.
+    pub fn require_tap(&self, name: &str) -> Result<Var> {
+        self.tap(name).ok_or_else(|| Error::UnknownTap {
+            architecture: self.network.name().to_owned(),
+            name: name.to_owned(),
+            example: self.network.features().to_owned(),
+        })
+    }
+
     /// Takes the images through the network.
     pub fn forward(&self, images: &Tensor) -> Result<Var> {
         self.through(&Var::constant(images.clone()))
@@ -215,16 +236,19 @@ impl<'a> Pass<'a> {
 
     /// Takes images through the network that are computed themselves, or carry a tangent.
     pub fn through(&self, images: &Var) -> Result<Var> {
-        self.architecture.forward(self, images)
+        self.network.forward(self, images)
     }
+}
 
-    /// The parameters met so far and their places on the tape.
-    pub(crate) fn leaves(&self) -> IndexMap<String, Var> {
-        self.parameters.borrow().clone()
-    }
-
-    /// The batch statistics met in [`Mode::Train`].
-    pub fn take_statistics(&self) -> Statistics {
-        Statistics(self.statistics.take())
-    }
+/// The gradient of every parameter of `state`, whose places on the tape are `leaves`.
+pub(crate) fn gradients_of(
+    state: &StateDict,
+    leaves: &IndexMap<String, Var>,
+    gradients: &mut Gradients,
+) -> Result<ParameterGradients> {
+    let by_name = state.parameters().map(|(name, _)| {
+        let gradient = leaves.get(name).and_then(|leaf| gradients.take(leaf));
+        Ok((name.to_owned(), gradient.ok_or_else(|| Error::NoGradient { parameter: name.to_owned() })?))
+    });
+    by_name.collect()
 }

@@ -1,6 +1,7 @@
 //! The tensors of a network under PyTorch's names.
 
-use crate::{Error, Layout, Module, ParameterGradients, Result, Role, Slot};
+use crate::module::BATCH_NORM_MOMENTUM;
+use crate::{Error, Layout, Module, ParameterGradients, Result, Role, Slot, Statistics};
 use indexmap::IndexMap;
 use tsbd_tensor::{DType, Device, Tensor};
 
@@ -173,6 +174,24 @@ impl StateDict {
         let pairs =
             self.parameters().map(|(name, tensor)| Ok((name.to_owned(), (tensor - other.get(name)?)?))).collect();
         Result::<Vec<_>>::map(pairs, ParameterGradients::from_iter)
+    }
+
+    /// Moves the running estimates towards what a pass met: momentum 0.1, unbiased variance, as PyTorch.
+    pub fn absorb(&mut self, statistics: &Statistics) -> Result<()> {
+        let keep = 1.0 - BATCH_NORM_MOMENTUM;
+        for (module, met) in statistics.iter() {
+            for (buffer, new) in [("running_mean", &met.mean), ("running_var", &met.variance)] {
+                let name = format!("{module}.{buffer}");
+                let moved = ((self.get(&name)? * keep)? + (new * BATCH_NORM_MOMENTUM)?)?;
+                self.set(&name, &moved)?;
+            }
+            let name = format!("{module}.num_batches_tracked");
+            let counter = self.get(&name)?;
+            let count = counter.to_scalar::<i64>()? + 1;
+            let counter = Tensor::new(count, counter.device())?;
+            self.set(&name, &counter)?;
+        }
+        Ok(())
     }
 
     /// A copy with every number converted to `dtype`; counters stay integers.

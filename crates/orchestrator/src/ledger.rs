@@ -131,6 +131,7 @@ mod tests {
             title: "A test".into(),
             profile: "smoke".into(),
             table: TableSpec::default(),
+            figure: None,
         };
         let mut plan = Plan { experiment, cells: IndexMap::new(), points: Vec::new(), images: Default::default() };
         for (seed, mask) in shape.iter().enumerate() {

@@ -1,10 +1,12 @@
-//! Tables as pure functions of result rows. Reads nothing, trains nothing; the only crate that knows Polars.
+//! Tables and figures as pure functions of results. Reads nothing, trains nothing; the only crate that knows Polars.
 //!
 //! ```text
 //! &[ResultRow] --- table ---> Table      per attack a row, per defense ACC, ASR, DER    table, aggregate
 //!              \-- long ----> LongTable  one row per finished cell                     long
 //!                               |
 //!                    render(Format, Emphasis) -> bytes                                  render/
+//!
+//! PictureGrid -- draw ---> Picture      pictures beside each other, with titles         picture_grid, lettering
 //! ```
 //!
 //! The same rows always give the same bytes: no clock, no terminal width, no hash order. Metrics come in as fractions
@@ -16,8 +18,10 @@ mod axis;
 mod contest;
 mod error;
 mod format;
+mod lettering;
 mod long;
 mod metric;
+mod picture_grid;
 mod render;
 mod table;
 mod titles;
@@ -26,6 +30,7 @@ pub use error::{Error, Result};
 pub use format::{Emphasis, Format};
 pub use long::{COLUMNS, ColumnDescription, LongTable, long};
 pub use metric::{Better, Metric};
+pub use picture_grid::{GridColumn, PictureGrid};
 pub use table::{Column, Count, Entry, FailedCell, Line, Panel, Table, Value, table};
 pub use titles::Titles;
 

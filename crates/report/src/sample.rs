@@ -54,6 +54,7 @@ pub(crate) fn experiment() -> Experiment {
         title: "Table 1: defenses".into(),
         profile: "smoke".into(),
         table: TableSpec::default(),
+        figure: None,
     }
 }
 

@@ -35,8 +35,9 @@
 //!
 //! Second derivatives: a value may carry a tangent ([`Var::with_tangent`]), a direction in which it moves. What is
 //! computed from it then has a tangent too, and the gradient of a loss's tangent is a Hessian-vector product. An operation
-//! that has no rule for tangents (softmax and its logarithm, layer norm, GELU, sampling, change of size, transposed
-//! convolution, the losses per sample) refuses a value that has one.
+//! that has no rule for tangents (softmax and its logarithm, layer norm, GELU, sigmoid, tanh, quotients, roots, absolute
+//! values, sampling, bilinear change of size, transposed convolution, the losses per sample and of bits) refuses a value
+//! that has one.
 //!
 //! ```
 //! use tsbd_tensor::{Device, Tape, Tensor, Var};
@@ -58,8 +59,10 @@
 
 pub use candle_core::{DType, Device, Tensor};
 
+mod adam;
 pub mod check;
 mod error;
+mod in_place;
 #[allow(unsafe_code)]
 mod kernels;
 pub mod memory;
@@ -70,6 +73,7 @@ mod tangent;
 mod tape;
 pub mod workload;
 
+pub use adam::{Adam, adam_step};
 pub use error::{Error, Result};
 pub use kernels::peak::{MachinePeak, machine_peak};
 pub use kernels::simd::InstructionSet;

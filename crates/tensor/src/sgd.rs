@@ -1,12 +1,13 @@
-//! The optimiser's step, the one operation that changes tensors in place.
+//! A step of stochastic gradient descent, in place.
 
 use std::cell::RefCell;
 
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Tensor};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::in_place::{self, slice, slice_mut};
 use crate::kernels::{Element, elementwise};
-use crate::operand::{Operand, by_element, exact};
+use crate::operand::by_element;
 
 /// Options of [`sgd_step`], as PyTorch's `torch.optim.SGD`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,26 +28,11 @@ pub struct Sgd {
 /// same shape and element type, and separate memory.
 pub fn sgd_step(parameter: &Tensor, velocity: &Tensor, gradient: &Tensor, options: Sgd) -> Result<()> {
     const OPERATION: &str = "sgd_step";
-    exact(OPERATION, "velocity", velocity, parameter.dims(), "the shape of the parameter")?;
-    exact(OPERATION, "gradient", gradient, parameter.dims(), "the shape of the parameter")?;
     if parameter.elem_count() == 0 {
         return Ok(());
     }
     by_element!(OPERATION, "parameter", parameter, T => {
-        // Reading them all checks type, device and layout, and shows which memory they use. The guards are
-        // gone before the storage is locked for writing.
-        {
-            let p = Operand::<T>::read(OPERATION, "parameter", parameter)?;
-            let v = Operand::<T>::read(OPERATION, "velocity", velocity)?;
-            let g = Operand::<T>::read(OPERATION, "gradient", gradient)?;
-            for (first, a, second, b) in
-                [("parameter", &p, "velocity", &v), ("parameter", &p, "gradient", &g), ("velocity", &v, "gradient", &g)]
-            {
-                if a.shares_storage(b) {
-                    return Err(Error::SharedStorage { operation: OPERATION, first, second });
-                }
-            }
-        }
+        in_place::check::<T>(OPERATION, &[("parameter", parameter), ("velocity", velocity), ("gradient", gradient)])?;
         let coefficients = [options.learning_rate as T, options.momentum as T, options.weight_decay as T];
         Ok(velocity.inplace_op1(&WithVelocity { parameter, gradient, coefficients })?)
     })
@@ -89,23 +75,8 @@ impl<T: Element> InplaceOp2 for Step<'_, T> {
         gradient_layout: &Layout,
     ) -> candle_core::Result<()> {
         let parameter = slice_mut::<T>(parameter, parameter_layout)?;
-        let gradient = &T::cpu_storage_as_slice(gradient)?[contiguous(gradient_layout)?];
+        let gradient = slice(gradient, gradient_layout)?;
         elementwise::sgd(parameter, &mut self.velocity.borrow_mut(), gradient, self.coefficients);
         Ok(())
-    }
-}
-
-fn contiguous(layout: &Layout) -> candle_core::Result<std::ops::Range<usize>> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(start..end),
-        None => candle_core::bail!("sgd_step: a strided view cannot be changed in place"),
-    }
-}
-
-fn slice_mut<'a, T: Element>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::Result<&'a mut [T]> {
-    let range = contiguous(layout)?;
-    match T::slice_mut(storage) {
-        Some(slice) => Ok(&mut slice[range]),
-        None => candle_core::bail!("sgd_step: the storage does not hold {:?}", T::DTYPE),
     }
 }

@@ -1,8 +1,8 @@
 //! Wrong arguments are refused with a message that names the operation, the argument and the way out.
 
 use tsbd_tensor::{
-    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, DType, Device, GridPadding, GridSample, Result, Statistics,
-    Tensor, Var,
+    Adam, BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, DType, Device, GridPadding, GridSample, Result, Statistics,
+    Tensor, Var, adam_step,
 };
 
 fn zeros(dims: &[usize]) -> Var {
@@ -221,5 +221,71 @@ fn transposed_convolutions_refuse_shapes_that_do_not_fit() {
         zeros(&[1, 1, 5, 3]).conv_transpose2d(&weight, None, options(1, 2, 0)),
         "conv_transpose2d: `x` has shape [1, 1, 5, 3], expected images of which something is left when a border of 2 is \
          cut off the result",
+    );
+}
+
+#[test]
+fn parts_that_do_not_lie_side_by_side_are_refused() {
+    let part = zeros(&[2, 4, 4, 3]);
+    refused(
+        Var::concat_channels(&[]),
+        "concat_channels: parts = [] is not possible: there is nothing to put together; give at least one",
+    );
+    for wrong in [&[2, 4, 5, 3][..], &[2, 4, 3], &[2, 4, 4, 4, 3], &[2, 4, 4, 0]] {
+        let expected = "expected [2, 4, 4] and then channels, none of them zero";
+        refused(
+            Var::concat_channels(&[&part, &zeros(wrong)]),
+            &format!("concat_channels: `parts` has shape {wrong:?}, {expected}"),
+        );
+    }
+    refused(
+        part.upsample_nearest(0),
+        "upsample_nearest: factor = 0 is not possible: no pixel would be left; use at least 1",
+    );
+    refused(
+        zeros(&[4, 3]).pad_zeros([1; 4]),
+        "pad_zeros: `x` has shape [4, 3], expected [batch, height, width, channels], none of them zero",
+    );
+}
+
+#[test]
+fn targets_that_are_no_probabilities_are_refused() {
+    let targets = |values: [f32; 2]| Tensor::new(&values, &Device::Cpu).unwrap();
+    let logits = zeros(&[2]);
+    refused(
+        logits.binary_cross_entropy(&targets([0.5, 1.5])),
+        "binary_cross_entropy: targets = 1.5 is not possible: a target is a probability; use 0 to 1",
+    );
+    assert!(logits.binary_cross_entropy(&targets([f32::NAN, 0.])).is_err());
+    refused(
+        zeros(&[1, 2]).binary_cross_entropy(&targets([0., 1.])),
+        "binary_cross_entropy: `targets` has shape [2], expected [1, 2] (the shape of the logits)",
+    );
+    refused(
+        zeros(&[0, 2]).mean_per_sample(),
+        "mean_per_sample: `self` has shape [0, 2], expected [batch, ...], none of them zero",
+    );
+}
+
+#[test]
+fn adam_refuses_a_step_before_the_first_betas_out_of_range_and_shared_memory() {
+    let tensors: Vec<Tensor> = (0..4).map(|_| Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap()).collect();
+    let options = Adam { learning_rate: 0.1, betas: [0.9, 0.999], epsilon: 1e-8 };
+    let step = |[p, m, v, g]: [usize; 4], step, options| {
+        adam_step(&tensors[p], &tensors[m], &tensors[v], &tensors[g], step, options)
+    };
+    step([0, 1, 2, 3], 1, options).unwrap();
+    refused(step([0, 1, 2, 3], 0, options), "adam_step: step = 0 is not possible: the first step is 1");
+    refused(
+        step([0, 1, 2, 3], 1, Adam { betas: [0.9, 1.0], ..options }),
+        "adam_step: betas = [0.9, 1.0] is not possible: use numbers of at least 0 and below 1",
+    );
+    refused(
+        step([0, 1, 1, 3], 1, options),
+        "adam_step: `first_moment` and `second_moment` share their memory; copy one of them first",
+    );
+    refused(
+        step([0, 1, 2, 0], 1, options),
+        "adam_step: `parameter` and `gradient` share their memory; copy one of them first",
     );
 }

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use safetensors::SafeTensors;
 use tsbd_tensor::{
-    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, DType, Device, Gradients, GridPadding, GridSample, Result, Sgd,
-    Statistics, Tape, Tensor, Var, sgd_step,
+    Adam, BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, DType, Device, Gradients, GridPadding, GridSample, Result,
+    Sgd, Statistics, Tape, Tensor, Var, adam_step, sgd_step,
 };
 
 struct Golden(HashMap<String, Tensor>);
@@ -126,6 +126,34 @@ fn relu_agrees_also_at_zero() {
 }
 
 #[test]
+fn sigmoid_and_tanh_agree_on_both_sides_and_at_zero() {
+    compare("sigmoid", &["x"], |v, _, _| v[0].sigmoid());
+    compare("tanh", &["x"], |v, _, _| v[0].tanh());
+}
+
+#[test]
+fn arithmetic_agrees_also_at_zero() {
+    compare("div", &["x", "y"], |v, _, _| v[0].div(&v[1]));
+    compare("abs", &["x"], |v, _, _| v[0].abs());
+    compare("sqrt", &["x"], |v, _, _| v[0].sqrt());
+}
+
+#[test]
+fn elements_at_other_places_agree() {
+    compare("concat_channels", &["x", "y"], |v, _, _| Var::concat_channels(&[&v[0], &v[1]]));
+    compare("upsample_nearest", &["x"], |v, _, _| v[0].upsample_nearest(2));
+    compare("pad_zeros", &["x"], |v, _, _| v[0].pad_zeros([0, 1, 2, 3]));
+}
+
+#[test]
+fn losses_of_values_and_bits_agree() {
+    compare("mean_squared_error", &["x", "y"], |v, _, _| v[0].mean_squared_error(&v[1]));
+    compare("binary_cross_entropy", &["x"], |v, golden, dtype| {
+        v[0].binary_cross_entropy(&golden.get("targets", dtype))
+    });
+}
+
+#[test]
 fn linear_agrees() {
     compare("linear", &["x", "weight", "bias"], |v, _, _| v[0].linear(&v[1], Some(&v[2])));
 }
@@ -213,6 +241,24 @@ fn three_steps_of_sgd_agree() {
             sgd_step(&parameter, &velocity, &golden.get(&format!("gradient{step}"), dtype), options).unwrap();
             let error = distance(&parameter, &golden.get(&format!("after{step}"), dtype));
             assert!(error < tolerance, "{dtype:?} step {step}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn five_steps_of_adam_agree() {
+    for (name, betas, epsilon) in [("adam", [0.9, 0.999], 1e-8), ("adam_other", [0.5, 0.9], 1e-3)] {
+        let golden = Golden::read(name);
+        for (dtype, tolerance) in [(DType::F64, 1e-14), (DType::F32, 4e-6)] {
+            let parameter = golden.get("before", dtype).copy().unwrap();
+            let [first, second] = [parameter.zeros_like().unwrap(), parameter.zeros_like().unwrap()];
+            let options = Adam { learning_rate: 0.1, betas, epsilon };
+            for step in 0..5 {
+                let gradient = golden.get(&format!("gradient{step}"), dtype);
+                adam_step(&parameter, &first, &second, &gradient, step + 1, options).unwrap();
+                let error = distance(&parameter, &golden.get(&format!("after{step}"), dtype));
+                assert!(error < tolerance, "{name} {dtype:?} step {step}: {error:e}");
+            }
         }
     }
 }

@@ -91,6 +91,14 @@ fn relu_has_the_right_gradient_on_both_sides() {
 }
 
 #[test]
+fn sigmoid_and_tanh_have_the_right_gradients_over_their_whole_range() {
+    for scale in [0.01, 1., 6.] {
+        check(&[values(&[5, 7], 1)], |v| v[0].scale(scale)?.sigmoid());
+        check(&[values(&[5, 7], 1)], |v| v[0].scale(scale)?.tanh());
+    }
+}
+
+#[test]
 fn pooling_has_the_right_gradients_also_when_windows_overlap_or_leave_a_rest() {
     for (height, width, kernel, stride) in [(4, 4, 2, 2), (5, 7, 2, 2), (5, 6, 3, 2), (6, 5, 2, 3), (3, 4, 3, 1)] {
         let x = values(&[2, height, width, 3], 1);
@@ -200,6 +208,50 @@ fn transposed_convolution_adds_its_gradient_to_one_that_is_already_there() {
 }
 
 #[test]
+fn channels_put_side_by_side_have_the_right_gradients_also_a_part_used_twice() {
+    for (dims, widths) in [(&[2, 3, 4][..], [1, 3, 2]), (&[5], [4, 1, 1]), (&[], [2, 3, 1])] {
+        let parts = widths.map(|width| values(&[dims, &[width]].concat(), width));
+        check(&parts, |v| Var::concat_channels(&[&v[0], &v[1], &v[2]]));
+        check(&parts, |v| {
+            Var::concat_channels(&[&v[1], &v[0], &v[1]])?.mul(&Var::concat_channels(&[&v[1], &v[1], &v[0]])?)
+        });
+    }
+}
+
+#[test]
+fn upsample_nearest_has_the_right_gradient() {
+    for factor in 1..4 {
+        check(&[values(&[2, 3, 2, 3], 1)], |v| v[0].upsample_nearest(factor));
+    }
+}
+
+#[test]
+fn pad_zeros_has_the_right_gradient() {
+    for border in [[0, 1, 0, 1], [2, 0, 1, 3], [0; 4]] {
+        check(&[values(&[2, 3, 2, 3], 1)], |v| v[0].pad_zeros(border));
+    }
+}
+
+#[test]
+fn losses_of_values_and_bits_have_the_right_gradients() {
+    let both = [values(&[3, 5], 1), values(&[3, 5], 2)];
+    check(&both, |v| v[0].mean_squared_error(&v[1])?.scale(2.));
+    let targets = Tensor::new(&[[0., 1., 0.25], [1., 0.5, 0.]], &Device::Cpu).unwrap();
+    check(&[values(&[2, 3], 1)], |v| v[0].scale(4.)?.binary_cross_entropy(&targets)?.scale(2.));
+}
+
+#[test]
+fn distances_per_sample_have_the_right_gradients() {
+    // As in the diversity loss of dynamic triggers: a quotient of root mean squared differences.
+    let inputs = [1, 2, 3, 4].map(|start| values(&[3, 2, 2, 3], 17 * start));
+    let distance = |a: &Var, b: &Var| {
+        let difference = a.sub(b)?;
+        difference.mul(&difference)?.mean_per_sample()?.sqrt()
+    };
+    check(&inputs, |v| distance(&v[0], &v[1])?.div(&distance(&v[2], &v[3])?.offset(1e-7)?));
+}
+
+#[test]
 fn arithmetic_has_the_right_gradients() {
     let (a, b) = (values(&[3, 4], 1), values(&[3, 4], 2));
     let both = [a.clone(), b];
@@ -207,7 +259,12 @@ fn arithmetic_has_the_right_gradients() {
     check(&both, |v| v[0].sub(&v[1]));
     check(&both, |v| v[0].mul(&v[1]));
     check(&both, |v| v[0].mul(&v[0])?.sub(&v[1])?.add(&v[0]));
+    check(&both, |v| v[0].div(&v[1].mul(&v[1])?.offset(0.5)?));
     check(std::slice::from_ref(&a), |v| v[0].scale(-2.5));
+    check(std::slice::from_ref(&a), |v| v[0].offset(-2.5));
+    check(std::slice::from_ref(&a), |v| v[0].abs());
+    check(std::slice::from_ref(&a), |v| v[0].mul(&v[0])?.offset(0.1)?.sqrt());
+    check(std::slice::from_ref(&a), |v| v[0].mul(&v[0])?.mean_per_sample());
     check(std::slice::from_ref(&a), |v| v[0].mul(&v[0])?.sum());
     check(std::slice::from_ref(&a), |v| v[0].mul(&v[0])?.mean());
     check(&[a], |v| v[0].reshape(&[2, 6])?.mul(&v[0].reshape(&[2, 6])?));

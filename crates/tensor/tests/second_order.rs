@@ -109,6 +109,9 @@ fn arithmetic_has_the_right_tangents() {
     check(&both, |v| v[0].mul(&v[0])?.sub(&v[1])?.mul(&v[1])?.add(&v[0]));
     let one = [a];
     check(&one, |v| v[0].scale(-2.5));
+    check(&one, |v| v[0].offset(-2.5)?.mul(&v[0]));
+    check(&one, |v| v[0].mul(&v[0])?.mean_per_sample());
+    check(&both, |v| v[0].mean_squared_error(&v[1]));
     check(&one, |v| v[0].mul(&v[0])?.sum());
     check(&one, |v| v[0].mul(&v[0])?.mean());
     check(&one, |v| v[0].reshape(&[2, 6])?.mul(&v[0].reshape(&[2, 6])?));
@@ -122,6 +125,19 @@ fn a_pattern_broadcast_over_a_batch_has_the_right_gradient_and_tangent() {
         let images = v[0].broadcast_batch(3)?.add(&v[1])?;
         images.mul(&images)
     });
+}
+
+#[test]
+fn elements_at_other_places_have_the_right_tangents() {
+    let parts = [values(&[2, 2, 3, 2], 1), values(&[2, 2, 3, 3], 2)];
+    let square = |y: Var| y.mul(&y);
+    check(&parts, |v| square(Var::concat_channels(&[&v[0], &v[1], &v[0]])?));
+    check(&parts[..1], |v| {
+        let still = Var::constant(values(&[2, 2, 3, 1], 3));
+        square(Var::concat_channels(&[&still, &v[0]])?)
+    });
+    check(&parts[..1], |v| square(v[0].upsample_nearest(2)?));
+    check(&parts[..1], |v| square(v[0].pad_zeros([0, 1, 2, 0])?));
 }
 
 /// A small network with a shortcut, and its loss.

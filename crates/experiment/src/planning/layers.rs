@@ -23,7 +23,7 @@ const DEFAULT_PROFILE: &str = "quick";
 /// Tables that a profile may give defaults for.
 const PROFILE_KEYS: &[&str] = &["data", "model", "training", "attack", "attacks", "defense", "defenses"];
 /// What an experiment file may hold besides.
-const FILE_KEYS: &[&str] = &["title", "profile", "seeds", "grid", "table"];
+const FILE_KEYS: &[&str] = &["title", "profile", "seeds", "grid", "table", "figure"];
 
 /// An experiment with its layers laid over each other.
 pub(super) struct Layers {

@@ -27,7 +27,7 @@ use crate::cell::{Cell, CellKey, CellKind};
 use crate::diagnostic::{Place, Problems, Refusal};
 use crate::document::{Content, Node, Table, lookup};
 use crate::parameters::{MethodParameters, ModelParameters, TrainingParameters};
-use crate::plan::{Experiment, GridPoint, Plan, TableSpec};
+use crate::plan::{Experiment, FigureSpec, GridPoint, Plan, TableSpec};
 use crate::registry;
 use crate::setting::Setting;
 use grid::{Choice, Grid};
@@ -74,6 +74,7 @@ pub fn plan(request: &Request) -> Result<Plan, Refusal> {
         title: text(&layers.table, "title", &mut problems).unwrap_or_else(|| layers.name.clone()),
         profile: layers.profile.clone(),
         table: table_spec(&layers, &grid, &mut problems),
+        figure: figure_spec(&layers, &mut problems),
     };
     let mut planner = Planner {
         profile: &layers.profile,
@@ -160,6 +161,25 @@ fn table_spec(layers: &Layers, grid: &Grid, problems: &mut Problems) -> TableSpe
         spec.metrics = metrics;
     }
     spec
+}
+
+fn figure_spec(layers: &Layers, problems: &mut Problems) -> Option<FigureSpec> {
+    layers.table.get("figure")?;
+    let section = Section::open(&layers.table, "figure", &["kind", "image"], &layers.start, problems);
+    let image = section.integer("image", 0, problems).unwrap_or(0);
+    match section.text("kind", problems).as_deref() {
+        Some("triggers") => Some(FigureSpec::Triggers { image }),
+        Some(_) => {
+            section.refuse("kind", "there is no such figure", "write kind = \"triggers\"", problems);
+            None
+        }
+        None => {
+            if section.get("kind").is_none() {
+                section.refuse("kind", "a figure is of some kind", "write kind = \"triggers\"", problems);
+            }
+            None
+        }
+    }
 }
 
 /// Makes the cells of all points, sharing those that are the same.

@@ -36,6 +36,30 @@ macro_rules! binary {
     };
 }
 
+macro_rules! unary {
+    ($(#[$attribute:meta])* $name:ident($($factor:ident)?), |$a:ident| $value:expr) => {
+        $(#[$attribute])*
+        pub(crate) fn $name<T: Element>(a: &[T] $(, $factor: T)?) -> Vec<T> {
+            multiversion! {
+                fn piece<T>(a: &[T], output: &mut [std::mem::MaybeUninit<T>] $(, $factor: T)?) {
+                    for (output, &$a) in output.iter_mut().zip(a) {
+                        output.write($value);
+                    }
+                }
+            }
+            // SAFETY: the pieces cover the output, and each is as long as its input.
+            unsafe {
+                written(a.len(), |output| {
+                    output
+                        .par_chunks_mut(PIECE)
+                        .zip(a.par_chunks(PIECE))
+                        .for_each(|(output, a)| piece(a, output $(, $factor)?));
+                })
+            }
+        }
+    };
+}
+
 binary!(
     /// `a + b`
     add, |a, b| a + b
@@ -49,43 +73,58 @@ binary!(
     multiply, |a, b| a * b
 );
 binary!(
+    /// `a / b`
+    divide, |a, b| a / b
+);
+binary!(
+    /// The gradient of [`absolute`]: 0 where `x` is.
+    absolute_backward, |gradient, x| {
+        if x > T::zero() {
+            gradient
+        } else if x < T::zero() {
+            T::zero() - gradient
+        } else {
+            T::zero()
+        }
+    }
+);
+binary!(
+    /// The gradient of [`square_root`], of its result `root`.
+    square_root_backward, |gradient, root| gradient / (root + root)
+);
+binary!(
+    /// The gradient of the logistic function, of its result `y`.
+    sigmoid_backward, |gradient, y| gradient * (y * (T::one() - y))
+);
+binary!(
+    /// The gradient of the hyperbolic tangent, of its result `y`.
+    tanh_backward, |gradient, y| gradient * (T::one() - y * y)
+);
+binary!(
     /// The gradient of [`relu`]: `gradient` where `x > 0` (or is not a number), else 0.
     relu_backward, |gradient, x| if x <= T::zero() { T::zero() } else { gradient }
 );
 
-/// `a * factor`
-pub(crate) fn scale<T: Element>(a: &[T], factor: T) -> Vec<T> {
-    multiversion! {
-        fn piece<T>(a: &[T], factor: T, output: &mut [std::mem::MaybeUninit<T>]) {
-            for (output, &a) in output.iter_mut().zip(a) {
-                output.write(a * factor);
-            }
-        }
-    }
-    // SAFETY: the pieces cover the output, and each is as long as its input.
-    unsafe {
-        written(a.len(), |output| {
-            output.par_chunks_mut(PIECE).zip(a.par_chunks(PIECE)).for_each(|(output, a)| piece(a, factor, output));
-        })
-    }
-}
-
-/// `max(a, 0)`; what is not a number stays so.
-pub(crate) fn relu<T: Element>(a: &[T]) -> Vec<T> {
-    multiversion! {
-        fn piece<T>(a: &[T], output: &mut [std::mem::MaybeUninit<T>]) {
-            for (output, &a) in output.iter_mut().zip(a) {
-                output.write(if a <= T::zero() { T::zero() } else { a });
-            }
-        }
-    }
-    // SAFETY: the pieces cover the output, and each is as long as its input.
-    unsafe {
-        written(a.len(), |output| {
-            output.par_chunks_mut(PIECE).zip(a.par_chunks(PIECE)).for_each(|(output, a)| piece(a, output));
-        })
-    }
-}
+unary!(
+    /// `a * factor`
+    scale(factor), |a| a * factor
+);
+unary!(
+    /// `a + term`
+    offset(term), |a| a + term
+);
+unary!(
+    /// `max(a, 0)`; what is not a number stays so.
+    relu(), |a| if a <= T::zero() { T::zero() } else { a }
+);
+unary!(
+    /// `|a|`
+    absolute(), |a| T::from_f64(a.to_f64().abs())
+);
+unary!(
+    /// The square root, rounded once also in `f32`.
+    square_root(), |a| T::from_f64(a.to_f64().sqrt())
+);
 
 /// The sum of all elements.
 pub(crate) fn sum<T: Element>(a: &[T]) -> f64 {
@@ -110,6 +149,16 @@ pub(crate) fn sum<T: Element>(a: &[T]) -> f64 {
         }
     }
     a.par_chunks(PIECE).map(|a| piece(a)).collect::<Vec<_>>().into_iter().sum()
+}
+
+/// The sum of each row of `columns` elements.
+pub(crate) fn row_sums<T: Element>(a: &[T], columns: usize) -> Vec<f64> {
+    a.par_chunks_exact(columns).map(sum).collect()
+}
+
+/// Rows of `columns` elements, each filled with its value.
+pub(crate) fn filled_rows<T: Element>(values: &[T], columns: usize) -> Vec<T> {
+    values.iter().flat_map(|&value| std::iter::repeat_n(value, columns)).collect()
 }
 
 /// The sum over the rows of a matrix with rows of `columns` elements.
@@ -157,6 +206,48 @@ pub(crate) fn sgd<T: Element>(
         .zip(velocity.par_chunks_mut(PIECE))
         .zip(gradient.par_chunks(PIECE))
         .for_each(|((p, v), g)| piece(p, v, g, learning_rate, momentum, weight_decay));
+}
+
+/// What a step of [`adam`] needs, in the element type of the parameters.
+#[derive(Clone, Copy)]
+pub(crate) struct AdamCoefficients<T> {
+    /// Learning rate over the first moment's bias correction.
+    pub step_size: T,
+    /// Share of each moment that is kept.
+    pub betas: [T; 2],
+    /// The square root of the second moment's bias correction.
+    pub root_correction: T,
+    /// Added to the root of the second moment.
+    pub epsilon: T,
+}
+
+/// One step of Adam, as PyTorch's `Adam` without weight decay and AMSGrad:
+/// `m += (1 - beta1)·(gradient - m)`, `v = beta2·v + (1 - beta2)·gradient²`, then
+/// `p -= step_size·m / (√v / root_correction + epsilon)`.
+pub(crate) fn adam<T: Element>(
+    parameter: &mut [T],
+    first: &mut [T],
+    second: &mut [T],
+    gradient: &[T],
+    coefficients: AdamCoefficients<T>,
+) {
+    multiversion! {
+        fn piece<T>(parameter: &mut [T], first: &mut [T], second: &mut [T], gradient: &[T], c: AdamCoefficients<T>) {
+            let [new_first, new_second] = [T::one() - c.betas[0], T::one() - c.betas[1]];
+            for (((p, m), v), &gradient) in parameter.iter_mut().zip(first).zip(second).zip(gradient) {
+                *m += new_first * (gradient - *m);
+                *v = c.betas[1] * *v + new_second * (gradient * gradient);
+                let root = T::from_f64(v.to_f64().sqrt());
+                *p -= c.step_size * (*m / (root / c.root_correction + c.epsilon));
+            }
+        }
+    }
+    parameter
+        .par_chunks_mut(PIECE)
+        .zip(first.par_chunks_mut(PIECE))
+        .zip(second.par_chunks_mut(PIECE))
+        .zip(gradient.par_chunks(PIECE))
+        .for_each(|(((p, m), v), g)| piece(p, m, v, g, coefficients));
 }
 
 /// The sum of the blocks of `size` elements of which `blocks` consists, first to last.

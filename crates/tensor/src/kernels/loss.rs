@@ -1,4 +1,5 @@
-//! Softmax cross-entropy, row by row, computed in `f64`: the tensors are small and the sums delicate.
+//! Softmax cross-entropy, row by row, and that of single bits, computed in `f64`: the tensors are small and the sums
+//! delicate.
 
 use super::Element;
 
@@ -86,4 +87,23 @@ pub(crate) fn cross_entropy_curvature<T: Element>(logits: &[T], tangent: &[T], c
 /// `⟨softmax(row), values⟩`.
 fn softmax_mean<T: Element>(row: &[T], values: &[T], normalizer: f64) -> f64 {
     row.iter().zip(values).map(|(logit, value)| (logit.to_f64() - normalizer).exp() * value.to_f64()).sum()
+}
+
+/// The sum of `-t·ln σ(x) - (1 - t)·ln(1 - σ(x))` over logits `x` and targets `t`.
+pub(crate) fn binary_cross_entropy<T: Element>(logits: &[T], targets: &[T]) -> f64 {
+    let losses = logits.iter().zip(targets).map(|(logit, target)| {
+        let (logit, target) = (logit.to_f64(), target.to_f64());
+        // Never the exponential of a large number.
+        logit.max(0.) - logit * target + (-logit.abs()).exp().ln_1p()
+    });
+    losses.sum()
+}
+
+/// The gradient of `factor ·` [`binary_cross_entropy`] with respect to the logits: `factor · (σ(x) - t)`.
+pub(crate) fn binary_cross_entropy_backward<T: Element>(logits: &[T], targets: &[T], factor: f64) -> Vec<T> {
+    let gradients = logits.iter().zip(targets).map(|(logit, target)| {
+        let sigmoid = 1. / (1. + (-logit.to_f64()).exp());
+        T::from_f64(factor * (sigmoid - target.to_f64()))
+    });
+    gradients.collect()
 }

@@ -26,10 +26,12 @@ pub(crate) mod matrix;
 mod normal;
 pub(crate) mod normalization;
 pub(crate) mod peak;
+pub(crate) mod places;
 pub(crate) mod pooling;
 mod product;
 pub(crate) mod resize;
 mod rows;
+pub(crate) mod sigmoid;
 pub(crate) mod simd;
 pub(crate) mod softmax;
 #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,4 @@
-//! Sums, products and shapes. Shapes must be equal: nothing is broadcast.
+//! Sums, products, roots and shapes. Shapes must be equal: nothing is broadcast.
 
 use candle_core::Tensor;
 
@@ -91,6 +91,67 @@ impl Var {
         })
     }
 
+    /// `self / other`, element by element, of equal shape. Division by 0 gives what IEEE 754 says.
+    pub fn div(&self, other: &Var) -> Result<Var> {
+        let ratio = same_shape!("div", divide, self.tensor(), other.tensor())?;
+        let nodes = (self.node(), other.node());
+        let (kept, divisor) = (ratio.clone(), other.tensor().clone());
+        Var::computed("div", ratio, &[self, other], || {
+            Box::new(move |gradient, flow| {
+                let share = same_shape!("div backward", divide, &gradient, &divisor)?;
+                if let Some(node) = nodes.1 {
+                    flow.add(node, scale_tensor(&multiply_tensors(&share, &kept)?, -1.)?)?;
+                }
+                nodes.0.map_or(Ok(()), |node| flow.add(node, share))
+            })
+        })
+    }
+
+    /// The square root of every element; of numbers below 0 it is not a number. The gradient at 0 is infinite.
+    pub fn sqrt(&self) -> Result<Var> {
+        const OPERATION: &str = "sqrt";
+        let x = self.tensor();
+        let root = by_element!(OPERATION, "self", x, T => {
+            tensor(elementwise::square_root(&Operand::<T>::read(OPERATION, "self", x)?), x.dims())
+        })?;
+        let (node, kept) = (self.node(), root.clone());
+        Var::computed(OPERATION, root, &[self], || {
+            Box::new(move |gradient, flow| match node {
+                Some(node) => flow.add(node, same_shape!("sqrt backward", square_root_backward, &gradient, &kept)?),
+                None => Ok(()),
+            })
+        })
+    }
+
+    /// The absolute value of every element. The gradient at 0 is 0, as in PyTorch.
+    pub fn abs(&self) -> Result<Var> {
+        const OPERATION: &str = "abs";
+        let x = self.tensor();
+        let value = by_element!(OPERATION, "self", x, T => {
+            tensor(elementwise::absolute(&Operand::<T>::read(OPERATION, "self", x)?), x.dims())
+        })?;
+        Var::computed(OPERATION, value, &[self], || {
+            let (node, x) = (self.node(), x.clone());
+            Box::new(move |gradient, flow| match node {
+                Some(node) => flow.add(node, same_shape!("abs backward", absolute_backward, &gradient, &x)?),
+                None => Ok(()),
+            })
+        })
+    }
+
+    /// `self + term`, the same number for every element.
+    pub fn offset(&self, term: f64) -> Result<Var> {
+        const OPERATION: &str = "offset";
+        let x = self.tensor();
+        let sum = by_element!(OPERATION, "self", x, T => {
+            tensor(elementwise::offset(&Operand::<T>::read(OPERATION, "self", x)?, term as T), x.dims())
+        })?;
+        let node = self.node();
+        let backward =
+            || -> Backward { Box::new(move |gradient, flow| node.map_or(Ok(()), |node| flow.add(node, gradient))) };
+        Var::computed_with_tangent(OPERATION, sum, &[self], backward, || Ok(self.tangent().cloned()))
+    }
+
     /// `self · factor`.
     pub fn scale(&self, factor: f64) -> Result<Var> {
         let scaled = scale_tensor(self.tensor(), factor)?;
@@ -138,6 +199,35 @@ impl Var {
         };
         Var::computed_with_tangent(operation, value, &[self], backward, || {
             self.tangent().map(|tangent| tangent.total(operation, factor)).transpose()
+        })
+    }
+
+    /// The mean of each element of a batch: `[batch, ...]` to `[batch]`.
+    pub fn mean_per_sample(&self) -> Result<Var> {
+        const OPERATION: &str = "mean_per_sample";
+        let x = self.tensor();
+        let count = x.elem_count();
+        let Some(&batch) = x.dims().first().filter(|_| count > 0) else {
+            return Err(Error::shape(OPERATION, "self", "[batch, ...], none of them zero", x.dims()));
+        };
+        let size = count / batch;
+        let means = by_element!(OPERATION, "self", x, T => {
+            let sums = elementwise::row_sums(&Operand::<T>::read(OPERATION, "self", x)?, size);
+            tensor(sums.into_iter().map(|sum| (sum / size as f64) as T).collect(), &[batch])
+        })?;
+        let (node, dims) = (self.node(), x.dims().to_vec());
+        let backward = || -> Backward {
+            Box::new(move |gradient, flow| {
+                let Some(node) = node else { return Ok(()) };
+                let spread = by_element!(OPERATION, "gradient", gradient, T => {
+                    let shares = elementwise::scale(&Operand::<T>::read(OPERATION, "gradient", &gradient)?, 1. / size as T);
+                    tensor(elementwise::filled_rows(&shares, size), &dims)
+                })?;
+                flow.add(node, spread)
+            })
+        };
+        Var::computed_with_tangent(OPERATION, means, &[self], backward, || {
+            self.tangent().map(Var::mean_per_sample).transpose()
         })
     }
 

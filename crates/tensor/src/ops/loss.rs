@@ -1,4 +1,4 @@
-//! Classification losses.
+//! Losses of classes, of bits and of values.
 
 use candle_core::{DType, Tensor, WithDType};
 
@@ -51,6 +51,45 @@ impl Var {
             Box::new(move |gradient, flow| match node {
                 Some(node) => flow.add(node, logits_gradient(&gradient, &logits, &labels, smoothing)?),
                 None => Ok(()),
+            })
+        })
+    }
+
+    /// The mean over all elements of `(self - target)²`: a scalar (shape `[]`). Both may want gradients.
+    pub fn mean_squared_error(&self, target: &Var) -> Result<Var> {
+        let difference = self.sub(target)?;
+        difference.mul(&difference)?.mean()
+    }
+
+    /// The mean over all elements of the binary cross-entropy of the logits `self` with `targets` of the same shape and
+    /// element type, each in `[0, 1]`: a scalar (shape `[]`). PyTorch's `binary_cross_entropy_with_logits`.
+    pub fn binary_cross_entropy(&self, targets: &Tensor) -> Result<Var> {
+        const OPERATION: &str = "binary_cross_entropy";
+        let logits = self.tensor();
+        exact(OPERATION, "targets", targets, logits.dims(), "the shape of the logits")?;
+        let count = logits.elem_count();
+        if count == 0 {
+            return Err(Error::shape(OPERATION, "self", "at least one element", logits.dims()));
+        }
+        let value = by_element!(OPERATION, "logits", logits, T => {
+            let wanted = Operand::<T>::read(OPERATION, "targets", targets)?;
+            if let Some(wrong) = wanted.iter().find(|target| !(0. ..=1.).contains(*target)) {
+                return Err(Error::value(OPERATION, "targets", wrong, "a target is a probability; use 0 to 1"));
+            }
+            let sum = loss::binary_cross_entropy(&Operand::<T>::read(OPERATION, "logits", logits)?, &wanted);
+            tensor(vec![(sum / count as f64) as T], &[])
+        })?;
+        Var::computed(OPERATION, value, &[self], || {
+            let (node, logits, targets) = (self.node(), logits.clone(), targets.clone());
+            Box::new(move |gradient, flow| {
+                let Some(node) = node else { return Ok(()) };
+                let dx = by_element!(OPERATION, "logits", logits, T => {
+                    let factor = Operand::<T>::read(OPERATION, "gradient", &gradient)?[0].to_f64() / count as f64;
+                    let values = Operand::<T>::read(OPERATION, "logits", &logits)?;
+                    let wanted = Operand::<T>::read(OPERATION, "targets", &targets)?;
+                    tensor(loss::binary_cross_entropy_backward(&values, &wanted, factor), logits.dims())
+                })?;
+                flow.add(node, dx)
             })
         })
     }

@@ -15,6 +15,7 @@ mod layer_norm;
 mod linear;
 mod loss;
 mod normalization;
+mod places;
 mod pooling;
 mod resize;
 mod softmax;

@@ -1,0 +1,100 @@
+//! `tsbd figure`: the figure that an experiment file asks for.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use tsbd_attack::TriggeredTest;
+use tsbd_data::{ImageSource, Picture, write_png};
+use tsbd_experiment::{FigureSpec, GridPoint, Plan, registry};
+use tsbd_report::{GridColumn, PictureGrid};
+
+use crate::command_line::examples;
+use crate::commands::data;
+use crate::failure::{Exit, Failure, Outcome};
+use crate::options::{Folders, Overrides};
+use crate::planning;
+use crate::terminal::{self, Talk};
+use crate::workbench::Workbench;
+
+/// Draw the figure of an experiment
+///
+/// The file says which in its section [figure]. `kind = "triggers"` shows what each attack of the grid does to one test
+/// image. No model is trained for it; what an attack starts from is taken from the results folder, or made there.
+#[derive(Args, Debug)]
+#[command(after_help = examples!(
+    "tsbd figure experiments/triggers.toml                      figures/triggers.png"
+    "tsbd figure experiments/triggers.toml --set figure.image=7 another image"
+    "tsbd figure experiments/triggers.toml --profile smoke --set 'grid.attack=[\"badnets\", \"sig\"]'"
+))]
+pub struct Arguments {
+    /// Experiment file
+    file: PathBuf,
+
+    /// Folder for the figure, which is named after the experiment
+    #[arg(long, value_name = "DIR", default_value = "figures")]
+    out: PathBuf,
+
+    #[command(flatten)]
+    overrides: Overrides,
+
+    #[command(flatten)]
+    folders: Folders,
+}
+
+/// Draws and writes.
+pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
+    let Arguments { file, out, overrides, folders } = arguments;
+    let plan = planning::to_run(&file, &overrides, &folders)?;
+    let grid = match plan.experiment.figure {
+        Some(FigureSpec::Triggers { image }) => triggers(&plan, image, &folders, talk)?,
+        None => {
+            return Err(Failure::refused(format!("{}: there is no section [figure]", file.display()))
+                .hint("add one: [figure] kind = \"triggers\""));
+        }
+    };
+    let drawn = grid.draw();
+    fs_err::create_dir_all(&out).map_err(|error| Failure::from_error(Exit::Failed, error))?;
+    let path = out.join(&plan.experiment.name).with_extension("png");
+    write_png(&path, &drawn.pixels, (drawn.height, drawn.width)).map_err(data::failure)?;
+    terminal::print(&format!("{}\n", path.display()));
+    Ok(Exit::Done)
+}
+
+/// How much the differences of images are enlarged to be seen.
+const RESIDUAL: u8 = 10;
+
+fn triggers(plan: &Plan, image: usize, folders: &Folders, talk: &Talk) -> Result<PictureGrid, Failure> {
+    let mut columns = Vec::new();
+    // What a defense does has no part in it.
+    for point in plan.points.iter().filter(|point| point.defense == "none" && point.attack != "none") {
+        let workbench = Workbench::of(&plan.leading_to(&point.cell), folders, talk)?;
+        let poisoner = workbench.poison()?;
+        let Some(test) = &poisoner.test else {
+            terminal::say(format!("{}: left out, its trigger is learned together with a model", point.attack));
+            continue;
+        };
+        columns.push(GridColumn { title: title(point), pictures: pictures(test, image)? });
+    }
+    let rows = ["clean".to_owned(), "triggered".to_owned(), format!("residual x {RESIDUAL}")];
+    Ok(PictureGrid { title: plan.experiment.title.clone(), rows: rows.into(), columns })
+}
+
+/// The attack as papers print it, and where the point lies on the other axes.
+fn title(point: &GridPoint) -> String {
+    let name = registry::attack(&point.attack).map_or(point.attack.as_str(), |entry| entry.title);
+    let axes = point.axes.values().map(|value| format!(" {value}"));
+    std::iter::once(name.to_owned()).chain(axes).collect()
+}
+
+/// The clean image, the triggered one, and the size of their difference, enlarged.
+fn pictures(test: &TriggeredTest, image: usize) -> Result<Vec<Picture>, Failure> {
+    if image >= test.len() {
+        let images = test.len();
+        return Err(Failure::refused(format!("`figure.image` = {image}: only {images} test images are triggered"))
+            .hint(format!("give a number from 0 to {}", images.saturating_sub(1))));
+    }
+    let (clean, triggered) = (test.beneath().image(test.index(image)), test.image(image));
+    let residual = clean.iter().zip(triggered).map(|(a, b)| a.abs_diff(*b).saturating_mul(RESIDUAL)).collect();
+    let picture = |pixels| Picture { pixels, height: test.height(), width: test.width() };
+    Ok([clean.to_vec(), triggered.to_vec(), residual].into_iter().map(picture).collect())
+}

@@ -1,0 +1,174 @@
+//! What every attack of the registry owes, whichever it is.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tsbd_attack::groundwork::NoObserver;
+use tsbd_attack::{
+    Attack, AttackEntry, DatasetFacts, GroundworkContext, LabelRule, ParameterError, PoisonedImages, Poisoner,
+    Poisoning, TrainingSource,
+};
+use tsbd_data::{DataRoot, Dataset, DatasetParameters, ImageSource};
+use tsbd_experiment::ATTACKS;
+use tsbd_nn::{Model, Streams};
+use tsbd_tensor::Device;
+
+/// What makes an attack that trains or searches first quick. An attack without a line here runs with its defaults.
+fn quick(name: &str) -> Value {
+    match name {
+        "lf" => json!({"search_images": 4, "passes": 1, "steps": 20}),
+        "ssba" => json!({"encoder_width": 4, "decoder_width": 4, "encoder_epochs": 2}),
+        "trojan" => json!({"steps": 3}),
+        _ => json!({}),
+    }
+}
+
+fn attacks() -> impl Iterator<Item = &'static AttackEntry> {
+    ATTACKS.iter().copied().filter(|entry| entry.name != "none")
+}
+
+fn configured(entry: &AttackEntry, poisoning: &Poisoning) -> Result<Box<dyn Attack>, ParameterError> {
+    (entry.configure)(poisoning, quick(entry.name))
+}
+
+/// Drawn images of 16 pixels, ten classes: 80 for training, 40 for testing.
+fn dataset() -> Arc<Dataset> {
+    let parameters = DatasetParameters {
+        train_images: Some(80),
+        test_images: Some(40),
+        image_size: Some(16),
+        ..DatasetParameters::new("shapes")
+    };
+    Arc::new(tsbd_data::load(&parameters, &DataRoot::new("/nowhere")).unwrap())
+}
+
+/// Four of the 80 training images, which every class can supply.
+fn poisoning() -> Poisoning {
+    Poisoning { poisoning_ratio: 0.05, target_class: 1, ..Poisoning::default() }
+}
+
+fn poisoned(entry: &AttackEntry, poisoning: &Poisoning, clean: &Arc<Dataset>, seed: u64) -> Poisoner {
+    let attack = configured(entry, poisoning).unwrap();
+    let facts = DatasetFacts::of(clean);
+    attack.check(&facts).unwrap();
+    let streams = Streams::new(seed);
+    let material = attack.groundwork().map(|groundwork| {
+        let network = tsbd_models::ModelParameters {
+            name: "preact-resnet18".to_owned(),
+            width: 4,
+            classes: facts.classes,
+            image_size: facts.size,
+        };
+        let network = tsbd_models::build(&network).unwrap();
+        let model = Model::new(network, &mut streams.stream("contract/weights", 0)).unwrap();
+        let mut context = GroundworkContext {
+            clean,
+            model: groundwork.needs_clean_model().then_some(&model),
+            streams,
+            device: Device::Cpu,
+            observer: &mut NoObserver,
+        };
+        groundwork.make(&mut context).unwrap()
+    });
+    attack.prepare(clean, &streams, material.as_ref()).unwrap()
+}
+
+fn images(poisoner: &Poisoner) -> &PoisonedImages {
+    let TrainingSource::Static(images) = &poisoner.train;
+    images
+}
+
+#[test]
+fn every_attack_changes_the_training_images_it_names_and_no_others() {
+    let clean = dataset();
+    for entry in attacks() {
+        let (name, poisoner) = (entry.name, poisoned(entry, &poisoning(), &clean, 0));
+        let train = images(&poisoner);
+        let sizes = |source: &dyn ImageSource| (source.len(), source.height(), source.width());
+        assert_eq!(sizes(train), sizes(&*clean.train), "{name}");
+        assert_eq!((train.poisoned().len(), poisoner.facts.poison_count), (4, 4), "{name}");
+        assert_eq!(poisoner.facts.poison_per_class, train.poison_per_class(clean.classes()), "{name}");
+        for index in 0..train.len() {
+            let (before, after) = (clean.train.image(index), train.image(index));
+            if train.poisoned().contains(&index) {
+                assert!(train.is_poisoned(index) && before != after, "{name} leaves image {index} as it is");
+                assert_eq!((after.len(), train.label(index)), (before.len(), 1), "{name}, image {index}");
+            } else {
+                assert!(!train.is_poisoned(index) && before == after, "{name} changes image {index}");
+                assert_eq!(train.label(index), clean.train.label(index), "{name}, image {index}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_attack_triggers_all_test_images_but_those_of_the_target_class() {
+    let clean = dataset();
+    for entry in attacks() {
+        let (name, poisoner) = (entry.name, poisoned(entry, &poisoning(), &clean, 0));
+        let test = poisoner.test.as_ref().unwrap();
+        let others: Vec<usize> = (0..clean.test.len()).filter(|&index| clean.test.label(index) != 1).collect();
+        let triggered: Vec<usize> = (0..test.len()).map(|position| test.index(position)).collect();
+        assert_eq!((&triggered, poisoner.facts.asr_denominator), (&others, others.len()), "{name}");
+        for position in 0..test.len() {
+            let index = test.index(position);
+            assert_eq!((test.label(position), test.original_label(position)), (1, clean.test.label(index)), "{name}");
+            assert_eq!(test.image(position).len(), clean.test.image(index).len(), "{name}");
+            assert!(test.image(position) != clean.test.image(index), "{name} leaves test image {index} as it is");
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits_and_another_seed_poisons_other_images() {
+    let clean = dataset();
+    // All labels and all levels of what is trained on and of what is measured with.
+    let everything = |poisoner: &Poisoner| {
+        let (train, test) = (images(poisoner), poisoner.test.as_ref().unwrap());
+        let levels = |source: &dyn ImageSource| {
+            (0..source.len()).map(|index| (source.label(index), source.image(index).to_vec())).collect::<Vec<_>>()
+        };
+        (train.poisoned().to_vec(), levels(train), levels(&**test))
+    };
+    for entry in attacks() {
+        let first = everything(&poisoned(entry, &poisoning(), &clean, 0));
+        assert!(first == everything(&poisoned(entry, &poisoning(), &clean, 0)), "{}", entry.name);
+        let other = poisoned(entry, &poisoning(), &clean, 1);
+        assert_ne!(first.0, images(&other).poisoned(), "{}", entry.name);
+    }
+}
+
+#[test]
+fn all_to_all_gives_every_image_the_next_class_or_is_refused() {
+    let clean = dataset();
+    let all_to_all = Poisoning { labels: LabelRule::AllToAll, ..poisoning() };
+    for entry in attacks() {
+        if let Err(error) = configured(entry, &all_to_all).unwrap().check(&DatasetFacts::of(&clean)) {
+            assert_eq!(error.field, "labels", "{}: {error}", entry.name);
+            continue;
+        }
+        let poisoner = poisoned(entry, &all_to_all, &clean, 0);
+        let (train, test) = (images(&poisoner), poisoner.test.as_ref().unwrap());
+        assert_eq!((train.poisoned().len(), test.len()), (4, clean.test.len()), "{}", entry.name);
+        let next = |label: u32| (label + 1) % clean.classes() as u32;
+        assert!(train.poisoned().iter().all(|&index| train.label(index) == next(train.original_label(index))));
+        assert!((0..test.len()).all(|position| test.label(position) == next(test.original_label(position))));
+    }
+}
+
+#[test]
+fn ratios_and_classes_that_cannot_be_are_refused_before_anything_is_made() {
+    let facts = DatasetFacts::of(&dataset());
+    let usual = poisoning();
+    for entry in attacks() {
+        let refused = |poisoning: Poisoning, field: &str| {
+            let error = configured(entry, &poisoning).and_then(|attack| attack.check(&facts)).unwrap_err();
+            assert_eq!(error.field, field, "{}: {error}", entry.name);
+            assert!(!error.reason.is_empty() && !error.way_out.is_empty(), "{}: {error}", entry.name);
+        };
+        for poisoning_ratio in [0.0, -0.1, 1.001, f64::NAN, f64::INFINITY, 1e-4] {
+            refused(Poisoning { poisoning_ratio, ..usual.clone() }, "poisoning_ratio");
+        }
+        refused(Poisoning { target_class: 10, ..usual.clone() }, "target_class");
+    }
+}

@@ -1,0 +1,129 @@
+//! A step of Adam (Kingma and Ba 2015), in place.
+
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Tensor};
+
+use crate::error::{Error, Result};
+use crate::in_place::{self, slice, slice_mut};
+use crate::kernels::Element;
+use crate::kernels::elementwise::{self, AdamCoefficients};
+use crate::operand::by_element;
+
+/// Options of [`adam_step`], as PyTorch's `torch.optim.Adam`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adam {
+    /// Step size.
+    pub learning_rate: f64,
+    /// Share of the first and of the second moment that each step keeps, at least 0 and below 1.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment, so that nothing is divided by 0.
+    pub epsilon: f64,
+}
+
+/// Step number `step` (the first is 1), in place: `m = beta1·m + (1 - beta1)·gradient`,
+/// `v = beta2·v + (1 - beta2)·gradient²`, then
+/// `parameter -= learning_rate · m/(1 - beta1^step) / (√(v/(1 - beta2^step)) + epsilon)`. With moments of zeros before the
+/// first step this is PyTorch's rule without weight decay and AMSGrad.
+///
+/// Clones of the parameter and the moments share their memory and see the change. All four tensors have the same shape
+/// and element type, and separate memory.
+pub fn adam_step(
+    parameter: &Tensor,
+    first_moment: &Tensor,
+    second_moment: &Tensor,
+    gradient: &Tensor,
+    step: u64,
+    options: Adam,
+) -> Result<()> {
+    const OPERATION: &str = "adam_step";
+    let Adam { learning_rate, betas, epsilon } = options;
+    if step == 0 {
+        return Err(Error::value(OPERATION, "step", step, "the first step is 1"));
+    }
+    if betas.iter().any(|beta| !(0. ..1.).contains(beta)) {
+        return Err(Error::value(OPERATION, "betas", format!("{betas:?}"), "use numbers of at least 0 and below 1"));
+    }
+    if parameter.elem_count() == 0 {
+        return Ok(());
+    }
+    let correction = betas.map(|beta| 1. - beta.powf(step as f64));
+    by_element!(OPERATION, "parameter", parameter, T => {
+        in_place::check::<T>(OPERATION, &[
+            ("parameter", parameter),
+            ("first_moment", first_moment),
+            ("second_moment", second_moment),
+            ("gradient", gradient),
+        ])?;
+        let coefficients = AdamCoefficients {
+            step_size: (learning_rate / correction[0]) as T,
+            betas: betas.map(|beta| beta as T),
+            root_correction: correction[1].sqrt() as T,
+            epsilon: epsilon as T,
+        };
+        Ok(first_moment.inplace_op1(&WithFirst { second_moment, parameter, gradient, coefficients })?)
+    })
+}
+
+/// Holds the first moment's memory and goes on to the second's.
+struct WithFirst<'a, T> {
+    second_moment: &'a Tensor,
+    parameter: &'a Tensor,
+    gradient: &'a Tensor,
+    coefficients: AdamCoefficients<T>,
+}
+
+impl<T: Element> InplaceOp1 for WithFirst<'_, T> {
+    fn name(&self) -> &'static str {
+        "adam_step"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let first = RefCell::new(slice_mut::<T>(storage, layout)?);
+        self.second_moment.inplace_op1(&WithMoments { first, step: self })
+    }
+}
+
+/// Holds both moments' memory and goes on to the parameter's.
+struct WithMoments<'a, T> {
+    first: RefCell<&'a mut [T]>,
+    step: &'a WithFirst<'a, T>,
+}
+
+impl<T: Element> InplaceOp1 for WithMoments<'_, T> {
+    fn name(&self) -> &'static str {
+        "adam_step"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let mut first = self.first.borrow_mut();
+        let moments = RefCell::new((&mut **first, slice_mut::<T>(storage, layout)?));
+        let WithFirst { parameter, gradient, coefficients, .. } = *self.step;
+        parameter.inplace_op2(gradient, &Step { moments, coefficients })
+    }
+}
+
+/// Holds all four.
+struct Step<'a, T> {
+    moments: RefCell<(&'a mut [T], &'a mut [T])>,
+    coefficients: AdamCoefficients<T>,
+}
+
+impl<T: Element> InplaceOp2 for Step<'_, T> {
+    fn name(&self) -> &'static str {
+        "adam_step"
+    }
+
+    fn cpu_fwd(
+        &self,
+        parameter: &mut CpuStorage,
+        parameter_layout: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let parameter = slice_mut::<T>(parameter, parameter_layout)?;
+        let (first, second) = &mut *self.moments.borrow_mut();
+        elementwise::adam(parameter, first, second, slice(gradient, gradient_layout)?, self.coefficients);
+        Ok(())
+    }
+}

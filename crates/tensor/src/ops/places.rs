@@ -1,0 +1,133 @@
+//! Elements moved to other places: channels put side by side, pixels repeated, images framed with zeros.
+
+use candle_core::Tensor;
+
+use crate::error::{Error, Result};
+use crate::kernels::places::{self, Frame};
+use crate::operand::{Operand, by_element, dims4, tensor};
+use crate::tape::{Backward, Var};
+
+impl Var {
+    /// The channels (the last dimension) of all `parts`, one after another: `[..., a]` and `[..., b]` to `[..., a + b]`.
+    /// PyTorch's `cat` along its channel dimension.
+    pub fn concat_channels(parts: &[&Var]) -> Result<Var> {
+        const OPERATION: &str = "concat_channels";
+        let Some(first) = parts.first() else {
+            return Err(Error::value(OPERATION, "parts", "[]", "there is nothing to put together; give at least one"));
+        };
+        let shared = &first.dims()[..first.dims().len().saturating_sub(1)];
+        let mut widths = Vec::with_capacity(parts.len());
+        for part in parts {
+            match part.dims() {
+                [places @ .., width] if places == shared && part.tensor().elem_count() > 0 => widths.push(*width),
+                found => {
+                    let expected = format!("{shared:?} and then channels, none of them zero");
+                    return Err(Error::shape(OPERATION, "parts", expected, found));
+                }
+            }
+        }
+        let tensors: Vec<&Tensor> = parts.iter().map(|part| part.tensor()).collect();
+        let joined = join(OPERATION, &tensors, &widths)?;
+        let backward = || -> Backward {
+            let nodes: Vec<_> = parts.iter().map(|part| part.node()).collect();
+            let widths = widths.clone();
+            Box::new(move |dy, flow| {
+                let mut start = 0;
+                for (node, width) in nodes.into_iter().zip(widths) {
+                    if let Some(node) = node {
+                        flow.add(node, columns(&dy, start, width)?)?;
+                    }
+                    start += width;
+                }
+                Ok(())
+            })
+        };
+        Var::computed_with_tangent(OPERATION, joined, parts, backward, || {
+            let still = |part: &&Var| Ok(Var::constant(part.tensor().zeros_like()?));
+            let tangents = parts.iter().map(|part| part.tangent().cloned().map_or_else(|| still(part), Ok));
+            let tangents = tangents.collect::<Result<Vec<_>>>()?;
+            Var::concat_channels(&tangents.iter().collect::<Vec<_>>()).map(Some)
+        })
+    }
+
+    /// Every pixel of the images `self: [n, h, w, c]` as a square of `factor` by `factor` equal pixels: `[n, h·factor,
+    /// w·factor, c]`. PyTorch's `interpolate` with `mode="nearest"` and a whole `scale_factor`.
+    pub fn upsample_nearest(&self, factor: usize) -> Result<Var> {
+        const OPERATION: &str = "upsample_nearest";
+        let x = self.tensor();
+        let in_dims = dims4(OPERATION, "x", x, "[batch, height, width, channels]")?;
+        if factor == 0 {
+            return Err(Error::value(OPERATION, "factor", factor, "no pixel would be left; use at least 1"));
+        }
+        let [images, height, width, channels] = in_dims;
+        let y = by_element!(OPERATION, "x", x, T => {
+            let values = Operand::<T>::read(OPERATION, "x", x)?;
+            let repeated = places::repeat_pixels(&values, width, channels, factor);
+            tensor(repeated, &[images, height * factor, width * factor, channels])
+        })?;
+        let backward = || -> Backward {
+            let node = self.node();
+            Box::new(move |dy, flow| {
+                let Some(node) = node else { return Ok(()) };
+                let dx = by_element!(OPERATION, "dy", dy, T => {
+                    let values = Operand::<T>::read(OPERATION, "dy", &dy)?;
+                    tensor(places::repeat_pixels_backward(&values, width, channels, factor), &in_dims)
+                })?;
+                flow.add(node, dx)
+            })
+        };
+        Var::computed_with_tangent(OPERATION, y, &[self], backward, || {
+            self.tangent().map(|tangent| tangent.upsample_nearest(factor)).transpose()
+        })
+    }
+
+    /// The images `self: [n, h, w, c]` with rows and columns of zeros at `[top, bottom, left, right]`.
+    pub fn pad_zeros(&self, border: [usize; 4]) -> Result<Var> {
+        const OPERATION: &str = "pad_zeros";
+        let x = self.tensor();
+        let [images, height, width, channels] = dims4(OPERATION, "x", x, "[batch, height, width, channels]")?;
+        let frame = Frame { inner: [height, width, channels], border };
+        let [outer_height, outer_width, _] = frame.outer();
+        let y = by_element!(OPERATION, "x", x, T => {
+            let padded = places::pad(&Operand::<T>::read(OPERATION, "x", x)?, frame);
+            tensor(padded, &[images, outer_height, outer_width, channels])
+        })?;
+        let backward = || -> Backward {
+            let node = self.node();
+            Box::new(move |dy, flow| {
+                let Some(node) = node else { return Ok(()) };
+                let dx = by_element!(OPERATION, "dy", dy, T => {
+                    let within = places::cut(&Operand::<T>::read(OPERATION, "dy", &dy)?, frame);
+                    tensor(within, &[images, height, width, channels])
+                })?;
+                flow.add(node, dx)
+            })
+        };
+        Var::computed_with_tangent(OPERATION, y, &[self], backward, || {
+            self.tangent().map(|tangent| tangent.pad_zeros(border)).transpose()
+        })
+    }
+}
+
+fn join(operation: &'static str, parts: &[&Tensor], widths: &[usize]) -> Result<Tensor> {
+    let mut dims = parts[0].dims().to_vec();
+    if let Some(channels) = dims.last_mut() {
+        *channels = widths.iter().sum();
+    }
+    by_element!(operation, "parts", parts[0], T => {
+        let operands = parts.iter().map(|part| Operand::<T>::read(operation, "parts", part)).collect::<Result<Vec<_>>>()?;
+        let slices: Vec<(&[T], usize)> = operands.iter().zip(widths).map(|(part, &width)| (&**part, width)).collect();
+        tensor(places::join_columns(&slices), &dims)
+    })
+}
+
+/// Channels `start..start + width`.
+fn columns(dy: &Tensor, start: usize, width: usize) -> Result<Tensor> {
+    const OPERATION: &str = "concat_channels backward";
+    let mut dims = dy.dims().to_vec();
+    let Some(channels) = dims.last_mut() else { unreachable!("what was joined has channels") };
+    let all = std::mem::replace(channels, width);
+    by_element!(OPERATION, "dy", dy, T => {
+        tensor(places::take_columns(&Operand::<T>::read(OPERATION, "dy", dy)?, all, start, width), &dims)
+    })
+}
