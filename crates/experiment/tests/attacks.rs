@@ -133,7 +133,8 @@ fn the_same_seed_gives_the_same_bits_and_another_seed_poisons_other_images() {
     for entry in attacks() {
         let first = everything(&poisoned(entry, &poisoning(), &clean, 0));
         assert!(first == everything(&poisoned(entry, &poisoning(), &clean, 0)), "{}", entry.name);
-        let other = poisoned(entry, &poisoning(), &clean, 1);
+        // Seeds 0 and 1 happen to draw the same four of the eight images that a clean-label attack may poison.
+        let other = poisoned(entry, &poisoning(), &clean, 2);
         assert_ne!(first.0, images(&other).poisoned(), "{}", entry.name);
     }
 }
