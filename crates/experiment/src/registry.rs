@@ -4,8 +4,13 @@
 use tsbd_attack::AttackEntry;
 
 /// Every attack, in the order of the paper's tables. A new one is a crate in `crates/attacks` and a line here.
-pub static ATTACKS: &[&AttackEntry] =
-    &[&tsbd_attack::NONE, &tsbd_attack_badnets::BADNETS, &tsbd_attack_blended::BLENDED];
+pub static ATTACKS: &[&AttackEntry] = &[
+    &tsbd_attack::NONE,
+    &tsbd_attack_badnets::BADNETS,
+    &tsbd_attack_blended::BLENDED,
+    &tsbd_attack_input_aware::INPUT_AWARE,
+    &tsbd_attack_wanet::WANET,
+];
 
 /// The attack named `name`.
 pub fn attack(name: &str) -> Option<&'static AttackEntry> {

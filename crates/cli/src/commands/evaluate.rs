@@ -9,7 +9,7 @@ use tsbd_attack::Evaluation;
 use crate::columns::Columns;
 use crate::command_line::examples;
 use crate::failure::{Exit, Outcome};
-use crate::options::{DataFolder, OnePoint};
+use crate::options::{DataFolder, LearnedTrigger, OnePoint};
 use crate::planning;
 use crate::terminal;
 use crate::workbench::{self, Workbench};
@@ -38,6 +38,9 @@ pub struct Arguments {
     json: bool,
 
     #[command(flatten)]
+    learned_trigger: LearnedTrigger,
+
+    #[command(flatten)]
     point: OnePoint,
 
     #[command(flatten)]
@@ -46,12 +49,12 @@ pub struct Arguments {
 
 /// Measures and prints.
 pub fn run(arguments: Arguments) -> Outcome {
-    let Arguments { model, attack, json, point, folder } = arguments;
+    let Arguments { model, attack, json, learned_trigger, point, folder } = arguments;
     let root = folder.root();
     let cell = planning::train_cell(&attack, &point, &root)?;
     let workbench = Workbench::of(&cell, &root)?;
     let weights = workbench.load_model(&model)?;
-    let poisoner = workbench.poison()?;
+    let poisoner = workbench.poison(learned_trigger.path(Some(&model)).as_deref())?;
     let evaluation = workbench.evaluate(&weights, &poisoner).map_err(workbench::failed)?;
     if json {
         let mut value = json!({ "model": model, "attack": attack, "dataset": cell.dataset.name });

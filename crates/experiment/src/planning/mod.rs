@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
-use tsbd_attack::DatasetFacts;
+use tsbd_attack::{DatasetFacts, TrainingFacts};
 use tsbd_data::DatasetParameters;
 use tsbd_nn::Architecture;
 
@@ -302,6 +302,9 @@ impl Planner<'_> {
         });
         let configured = configured?;
         methods::check(configured.check(&basis.facts), &methods::ATTACK, entry.name, root, attack.1, problems);
+        let training = TrainingFacts { epochs: basis.training.epochs, batch_size: basis.training.batch_size };
+        let checked = configured.check_training(&training);
+        methods::check(checked, &methods::ATTACK, entry.name, root, attack.1, problems);
         let train = Cell {
             kind: CellKind::Train,
             profile: self.profile.to_owned(),

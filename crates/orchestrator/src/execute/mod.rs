@@ -8,10 +8,11 @@ mod defend;
 mod train;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use tsbd_attack::{Attack, DatasetFacts, Evaluation, Poisoner};
+use tsbd_attack::{Attack, DatasetFacts, Evaluation, PoisonFacts, Poisoner};
 use tsbd_data::{DataRoot, Dataset, ImageSource};
 use tsbd_experiment::{Cell, CellKind, MethodParameters};
 use tsbd_nn::{Architecture, Model, Streams};
@@ -54,7 +55,7 @@ pub fn execute(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
         CellKind::Measure => return Err(ExecuteError::NoMeasurement.into()),
     };
     workspace.reporter().stage("load data");
-    run(&Setting::of(cell, workspace)?, workspace)
+    run(Setting::of(cell, workspace)?, workspace)
 }
 
 /// What training and repairing a model have in common: the images, the attack on them, the network.
@@ -103,9 +104,15 @@ impl Setting {
         tsbd_attack::evaluate(model, test, triggered, self.dataset.normalization, EVALUATION_BATCH)
     }
 
-    /// What every record says about the images.
-    fn facts(&self) -> Map<String, Value> {
-        let mut facts = object(json!(self.poisoner.facts));
+    /// The same with the trigger that a training learned and left in the file `path`, if this attack learns one.
+    fn with_learned_trigger(mut self, path: &Path) -> Result<Setting, tsbd_attack::Error> {
+        self.poisoner = self.poisoner.with_learned_trigger(path)?;
+        Ok(self)
+    }
+
+    /// What every record says about the images, of which `poison` were poisoned.
+    fn facts(&self, poison: &PoisonFacts) -> Map<String, Value> {
+        let mut facts = object(json!(poison));
         facts.insert("train_images".to_owned(), json!(self.dataset.train.len()));
         facts.insert("test_images".to_owned(), json!(self.dataset.test.len()));
         facts
