@@ -199,12 +199,22 @@ fn bench_ops_lists_each_operation_beside_the_peak() {
     assert_contains(&stderr(&output), &["--only 'convolve'", "hint:"]);
 }
 
-/// Attacks that take part in training, as small as they can be.
+/// Attacks that take part in training, as small as they can be. The profile gives them epochs of their own.
 const CONTROLLED: [(&str, &[&str]); 2] = [
-    ("wanet", &["--set", "attack.poisoning_ratio=0.2"]),
-    ("input-aware", &["--set", "attacks.input-aware.generator_width=2"]),
+    ("wanet", &["--set", "attack.poisoning_ratio=0.2", "--set", "attacks.wanet.epochs=2"]),
+    (
+        "input-aware",
+        &[
+            "--set",
+            "attacks.input-aware.generator_width=2",
+            "--set",
+            "attacks.input-aware.epochs=2",
+            "--set",
+            "attacks.input-aware.mask_epochs=1",
+        ],
+    ),
 ];
-const BRIEF: &[&str] = &["--set", "training.epochs=2", "--set", "model.width=2"];
+const BRIEF: &[&str] = &["--set", "model.width=2"];
 
 #[test]
 fn an_attack_that_controls_the_training_is_trained_measured_and_repaired() {
