@@ -1,6 +1,7 @@
 //! What an attack is: its entry in the registry, its checked form, and what it makes of a clean data set.
 
 use std::fmt::Debug;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +10,7 @@ use tsbd_data::{Dataset, Picture};
 use tsbd_nn::random::Streams;
 
 use crate::Error;
+use crate::control::{LearnedTrigger, TrainingControl, TrainingFacts};
 use crate::groundwork::{Groundwork, Material};
 use crate::overlay::{PoisonedImages, TriggeredTest};
 use crate::parameters::{self, DatasetFacts, ParameterError, Poisoning};
@@ -62,6 +64,11 @@ pub trait Attack: Send + Sync + Debug {
         None
     }
 
+    /// Refuses what does not fit how the model will be trained; for attacks that control the training.
+    fn check_training(&self, _training: &TrainingFacts) -> Result<(), ParameterError> {
+        Ok(())
+    }
+
     /// Makes the training source and the triggered test set. `streams` carries the cell's seed, `material` what the
     /// attack's groundwork made ([`Error::NoMaterial`] if it has one and nothing is given).
     fn prepare(&self, clean: &Arc<Dataset>, streams: &Streams, material: Option<&Material>) -> Result<Poisoner, Error>;
@@ -81,6 +88,8 @@ pub trait Attack: Send + Sync + Debug {
 pub enum TrainingSource {
     /// Images that are poisoned once, before training (augmented afterwards, as clean ones are).
     Static(Arc<PoisonedImages>),
+    /// The clean images, of which the attack poisons some in each batch while the model is trained.
+    Controlled(Arc<dyn TrainingControl>),
 }
 
 /// What an attack makes of a clean data set.
@@ -88,18 +97,43 @@ pub enum TrainingSource {
 pub struct Poisoner {
     /// The training source.
     pub train: TrainingSource,
-    /// The triggered test images; `None` for the attack `none`, whose ASR and RA are undefined.
+    /// The triggered test images; `None` for the attack `none`, whose ASR and RA are undefined, and for a trigger that
+    /// is still to be learned ([`Poisoner::with_learned_trigger`]).
     pub test: Option<Arc<TriggeredTest>>,
-    /// How many images were changed.
+    /// How many images were changed. Of a controlled training, [`crate::ControlledTraining::facts`] knows.
     pub facts: PoisonFacts,
+}
+
+impl Poisoner {
+    /// Whether the trigger is learned together with the model and not known yet: the file [`crate::LEARNED_TRIGGER`]
+    /// beside the model is needed to trigger an image.
+    pub fn awaits_trigger(&self) -> bool {
+        self.test.is_none() && self.learned().is_some()
+    }
+
+    /// The same with the triggered test images of the trigger that a training left in the file `path`. Without effect
+    /// where nothing is learned.
+    pub fn with_learned_trigger(mut self, path: &Path) -> Result<Poisoner, Error> {
+        if let Some(trigger) = self.learned() {
+            self.test = Some(trigger.triggered_test(path)?);
+        }
+        Ok(self)
+    }
+
+    fn learned(&self) -> Option<&dyn LearnedTrigger> {
+        match &self.train {
+            TrainingSource::Static(_) => None,
+            TrainingSource::Controlled(control) => control.learned(),
+        }
+    }
 }
 
 /// Counts that go into a cell's record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoisonFacts {
-    /// Number of poisoned training images.
+    /// Number of poisoned training images; in a controlled training, of those that one epoch poisons.
     pub poison_count: usize,
-    /// The same for each original class.
+    /// The same for each original class; empty for a controlled training, which poisons other images in each epoch.
     pub poison_per_class: Vec<usize>,
     /// Number of triggered test images that ASR and RA are shares of; 0 if the attack has none.
     pub asr_denominator: usize,

@@ -2,8 +2,10 @@
 //! training set, the triggered test set, and what is measured with it.
 //!
 //! An attack is a crate of its own (`crates/attacks/<name>`) that exports one [`AttackEntry`]. This crate trains
-//! nothing: it gives the training loop a [`TrainingSource`].
+//! nothing: it gives the training loop a [`TrainingSource`], fixed images or an attack that controls the training
+//! ([`control`]).
 
+pub mod control;
 pub mod entry;
 pub mod evaluation;
 pub mod export;
@@ -15,6 +17,9 @@ pub mod picture;
 pub mod selection;
 pub mod trigger;
 
+pub use control::{
+    ControlledTraining, LEARNED_TRIGGER, LearnedTrigger, ScheduleChoice, TrainingControl, TrainingFacts, TrainingPlan,
+};
 pub use entry::{Attack, AttackEntry, PoisonFacts, Poisoner, TrainingSource};
 pub use evaluation::{Evaluation, evaluate};
 pub use groundwork::{Groundwork, GroundworkContext, GroundworkObserver, Material};

@@ -73,7 +73,7 @@ mod tests {
         let clean = Arc::new(Dataset::new("test", images(), images(), &["a", "b"], Normalization::IDENTITY, false));
         let attack = (NONE.configure)(&Poisoning::default(), Value::Null).unwrap();
         let poisoner = attack.prepare(&clean, &Streams::new(0), None).unwrap();
-        let TrainingSource::Static(train) = &poisoner.train;
+        let TrainingSource::Static(train) = &poisoner.train else { panic!("not static") };
         assert_eq!((train.len(), train.label(1), train.image(1)), (2, 1, clean.train.image(1)));
         assert!(train.poisoned().is_empty() && poisoner.test.is_none());
         assert_eq!(poisoner.facts.poison_count, 0);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tsbd_data::{ImageSource, Images};
+use tsbd_data::{CHANNELS, ImageSource, Images};
 
 use crate::Error;
 use crate::parameters::Poisoning;
@@ -134,11 +134,26 @@ impl TriggeredTest {
         poisoning: &Poisoning,
         classes: usize,
     ) -> Result<TriggeredTest, Error> {
-        let indices: Vec<usize> =
-            (0..clean.len()).filter(|index| poisoning.counts_for_asr(clean.label(*index))).collect();
+        let indices = TriggeredTest::indices(&clean, poisoning);
         let labels = indices.iter().map(|index| poisoning.given_label(clean.label(*index), classes)).collect();
         let pixels = trigger.stamp(&clean, &indices)?;
         Ok(TriggeredTest { clean, pixels, labels, indices })
+    }
+
+    /// Takes the triggered pixels `u8` `[images, height, width, 3]` of the images [`TriggeredTest::indices`], in order.
+    ///
+    /// # Panics
+    /// If there are not as many pixels as those images have.
+    pub fn from_pixels(clean: Arc<Images>, pixels: Vec<u8>, poisoning: &Poisoning, classes: usize) -> TriggeredTest {
+        let indices = TriggeredTest::indices(&clean, poisoning);
+        assert_eq!(pixels.len(), indices.len() * clean.height() * clean.width() * CHANNELS);
+        let labels = indices.iter().map(|index| poisoning.given_label(clean.label(*index), classes)).collect();
+        TriggeredTest { clean, pixels, labels, indices }
+    }
+
+    /// The images of the clean test set that count for the attack success rate, ascending.
+    pub fn indices(clean: &Images, poisoning: &Poisoning) -> Vec<usize> {
+        (0..clean.len()).filter(|index| poisoning.counts_for_asr(clean.label(*index))).collect()
     }
 
     /// The clean test set beneath.

@@ -106,7 +106,7 @@ mod tests {
     fn exactly_the_drawn_training_images_change_and_all_others_are_those_of_the_clean_set() {
         let poisoning = Poisoning { poisoning_ratio: 0.3, target_class: 2, ..Poisoning::default() };
         let (clean, poisoner) = poisoned(&poisoning);
-        let TrainingSource::Static(train) = &poisoner.train;
+        let TrainingSource::Static(train) = &poisoner.train else { panic!("not static") };
         assert_eq!((train.len(), train.poisoned().len(), poisoner.facts.poison_count), (40, 12, 12));
         for index in 0..40 {
             assert_eq!(train.original_label(index), clean.train.label(index));
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn poisoned_images_are_counted_by_their_original_class_those_of_the_target_class_too() {
         let (clean, poisoner) = poisoned(&Poisoning { poisoning_ratio: 0.5, ..Poisoning::default() });
-        let TrainingSource::Static(train) = &poisoner.train;
+        let TrainingSource::Static(train) = &poisoner.train else { panic!("not static") };
         let mut counts = vec![0; CLASSES];
         train.poisoned().iter().for_each(|index| counts[clean.train.label(*index) as usize] += 1);
         assert_eq!(poisoner.facts.poison_per_class, counts);
@@ -161,14 +161,14 @@ mod tests {
         let test = poisoner.test.unwrap();
         assert_eq!(test.len(), 20);
         assert!((0..20).all(|position| test.label(position) == (test.original_label(position) + 1) % 4));
-        let TrainingSource::Static(train) = &poisoner.train;
+        let TrainingSource::Static(train) = &poisoner.train else { panic!("not static") };
         assert!(train.poisoned().iter().all(|index| train.label(*index) == (train.original_label(*index) + 1) % 4));
     }
 
     #[test]
     fn an_export_holds_the_poisoned_images_and_a_manifest_of_them() {
         let (_, poisoner) = poisoned(&Poisoning { poisoning_ratio: 0.1, ..Poisoning::default() });
-        let TrainingSource::Static(train) = &poisoner.train;
+        let TrainingSource::Static(train) = &poisoner.train else { panic!("not static") };
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("train");
         assert_eq!(crate::export::write_train(train, &out).unwrap(), 4);
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn an_export_that_fails_leaves_nothing_behind() {
         let (_, poisoner) = poisoned(&Poisoning { poisoning_ratio: 0.1, ..Poisoning::default() });
-        let TrainingSource::Static(train) = &poisoner.train;
+        let TrainingSource::Static(train) = &poisoner.train else { panic!("not static") };
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out");
         fs_err::create_dir(&out).unwrap();

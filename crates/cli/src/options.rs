@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use tsbd_attack::LEARNED_TRIGGER;
 use tsbd_data::DataRoot;
 use tsbd_experiment::Setting;
 
@@ -26,6 +27,22 @@ pub struct DataFolder {
     // The environment variable is read by the data crate, which every other program uses too.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+}
+
+/// Where the trigger lies that an attack learned with a model.
+#[derive(Args, Debug, Clone)]
+pub struct LearnedTrigger {
+    /// Trigger that was learned with the model, for an attack that learns one [default: attack.safetensors beside the model]
+    #[arg(long, value_name = "FILE")]
+    learned_trigger: Option<PathBuf>,
+}
+
+impl LearnedTrigger {
+    /// The file named, or else the one beside `model`, if there is a model.
+    pub fn path(&self, model: Option<&Path>) -> Option<PathBuf> {
+        let beside = || model.map(|model| model.with_file_name(LEARNED_TRIGGER));
+        self.learned_trigger.clone().or_else(beside)
+    }
 }
 
 /// What changes an experiment without editing its file.

@@ -56,9 +56,26 @@ impl Workbench {
         Ok(Self { dataset: Arc::new(dataset), size: facts.size, attack, material, architecture, streams })
     }
 
-    /// The poisoned training set and the triggered test set.
-    pub fn poison(&self) -> Result<Poisoner, Failure> {
+    /// The poisoned training set, and the triggered test set unless its trigger is learned.
+    pub fn prepare(&self) -> Result<Poisoner, Failure> {
         self.attack.prepare(&self.dataset, &self.streams, self.material.as_ref()).map_err(failed)
+    }
+
+    /// The same, and a triggered test set in any case: of a trigger that was learned with a model, it is made of the file
+    /// `learned_trigger`.
+    pub fn poison(&self, learned_trigger: Option<&Path>) -> Result<Poisoner, Failure> {
+        let poisoner = self.prepare()?;
+        if !poisoner.awaits_trigger() {
+            return Ok(poisoner);
+        }
+        let hint = "--learned-trigger FILE names the attack.safetensors that `tsbd attack` left beside the model";
+        let Some(path) = learned_trigger else {
+            return Err(Failure::refused("the trigger of this attack is learned with a model").hint(hint));
+        };
+        if !path.is_file() {
+            return Err(Failure::refused(format!("{}: there is no such file", path.display())).hint(hint));
+        }
+        poisoner.with_learned_trigger(path).map_err(|error| Failure::from_error(Exit::Refused, error))
     }
 
     /// A model with the weights of a safetensors file.

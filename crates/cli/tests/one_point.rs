@@ -258,3 +258,102 @@ fn figure_draws_the_triggers_of_a_grid_with_the_same_bytes_each_time_and_refuses
     assert_eq!(output.status.code(), Some(2));
     assert_contains(&stderr(&output), &["`figure.kind`", "hint:"]);
 }
+
+/// Attacks that take part in training, as small as they can be. The profile gives them epochs of their own.
+const CONTROLLED: [(&str, &[&str]); 2] = [
+    ("wanet", &["--set", "attack.poisoning_ratio=0.2", "--set", "attacks.wanet.epochs=2"]),
+    (
+        "input-aware",
+        &[
+            "--set",
+            "attacks.input-aware.generator_width=2",
+            "--set",
+            "attacks.input-aware.epochs=2",
+            "--set",
+            "attacks.input-aware.mask_epochs=1",
+        ],
+    ),
+];
+const BRIEF: &[&str] = &["--set", "model.width=2"];
+
+#[test]
+fn an_attack_that_controls_the_training_is_trained_measured_and_repaired() {
+    for (attack, settings) in CONTROLLED {
+        let folder = tempfile::tempdir().unwrap();
+        let run = |arguments: &[&str]| {
+            let output = tsbd().args(arguments).args(settings).args(SMALL).args(BRIEF).output().unwrap();
+            assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
+            serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+        };
+        let results = folder.path().join("results");
+        let trained = run(&["attack", attack, "--json", "--results", results.to_str().unwrap()]);
+        assert!(trained["facts"]["poison_count"].as_u64().unwrap() > 0);
+        assert_eq!(trained["facts"]["training"]["epochs"], 2);
+        let model = trained["model"].as_str().unwrap();
+        let learned = Path::new(model).with_file_name("attack.safetensors").exists();
+        assert_eq!(learned, attack == "input-aware");
+
+        let measured = run(&["evaluate", "--model", model, "--attack", attack, "--json"]);
+        for rate in ["acc", "asr", "ra"] {
+            assert_eq!(measured["metrics"][rate], trained["metrics"][rate], "{attack}: the same test images");
+        }
+        let ft = ["defend", "ft", "--model", model, "--attack", attack, "--json", "--set", "defenses.ft.epochs=1"];
+        assert_eq!(run(&ft)["before"]["asr"], trained["metrics"]["asr"]);
+
+        // In a grid, the defense gets the trigger from its parent's folder.
+        let grid = folder.path().join("grid.toml");
+        let text = format!("profile = \"smoke\"\n[grid]\nattack = [\"{attack}\"]\ndefense = [\"none\", \"ft\"]\n");
+        std::fs::write(&grid, text).unwrap();
+        let output = tsbd()
+            .args([
+                "run",
+                grid.to_str().unwrap(),
+                "--results",
+                results.to_str().unwrap(),
+                "--set",
+                "defenses.ft.epochs=1",
+            ])
+            .args(settings)
+            .args(&SMALL[2..])
+            .args(BRIEF)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let table = ["table", grid.to_str().unwrap(), "--long", "--format", "json"];
+        let output = tsbd()
+            .args(table)
+            .args(["--results", results.to_str().unwrap(), "--set", "defenses.ft.epochs=1"])
+            .args(settings)
+            .args(&SMALL[2..])
+            .args(BRIEF)
+            .output()
+            .unwrap();
+        let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let rows = rows.as_array().unwrap();
+        assert_eq!(rows.len(), 2);
+        for row in rows {
+            assert_eq!(row["poison_count"], trained["facts"]["poison_count"]);
+            assert!(row["asr"].is_number());
+        }
+    }
+}
+
+#[test]
+fn a_learned_trigger_is_asked_for_where_it_is_missing_and_training_images_of_such_an_attack_do_not_exist() {
+    let folder = tempfile::tempdir().unwrap();
+    let poison = |attack: &str, split: &str, out: &str| {
+        let out = folder.path().join(out);
+        tsbd().args(["poison", attack, "--split", split, "--out"]).arg(&out).args(SMALL).output().unwrap()
+    };
+    let output = poison("input-aware", "test", "a");
+    assert_eq!(output.status.code(), Some(2));
+    assert_contains(&stderr(&output), &["learned with a model", "--learned-trigger FILE"]);
+    for attack in ["wanet", "input-aware"] {
+        let output = poison(attack, "train", "b");
+        assert_eq!(output.status.code(), Some(2));
+        assert_contains(&stderr(&output), &["no poisoned training images", "--split test"]);
+    }
+    let output = poison("wanet", "test", "c");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(folder.path().join("c/manifest.csv").exists());
+}

@@ -96,6 +96,26 @@ impl Loader {
         self
     }
 
+    /// The batches of epoch `epoch`, as an iterator of its own: for whoever draws from a second loader step by step.
+    pub fn into_epoch(self, epoch: usize) -> impl Iterator<Item = tsbd_nn::Result<Batch>> + 'static {
+        let order = if self.batch_size == 0 { vec![] } else { self.order(epoch) };
+        let table = self.normalization.table();
+        let mut random = self.stream("augment", epoch);
+        let refused = (self.batch_size == 0).then(|| {
+            Err(tsbd_nn::Error::source(Error::Parameter {
+                field: "batch_size",
+                value: "0".to_owned(),
+                reason: "a batch needs at least one image".to_owned(),
+                way_out: "choose 1 or more".to_owned(),
+            }))
+        });
+        let batches = (0..self.batches_per_epoch()).map(move |batch| {
+            let end = order.len().min((batch + 1) * self.batch_size);
+            self.batch(&order[batch * self.batch_size..end], &table, &mut random)
+        });
+        refused.into_iter().chain(batches)
+    }
+
     fn stream(&self, use_: &str, epoch: usize) -> RandomStream {
         let purpose = match &self.order {
             Order::Sequential => "sequential",
@@ -145,22 +165,7 @@ impl BatchSource for Loader {
     }
 
     fn epoch<'a>(&'a self, epoch: usize) -> Box<dyn Iterator<Item = tsbd_nn::Result<Batch>> + 'a> {
-        if self.batch_size == 0 {
-            return Box::new(std::iter::once(Err(tsbd_nn::Error::source(Error::Parameter {
-                field: "batch_size",
-                value: "0".to_owned(),
-                reason: "a batch needs at least one image".to_owned(),
-                way_out: "choose 1 or more".to_owned(),
-            }))));
-        }
-        let order = self.order(epoch);
-        let table = self.normalization.table();
-        let mut random = self.stream("augment", epoch);
-        let batches = (0..self.batches_per_epoch()).map(move |batch| {
-            let end = order.len().min((batch + 1) * self.batch_size);
-            self.batch(&order[batch * self.batch_size..end], &table, &mut random)
-        });
-        Box::new(batches)
+        Box::new(self.clone().into_epoch(epoch))
     }
 }
 

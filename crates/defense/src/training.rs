@@ -73,7 +73,8 @@ impl TrainingObserver for Watcher<'_, '_, '_> {
     }
 
     fn epoch_end(&mut self, report: &EpochReport, model: &Model) -> tsbd_nn::Result<ControlFlow<()>> {
-        let metrics = [("loss", report.mean_loss), ("train_accuracy", report.train_accuracy)];
+        let metrics = [("loss", Some(report.mean_loss)), ("train_accuracy", report.train_accuracy)];
+        let metrics = metrics.into_iter().filter_map(|(name, value)| Some((name, value?)));
         let mut point = TracePoint::new(self.stage.name, report.epoch, metrics);
         let flow = (self.measure)(report, model, self.context, &mut point).map_err(tsbd_nn::Error::observer)?;
         self.context.trace(self.trace, point);

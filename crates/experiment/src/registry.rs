@@ -8,10 +8,12 @@ pub static ATTACKS: &[&AttackEntry] = &[
     &tsbd_attack::NONE,
     &tsbd_attack_badnets::BADNETS,
     &tsbd_attack_blended::BLENDED,
+    &tsbd_attack_input_aware::INPUT_AWARE,
     &tsbd_attack_lf::LF,
     &tsbd_attack_sig::SIG,
     &tsbd_attack_ssba::SSBA,
     &tsbd_attack_trojan::TROJAN,
+    &tsbd_attack_wanet::WANET,
 ];
 
 /// The attack named `name`.

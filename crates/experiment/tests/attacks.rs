@@ -5,18 +5,19 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tsbd_attack::groundwork::NoObserver;
 use tsbd_attack::{
-    Attack, AttackEntry, DatasetFacts, GroundworkContext, LabelRule, ParameterError, PoisonedImages, Poisoner,
-    Poisoning, TrainingSource,
+    Attack, AttackEntry, ControlledTraining, DatasetFacts, GroundworkContext, LEARNED_TRIGGER, LabelRule,
+    ParameterError, PoisonedImages, Poisoner, Poisoning, TrainingPlan, TrainingSource,
 };
 use tsbd_data::{DataRoot, Dataset, DatasetParameters, ImageSource};
 use tsbd_experiment::ATTACKS;
-use tsbd_nn::{Model, Streams};
+use tsbd_nn::{Batch, Model, Schedule, SgdConfig, Streams, TrainingConfig};
 use tsbd_tensor::Device;
 
 /// What makes an attack that trains or searches first quick. An attack without a line here runs with its defaults.
 fn quick(name: &str) -> Value {
     match name {
-        "lf" => json!({"search_images": 4, "passes": 1, "steps": 20}),
+        "input-aware" => json!({"generator_width": 2, "mask_epochs": 1}),
+        "lf" => json!({"search_images": 8, "passes": 1, "steps": 40, "input": "normalized"}),
         "ssba" => json!({"encoder_width": 4, "decoder_width": 4, "encoder_epochs": 2}),
         "trojan" => json!({"steps": 3}),
         _ => json!({}),
@@ -60,7 +61,8 @@ fn poisoned(entry: &AttackEntry, poisoning: &Poisoning, clean: &Arc<Dataset>, se
             image_size: facts.size,
         };
         let network = tsbd_models::build(&network).unwrap();
-        let model = Model::new(network, &mut streams.stream("contract/weights", 0)).unwrap();
+        // One model for all seeds: not every untrained one takes some image for another class than the target.
+        let model = Model::new(network, &mut Streams::new(0).stream("contract/weights", 0)).unwrap();
         let mut context = GroundworkContext {
             clean,
             model: groundwork.needs_clean_model().then_some(&model),
@@ -73,9 +75,34 @@ fn poisoned(entry: &AttackEntry, poisoning: &Poisoning, clean: &Arc<Dataset>, se
     attack.prepare(clean, &streams, material.as_ref()).unwrap()
 }
 
-fn images(poisoner: &Poisoner) -> &PoisonedImages {
-    let TrainingSource::Static(images) = &poisoner.train;
-    images
+/// The poisoned training images; `None` if the attack controls the training, where no fixed image is poisoned.
+fn images(poisoner: &Poisoner) -> Option<&PoisonedImages> {
+    match &poisoner.train {
+        TrainingSource::Static(images) => Some(images),
+        TrainingSource::Controlled(_) => None,
+    }
+}
+
+/// The beginning of a training under the attack's control, in two batches.
+fn begun(poisoner: &Poisoner) -> Option<Box<dyn ControlledTraining>> {
+    let TrainingSource::Controlled(control) = &poisoner.train else { return None };
+    let sgd = SgdConfig { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.0 };
+    let config = TrainingConfig { epochs: 2, sgd, schedule: Schedule::Cosine { t_max: 2 } };
+    let plan = TrainingPlan { config, batch_size: 40, augment: true, device: Device::Cpu };
+    Some(control.begin(&plan).unwrap())
+}
+
+/// The triggered test images; a trigger that is learned is taken as it is before the first step.
+fn with_test(poisoner: Poisoner) -> Poisoner {
+    match begun(&poisoner) {
+        Some(training) if poisoner.awaits_trigger() => {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join(LEARNED_TRIGGER);
+            training.save_trigger(&path).unwrap();
+            poisoner.with_learned_trigger(&path).unwrap()
+        }
+        _ => poisoner,
+    }
 }
 
 #[test]
@@ -83,7 +110,10 @@ fn every_attack_changes_the_training_images_it_names_and_no_others() {
     let clean = dataset();
     for entry in attacks() {
         let (name, poisoner) = (entry.name, poisoned(entry, &poisoning(), &clean, 0));
-        let train = images(&poisoner);
+        let Some(train) = images(&poisoner) else {
+            assert_eq!(begun(&poisoner).unwrap().facts().poison_count, 4, "{name}");
+            continue;
+        };
         let sizes = |source: &dyn ImageSource| (source.len(), source.height(), source.width());
         assert_eq!(sizes(train), sizes(&*clean.train), "{name}");
         assert_eq!((train.poisoned().len(), poisoner.facts.poison_count), (4, 4), "{name}");
@@ -105,7 +135,7 @@ fn every_attack_changes_the_training_images_it_names_and_no_others() {
 fn every_attack_triggers_all_test_images_but_those_of_the_target_class() {
     let clean = dataset();
     for entry in attacks() {
-        let (name, poisoner) = (entry.name, poisoned(entry, &poisoning(), &clean, 0));
+        let (name, poisoner) = (entry.name, with_test(poisoned(entry, &poisoning(), &clean, 0)));
         let test = poisoner.test.as_ref().unwrap();
         let others: Vec<usize> = (0..clean.test.len()).filter(|&index| clean.test.label(index) != 1).collect();
         let triggered: Vec<usize> = (0..test.len()).map(|position| test.index(position)).collect();
@@ -122,20 +152,28 @@ fn every_attack_triggers_all_test_images_but_those_of_the_target_class() {
 #[test]
 fn the_same_seed_gives_the_same_bits_and_another_seed_poisons_other_images() {
     let clean = dataset();
-    // All labels and all levels of what is trained on and of what is measured with.
-    let everything = |poisoner: &Poisoner| {
-        let (train, test) = (images(poisoner), poisoner.test.as_ref().unwrap());
-        let levels = |source: &dyn ImageSource| {
-            (0..source.len()).map(|index| (source.label(index), source.image(index).to_vec())).collect::<Vec<_>>()
-        };
-        (train.poisoned().to_vec(), levels(train), levels(&**test))
+    let levels = |source: &dyn ImageSource| {
+        (0..source.len()).map(|index| (source.label(index), source.image(index).to_vec())).collect::<Vec<_>>()
+    };
+    let bits = |batch: Batch| {
+        let values: Vec<f32> = batch.images.flatten_all().unwrap().to_vec1().unwrap();
+        (batch.indices.clone(), values.into_iter().map(f32::to_bits).collect::<Vec<_>>())
     };
     for entry in attacks() {
-        let first = everything(&poisoned(entry, &poisoning(), &clean, 0));
-        assert!(first == everything(&poisoned(entry, &poisoning(), &clean, 0)), "{}", entry.name);
+        // All labels and all levels of what is trained on and of what is measured with.
+        let everything = |seed| {
+            let poisoner = with_test(poisoned(entry, &poisoning(), &clean, seed));
+            let batches = begun(&poisoner)
+                .map(|training| training.batches().epoch(0).map(|batch| bits(batch.unwrap())).collect::<Vec<_>>());
+            let train = images(&poisoner).map(|train| (train.poisoned().to_vec(), levels(train)));
+            (batches, train, levels(&**poisoner.test.as_ref().unwrap()))
+        };
+        let first = everything(0);
+        assert!(first == everything(0), "{}", entry.name);
         // Seeds 0 and 1 happen to draw the same four of the eight images that a clean-label attack may poison.
-        let other = poisoned(entry, &poisoning(), &clean, 2);
-        assert_ne!(first.0, images(&other).poisoned(), "{}", entry.name);
+        let other = everything(2);
+        let drawn = |train: &Option<(Vec<usize>, _)>| train.as_ref().map(|(poisoned, _)| poisoned.clone());
+        assert!(first.0 != other.0 || drawn(&first.1) != drawn(&other.1), "{}", entry.name);
     }
 }
 
@@ -148,11 +186,14 @@ fn all_to_all_gives_every_image_the_next_class_or_is_refused() {
             assert_eq!(error.field, "labels", "{}: {error}", entry.name);
             continue;
         }
-        let poisoner = poisoned(entry, &all_to_all, &clean, 0);
-        let (train, test) = (images(&poisoner), poisoner.test.as_ref().unwrap());
-        assert_eq!((train.poisoned().len(), test.len()), (4, clean.test.len()), "{}", entry.name);
+        let poisoner = with_test(poisoned(entry, &all_to_all, &clean, 0));
+        let test = poisoner.test.as_ref().unwrap();
+        assert_eq!(test.len(), clean.test.len(), "{}", entry.name);
         let next = |label: u32| (label + 1) % clean.classes() as u32;
-        assert!(train.poisoned().iter().all(|&index| train.label(index) == next(train.original_label(index))));
+        if let Some(train) = images(&poisoner) {
+            assert_eq!(train.poisoned().len(), 4, "{}", entry.name);
+            assert!(train.poisoned().iter().all(|&index| train.label(index) == next(train.original_label(index))));
+        }
         assert!((0..test.len()).all(|position| test.label(position) == next(test.original_label(position))));
     }
 }

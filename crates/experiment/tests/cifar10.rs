@@ -45,7 +45,7 @@ fn poisoned_images_of_cifar10_are_numpys_and_pillows_at_both_sizes() {
             let begin = Instant::now();
             let poisoner = attack.prepare(&clean, &Streams::new(0), None).unwrap();
             let seconds = begin.elapsed().as_secs_f64();
-            let TrainingSource::Static(train) = &poisoner.train;
+            let TrainingSource::Static(train) = &poisoner.train else { unreachable!("{name} poisons before training") };
             let test = poisoner.test.unwrap();
             println!("{name} at {size}: {} and {} images in {seconds:.3} s", train.poisoned().len(), test.len());
             let found = [

@@ -58,6 +58,38 @@ impl Adam {
         self.steps
     }
 
+    /// Moments (themselves, not copies) and step count under their names with `prefix` before them, as they lie in
+    /// memory: for a state kept in a checkpoint with others.
+    pub fn tensors(&self, prefix: &str) -> Result<IndexMap<String, Tensor>> {
+        let named = |(name, moments): (&String, &[Tensor; 2])| {
+            let name = name.clone();
+            let pairs = MOMENTS.iter().zip(moments.clone());
+            pairs.map(|(kind, moment)| (format!("{prefix}{kind}.{name}"), moment)).collect::<Vec<_>>()
+        };
+        let mut tensors: IndexMap<_, _> = self.moments.iter().flat_map(named).collect();
+        tensors.insert(format!("{prefix}step"), Tensor::new(self.steps as i64, &Device::Cpu)?);
+        Ok(tensors)
+    }
+
+    /// Takes copies of what [`Self::tensors`] gave: the next step has the same bits as if the optimiser had never been
+    /// away.
+    pub fn restore(&mut self, prefix: &str, tensors: &IndexMap<String, Tensor>) -> Result<()> {
+        let find = |name: &str| {
+            let name = format!("{prefix}{name}");
+            tensors.get(&name).ok_or_else(|| {
+                let example = tensors.keys().next().cloned().unwrap_or_default();
+                Error::UnknownTensor { name, example }
+            })
+        };
+        for (name, moments) in &mut self.moments {
+            for (kind, moment) in MOMENTS.iter().zip(moments) {
+                *moment = crate::state::owned(find(&format!("{kind}.{name}"))?)?.to_device(moment.device())?;
+            }
+        }
+        self.steps = find("step")?.to_scalar::<i64>()? as u64;
+        Ok(())
+    }
+
     /// Changes the parameters in place, with the learning rate of the configuration.
     pub fn step(&mut self, state: &mut StateDict, gradients: &ParameterGradients) -> Result<()> {
         self.step_at(self.config.learning_rate, state, gradients)
@@ -144,6 +176,27 @@ mod tests {
         let digest = |model: &Model| model.state.digest().unwrap();
         assert_eq!(digest(&resumed), digest(&model));
         assert_ne!(digest(&forgetful.0), digest(&model), "the moments matter");
+    }
+
+    #[test]
+    fn an_optimiser_restored_from_a_checkpoints_tensors_goes_on_with_the_same_bits() {
+        let (batches, mut model) = (batches(3), model(0));
+        let mut adam = Adam::new(AdamConfig::new(0.01), &model.state).unwrap();
+        step(&mut model, &mut adam, &batches[0]);
+        let mut resumed = model.clone();
+        let mut restored = Adam::new(*adam.config(), &resumed.state).unwrap();
+        restored.restore("a.", &adam.tensors("a.").unwrap()).unwrap();
+        assert_eq!(restored.steps(), 1);
+        for batch in &batches[1..] {
+            step(&mut model, &mut adam, batch);
+            step(&mut resumed, &mut restored, batch);
+        }
+        assert_eq!(resumed.state.digest().unwrap(), model.state.digest().unwrap());
+        let foreign = restored.restore("b.", &adam.tensors("a.").unwrap()).unwrap_err();
+        assert!(
+            matches!(foreign, Error::UnknownTensor { ref name, .. } if name.starts_with("b.exp_avg.")),
+            "{foreign}"
+        );
     }
 
     #[test]

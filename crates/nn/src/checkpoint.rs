@@ -1,13 +1,13 @@
 //! A training run between two epochs, in one file.
 //!
 //! The file is the eight bytes of [`MAGIC`], the BLAKE3 digest of what follows, and a safetensors file: the weights
-//! (`model.*`) and velocities (`velocity.*`) in PyTorch's layouts, the schedule and the history as `f64`. A file that
-//! was cut off or changed does not match its digest and is refused before anything of it is used.
+//! (`model.*`) and velocities (`velocity.*`) in PyTorch's layouts, the schedule and the history as `f64`, and what the
+//! step rule keeps (`rule.*`) as it lies in memory. A file that was cut off or changed does not match its digest and is refused before anything of it is used.
 
 use crate::sgd::Sgd;
 use crate::state::deep_copy;
-use crate::storage::{FileTensors, read, refuse_others};
-use crate::{EpochReport, Error, Model, Module, Result, Role, ScheduleState, Slot, StateDict, write_atomically};
+use crate::storage::{FileTensors, read, read_as_stored, refuse_others};
+use crate::{EpochReport, Error, Model, Module, Result, Role, ScheduleState, StateDict, write_atomically};
 use indexmap::IndexMap;
 use safetensors::SafeTensors;
 use std::path::Path;
@@ -23,6 +23,7 @@ pub struct Checkpoint {
     pub(crate) run: String,
     pub(crate) state: StateDict,
     pub(crate) velocities: IndexMap<String, Tensor>,
+    pub(crate) rule: IndexMap<String, Tensor>,
     pub(crate) schedule: ScheduleState,
     pub(crate) history: Vec<EpochReport>,
 }
@@ -30,11 +31,14 @@ pub struct Checkpoint {
 impl Clone for Checkpoint {
     /// A deep copy, which later steps do not change.
     fn clone(&self) -> Checkpoint {
-        let velocities = self.velocities.iter().map(|(name, velocity)| (name.clone(), deep_copy(name, velocity)));
+        let copies = |tensors: &IndexMap<String, Tensor>| {
+            tensors.iter().map(|(name, tensor)| (name.clone(), deep_copy(name, tensor))).collect()
+        };
         Checkpoint {
             run: self.run.clone(),
             state: self.state.clone(),
-            velocities: velocities.collect(),
+            velocities: copies(&self.velocities),
+            rule: copies(&self.rule),
             schedule: self.schedule.clone(),
             history: self.history.clone(),
         }
@@ -47,6 +51,7 @@ impl Checkpoint {
         run: &str,
         model: &Model,
         optimizer: &Sgd,
+        rule: IndexMap<String, Tensor>,
         schedule: &ScheduleState,
         history: &[EpochReport],
     ) -> Checkpoint {
@@ -54,6 +59,7 @@ impl Checkpoint {
             run: run.to_owned(),
             state: model.state.shared(),
             velocities: optimizer.velocities().clone(),
+            rule,
             schedule: schedule.clone(),
             history: history.to_vec(),
         }
@@ -81,6 +87,9 @@ impl Checkpoint {
         self.state.add_to(&mut file, "model.")?;
         for (name, velocity) in &self.velocities {
             file.add(format!("velocity.{name}"), velocity, self.state.entry(name)?.layout)?;
+        }
+        for (name, tensor) in &self.rule {
+            file.add(format!("rule.{name}"), tensor, crate::Layout::Same)?;
         }
         let numbers = |values: Vec<f64>, name: &str, file: &mut FileTensors| {
             let tensor = Tensor::from_vec(values.clone(), values.len(), &Device::Cpu)?;
@@ -118,16 +127,13 @@ impl Checkpoint {
             let velocity = read(&file, &format!("velocity.{}", slot.name), &slot, path, true)?;
             velocities.insert(slot.name, velocity);
         }
-        let numbers = |name: &str| -> Result<Vec<f64>> {
-            let view = file.tensor(name).map_err(unreadable)?;
-            let slot = Slot {
-                name: name.to_owned(),
-                dims: view.shape().to_vec(),
-                role: Role::Buffer,
-                layout: crate::Layout::Same,
-            };
-            Ok(read(&file, name, &slot, path, true)?.to_vec1()?)
-        };
+        let mut rule = IndexMap::new();
+        for name in file.names() {
+            if let Some(own) = name.strip_prefix("rule.") {
+                rule.insert(own.to_owned(), read_as_stored(&file, name, path)?);
+            }
+        }
+        let numbers = |name: &str| -> Result<Vec<f64>> { Ok(read_as_stored(&file, name, path)?.to_vec1()?) };
         let schedule = <[f64; 5]>::try_from(numbers("schedule")?)
             .map_err(|found| damaged(format!("its schedule has {} numbers", found.len())))?;
         let history = if file.tensor("history").is_ok() { numbers("history")? } else { vec![] };
@@ -136,12 +142,13 @@ impl Checkpoint {
             |name| match name.split_once('.') {
                 Some(("model", name)) => state.get(name).is_ok(),
                 Some(("velocity", name)) => velocities.contains_key(name),
+                Some(("rule", name)) => rule.contains_key(name),
                 _ => ["schedule", "history"].contains(&name),
             },
             path,
         )?;
         let history = history.as_chunks().0.iter().map(|&numbers| EpochReport::from_numbers(numbers)).collect();
-        Ok(Checkpoint { run, state, velocities, schedule: ScheduleState::from_numbers(schedule), history })
+        Ok(Checkpoint { run, state, velocities, rule, schedule: ScheduleState::from_numbers(schedule), history })
     }
 
     /// [`Checkpoint::load`], or nothing when there is no such file.

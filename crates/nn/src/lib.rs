@@ -35,10 +35,10 @@ pub use batch::{Batch, BatchSource};
 pub use checkpoint::Checkpoint;
 pub use error::{Error, Result};
 pub use gradients::ParameterGradients;
-pub use model::{LossOptions, Model, Step};
+pub use model::{LossOptions, Model, Step, count_correct};
 pub use module::{Layer, Layout, Module, Role, Slot};
-pub use observed::Observed;
 pub use network::Network;
+pub use observed::Observed;
 pub use pass::{Mode, Pass, Statistics};
 pub use predictions::Predictions;
 pub use random::{RandomStream, Streams};
@@ -46,6 +46,6 @@ pub use schedule::{Schedule, ScheduleState};
 pub use sgd::{Sgd, SgdConfig};
 pub use state::{Entry, StateDict};
 pub use training::{
-    CrossEntropyStep, EpochReport, IgnoreProgress, Outcome, StepReport, StepRule, TrainingConfig, TrainingObserver,
-    TrainingSummary, train, train_with,
+    CrossEntropyStep, EpochReport, IgnoreProgress, Outcome, Preparation, StepReport, StepRule, TrainingConfig,
+    TrainingObserver, TrainingSummary, train, train_with,
 };

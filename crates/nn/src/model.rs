@@ -153,8 +153,8 @@ fn argmax(row: &[f32]) -> u32 {
     best as u32
 }
 
-/// How many images are classified as labelled.
-pub(crate) fn count_correct(logits: &Tensor, labels: &Tensor) -> Result<usize> {
+/// How many images are classified as labelled, by logits `[batch, classes]` and labels `u32` `[batch]`.
+pub fn count_correct(logits: &Tensor, labels: &Tensor) -> Result<usize> {
     let labels = labels.to_vec1::<u32>()?;
     Ok(predictions(logits)?.iter().zip(&labels).filter(|(predicted, label)| predicted == label).count())
 }

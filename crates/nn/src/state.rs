@@ -178,11 +178,16 @@ impl StateDict {
 
     /// Moves the running estimates towards what a pass met: momentum 0.1, unbiased variance, as PyTorch.
     pub fn absorb(&mut self, statistics: &Statistics) -> Result<()> {
-        let keep = 1.0 - BATCH_NORM_MOMENTUM;
+        self.absorb_at(BATCH_NORM_MOMENTUM, statistics)
+    }
+
+    /// [`Self::absorb`] in a network whose batch norms have another momentum, the share of an estimate that is replaced.
+    pub fn absorb_at(&mut self, momentum: f64, statistics: &Statistics) -> Result<()> {
+        let keep = 1.0 - momentum;
         for (module, met) in statistics.iter() {
             for (buffer, new) in [("running_mean", &met.mean), ("running_var", &met.variance)] {
                 let name = format!("{module}.{buffer}");
-                let moved = ((self.get(&name)? * keep)? + (new * BATCH_NORM_MOMENTUM)?)?;
+                let moved = ((self.get(&name)? * keep)? + (new * momentum)?)?;
                 self.set(&name, &moved)?;
             }
             let name = format!("{module}.num_batches_tracked");
@@ -190,6 +195,22 @@ impl StateDict {
             let count = counter.to_scalar::<i64>()? + 1;
             let counter = Tensor::new(count, counter.device())?;
             self.set(&name, &counter)?;
+        }
+        Ok(())
+    }
+
+    /// The tensors themselves (not copies) under their names with `prefix` before them: for a state kept in a
+    /// checkpoint with others.
+    pub fn tensors(&self, prefix: &str) -> impl Iterator<Item = (String, Tensor)> {
+        self.entries().map(move |(name, entry)| (format!("{prefix}{name}"), entry.tensor.clone()))
+    }
+
+    /// Takes copies of what [`Self::tensors`] gave.
+    pub fn restore(&mut self, prefix: &str, tensors: &IndexMap<String, Tensor>) -> Result<()> {
+        let names: Vec<String> = self.names().map(str::to_owned).collect();
+        for name in names {
+            let tensor = tensors.get(&format!("{prefix}{name}")).ok_or_else(|| self.unknown(&name))?;
+            self.set(&name, tensor)?;
         }
         Ok(())
     }

@@ -97,6 +97,14 @@ pub(crate) fn read(file: &SafeTensors, name: &str, slot: &Slot, path: &Path, exa
     }
 }
 
+/// Reads one tensor of a file with the shape, type and layout that it has there.
+pub(crate) fn read_as_stored(file: &SafeTensors, name: &str, path: &Path) -> Result<Tensor> {
+    let view = file.tensor(name).map_err(|source| Error::Safetensors { path: path.to_path_buf(), source })?;
+    let role = if view.dtype() == Dtype::I64 { Role::Counter } else { Role::Buffer };
+    let slot = Slot { name: name.to_owned(), dims: view.shape().to_vec(), role, layout: Layout::Same };
+    read(file, name, &slot, path, true)
+}
+
 /// Refuses a file that has a tensor other than the `expected` ones.
 pub(crate) fn refuse_others(file: &SafeTensors, expected: impl Fn(&str) -> bool, path: &Path) -> Result<()> {
     let mut names = file.names();
@@ -135,6 +143,38 @@ impl StateDict {
         // Other readers look at this key; it says that layouts are PyTorch's.
         let bytes = file.serialize(Some(("format", "pt".to_owned())), path)?;
         write_atomically(path, &[&bytes])
+    }
+
+    /// Writes several networks to one safetensors file, each name with its network's prefix before it, whole or not at all.
+    pub fn save_together(path: impl AsRef<Path>, parts: &[(&str, &StateDict)]) -> Result<()> {
+        let path = path.as_ref();
+        let mut file = FileTensors::new();
+        for (prefix, state) in parts {
+            state.add_to(&mut file, prefix)?;
+        }
+        write_atomically(path, &[&file.serialize(Some(("format", "pt".to_owned())), path)?])
+    }
+
+    /// Reads what [`StateDict::save_together`] wrote, for networks with these prefixes and modules: every tensor of each
+    /// must be there, and no other.
+    pub fn load_together<const N: usize>(
+        path: impl AsRef<Path>,
+        parts: [(&str, &[Module]); N],
+    ) -> Result<[StateDict; N]> {
+        let path = path.as_ref();
+        let bytes = std::fs::read(path).map_err(Error::file(path))?;
+        let file = SafeTensors::deserialize(&bytes)
+            .map_err(|source| Error::Safetensors { path: path.to_path_buf(), source })?;
+        let mut states = Vec::with_capacity(N);
+        for (prefix, modules) in parts {
+            states.push(StateDict::read_from(&file, prefix, modules, path)?);
+        }
+        let known = |name: &str| {
+            let mut parts = parts.iter().zip(&states);
+            parts.any(|((prefix, _), state)| name.strip_prefix(prefix).is_some_and(|name| state.get(name).is_ok()))
+        };
+        refuse_others(&file, known, path)?;
+        Ok(states.try_into().unwrap_or_else(|_| unreachable!("one state for each of the {N} parts")))
     }
 
     /// Reads a safetensors file for a network with these `modules`: every tensor of the network must be there with its
@@ -213,6 +253,22 @@ mod tests {
         assert!(matches!(missing, Error::File { .. }) && missing.to_string().contains("none"));
         std::fs::write(&path, b"not a model").unwrap();
         assert!(matches!(error(tiny().modules()), Error::Safetensors { .. }));
+    }
+
+    #[test]
+    fn networks_saved_together_are_read_together_and_nothing_else_with_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("both.safetensors");
+        let (first, second) = (model(0).state, model(1).state);
+        StateDict::save_together(&path, &[("a.", &first), ("b.", &second)]).unwrap();
+        let network = tiny();
+        let modules = network.modules();
+        let [a, b] = StateDict::load_together(&path, [("a.", modules), ("b.", modules)]).unwrap();
+        assert_eq!([a, b].map(|state| state.digest().unwrap()), [first, second].map(|state| state.digest().unwrap()));
+        let one = StateDict::load_together(&path, [("a.", modules)]).unwrap_err();
+        assert!(matches!(one, Error::TensorUnexpected { ref name, .. } if name.starts_with("b.")), "{one}");
+        let other = StateDict::load_together(&path, [("a.", modules), ("c.", modules)]).unwrap_err();
+        assert!(matches!(other, Error::TensorMissing { ref name, .. } if name.starts_with("c.")), "{other}");
     }
 
     #[test]

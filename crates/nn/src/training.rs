@@ -3,19 +3,24 @@
 //! Each epoch: for each batch, gradients in training mode, running estimates moved, one optimiser step; then the
 //! schedule steps, the observer sees the model, and a checkpoint is offered. No epoch is preferred: the last one's
 //! weights are the result, as in BackdoorBench.
+//!
+//! A rule may begin with epochs of its own, in which the model and its schedule rest ([`Preparation`]), and may have a
+//! state that a checkpoint keeps: an attack that trains its trigger beside the model is such a rule.
 
 use crate::{
     Batch, BatchSource, Checkpoint, Error, LossOptions, Mode, Model, Result, Schedule, ScheduleState, Sgd, SgdConfig,
     Step,
 };
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
 use std::time::Instant;
+use tsbd_tensor::Tensor;
 
 /// How to train.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainingConfig {
-    /// How many times the data is seen.
+    /// How many times the data is seen, in the rule's [`Preparation`] and by the model.
     pub epochs: usize,
     /// The optimiser.
     pub sgd: SgdConfig,
@@ -34,7 +39,7 @@ pub struct StepReport {
     pub step: usize,
     /// How many steps the epoch has.
     pub steps: usize,
-    /// The batch's mean cross-entropy before the step.
+    /// The batch's mean cross-entropy before the step; in the preparation, the rule's own loss.
     pub loss: f64,
     /// Images per second since the epoch began.
     pub images_per_second: f64,
@@ -47,10 +52,11 @@ pub struct EpochReport {
     pub epoch: usize,
     /// Its learning rate.
     pub learning_rate: f64,
-    /// The mean over batches of the batch's mean cross-entropy.
+    /// The mean over batches of the batch's mean cross-entropy; in the preparation, of the rule's own loss.
     pub mean_loss: f64,
-    /// The fraction of images classified as labelled, while training, in `[0, 1]`.
-    pub train_accuracy: f64,
+    /// The fraction of images classified as labelled, while training, in `[0, 1]`; nothing in the preparation, in which
+    /// nothing is classified.
+    pub train_accuracy: Option<f64>,
     /// How many images were seen.
     pub images: usize,
     /// Wall-clock seconds, without the observer's own work.
@@ -60,7 +66,7 @@ pub struct EpochReport {
 impl EpochReport {
     pub(crate) fn to_numbers(self) -> [f64; 6] {
         let EpochReport { epoch, learning_rate, mean_loss, train_accuracy, images, seconds } = self;
-        [epoch as f64, learning_rate, mean_loss, train_accuracy, images as f64, seconds]
+        [epoch as f64, learning_rate, mean_loss, train_accuracy.unwrap_or(f64::NAN), images as f64, seconds]
     }
 
     pub(crate) fn from_numbers([epoch, learning_rate, mean_loss, train_accuracy, images, seconds]: [f64; 6]) -> Self {
@@ -68,7 +74,7 @@ impl EpochReport {
             epoch: epoch as usize,
             learning_rate,
             mean_loss,
-            train_accuracy,
+            train_accuracy: (!train_accuracy.is_nan()).then_some(train_accuracy),
             images: images as usize,
             seconds,
         }
@@ -99,18 +105,49 @@ pub trait TrainingObserver {
 pub struct IgnoreProgress;
 impl TrainingObserver for IgnoreProgress {}
 
-/// How a batch becomes a gradient: plain cross-entropy, or what a defense makes of it.
+/// How a batch becomes a gradient: plain cross-entropy, or what an attack or a defense makes of it.
 pub trait StepRule {
+    /// What the rule does before the model's own epochs.
+    fn preparation(&mut self) -> Option<&mut dyn Preparation> {
+        None
+    }
+
+    /// Before the first step of every epoch, those of the preparation included. What the rule draws in an epoch may
+    /// depend on the epoch's number and on nothing else, as with a [`BatchSource`].
+    fn begin_epoch(&mut self, _epoch: usize) -> Result<()> {
+        Ok(())
+    }
+
     /// The loss, the gradients for the optimiser, and the batch statistics for the running estimates.
     fn compute(&mut self, model: &Model, batch: &Batch) -> Result<Step>;
 
-    /// What else happens to the model after the optimiser's step.
+    /// What else happens after the optimiser's step, to the model or to the rule itself.
     fn after(&mut self, _model: &mut Model, _batch: &Batch) -> Result<()> {
         Ok(())
     }
 
     /// Everything about the rule that changes results, in words: a checkpoint of another rule is refused.
     fn describe(&self) -> String;
+
+    /// What later steps depend on and the epoch's number does not tell, by name: kept in checkpoints. The tensors may
+    /// share their memory with the rule.
+    fn state(&self) -> Result<IndexMap<String, Tensor>> {
+        Ok(IndexMap::new())
+    }
+
+    /// Goes on from what [`Self::state`] gave.
+    fn restore(&mut self, _state: IndexMap<String, Tensor>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Epochs at the beginning in which a rule trains something of its own while model, optimiser and schedule rest.
+pub trait Preparation {
+    /// How many of the run's epochs they are.
+    fn epochs(&self) -> usize;
+
+    /// One step; its loss, which must be finite.
+    fn step(&mut self, batch: &Batch) -> Result<f64>;
 }
 
 /// The gradient of the (scaled) cross-entropy.
@@ -197,9 +234,11 @@ pub fn train_with(
             Ok((name, velocity))
         });
         optimizer = Sgd::with_velocities(config.sgd, velocities.collect::<Result<_>>()?);
+        rule.restore(checkpoint.rule)?;
         (schedule, history) = (checkpoint.schedule, checkpoint.history);
     }
 
+    let preparation = rule.preparation().map_or(0, |preparation| preparation.epochs());
     for epoch in history.len()..config.epochs {
         let learning_rate = schedule.learning_rate();
         let Some(report) = train_epoch(rule, model, source, config, &mut optimizer, learning_rate, epoch, observer)?
@@ -207,11 +246,13 @@ pub fn train_with(
             return Ok(TrainingSummary { outcome: Outcome::Interrupted, history });
         };
         history.push(report);
-        schedule.step(&config.schedule, report.mean_loss);
+        if epoch >= preparation {
+            schedule.step(&config.schedule, report.mean_loss);
+        }
         if observer.epoch_end(&report, model)?.is_break() {
             return Ok(TrainingSummary { outcome: Outcome::Stopped, history });
         }
-        observer.checkpoint(&Checkpoint::borrow(&run, model, &optimizer, &schedule, &history))?;
+        observer.checkpoint(&Checkpoint::borrow(&run, model, &optimizer, rule.state()?, &schedule, &history))?;
     }
     Ok(TrainingSummary { outcome: Outcome::Completed, history })
 }
@@ -229,18 +270,27 @@ fn train_epoch(
     observer: &mut dyn TrainingObserver,
 ) -> Result<Option<EpochReport>> {
     let begin = Instant::now();
-    let (mut loss_sum, mut correct, mut images, mut steps_made) = (0.0, 0, 0, 0);
+    rule.begin_epoch(epoch)?;
+    let (mut loss_sum, mut correct, mut images, mut steps_made) = (0.0, None, 0, 0);
     for (step, batch) in source.epoch(epoch).enumerate() {
         let batch = batch?;
-        let Step { loss, correct: right, gradients, statistics } = rule.compute(model, &batch)?;
-        if !loss.is_finite() {
-            return Err(Error::NonFiniteLoss { epoch, step, loss, indices: batch.indices });
-        }
-        model.absorb(&statistics)?;
-        optimizer.step_at(learning_rate, &mut model.state, &gradients)?;
-        rule.after(model, &batch)?;
+        let finite = |loss: f64| match loss.is_finite() {
+            true => Ok(loss),
+            false => Err(Error::NonFiniteLoss { epoch, step, loss, indices: batch.indices.clone() }),
+        };
+        let loss = match rule.preparation().filter(|preparation| epoch < preparation.epochs()) {
+            Some(preparation) => finite(preparation.step(&batch)?)?,
+            None => {
+                let Step { loss, correct: right, gradients, statistics } = rule.compute(model, &batch)?;
+                let loss = finite(loss)?;
+                model.absorb(&statistics)?;
+                optimizer.step_at(learning_rate, &mut model.state, &gradients)?;
+                rule.after(model, &batch)?;
+                *correct.get_or_insert(0) += right;
+                loss
+            }
+        };
         loss_sum += loss;
-        correct += right;
         images += batch.len();
         steps_made += 1;
         let images_per_second = images as f64 / begin.elapsed().as_secs_f64();
@@ -257,7 +307,7 @@ fn train_epoch(
         epoch,
         learning_rate,
         mean_loss: loss_sum / f64::from(steps_made),
-        train_accuracy: correct as f64 / images as f64,
+        train_accuracy: correct.map(|correct| correct as f64 / images as f64),
         images,
         seconds: begin.elapsed().as_secs_f64(),
     }))

@@ -174,7 +174,7 @@ fn exactly_the_drawn_images_are_poisoned_with_the_pattern_of_the_material() {
     let tensor = tsbd_tensor::Tensor::from_vec(pattern.clone(), (16, 16, 3), &Device::Cpu).unwrap();
     let material = Material::new().with_tensor("pattern", tensor);
     let poisoner = attack.prepare(&clean, &Streams::new(0), Some(&material)).unwrap();
-    let TrainingSource::Static(train) = &poisoner.train;
+    let TrainingSource::Static(train) = &poisoner.train else { panic!("not static") };
     assert_eq!((train.poisoned().len(), poisoner.facts.poison_count), (6, 6));
     for index in 0..12 {
         let expected = clean.train.image(index).iter().zip(&pattern);

@@ -41,7 +41,7 @@ fn only_images_of_the_target_class_are_poisoned_and_no_label_changes() {
     let clean = dataset(&[100; 12], 2);
     let poisoning = Poisoning { poisoning_ratio: 0.2, target_class: 3, ..Poisoning::default() };
     let poisoner = configured(poisoning, json!({"frequency": 0.5})).prepare(&clean, &Streams::new(5), None).unwrap();
-    let TrainingSource::Static(train) = &poisoner.train;
+    let TrainingSource::Static(train) = &poisoner.train else { panic!("not static") };
     assert_eq!(poisoner.facts.poison_per_class, [0, 0, 0, 4]);
     for index in 0..20 {
         assert_eq!(train.label(index), clean.train.label(index));

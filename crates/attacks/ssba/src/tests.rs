@@ -191,7 +191,7 @@ fn poisoned_images_are_encoded_alike_in_any_batch_and_with_any_number_of_threads
     let (clean, attack) = (dataset(), configured(small()));
     let material = made(attack.as_ref(), &clean, 0);
     let poisoner = attack.prepare(&clean, &Streams::new(0), Some(&material)).unwrap();
-    let TrainingSource::Static(train) = &poisoner.train;
+    let TrainingSource::Static(train) = &poisoner.train else { panic!("not static") };
     assert_eq!((train.poisoned().len(), poisoner.facts.asr_denominator), (48, 20));
     let parameters = Parameters { encoder_width: 2, ..Parameters::default() };
     let hiding = Hiding::of(&parameters, Some(&material)).unwrap();

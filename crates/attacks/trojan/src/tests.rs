@@ -128,7 +128,7 @@ fn exactly_the_drawn_images_are_poisoned_where_the_mask_is() {
     assert!(matches!(attack.prepare(&clean, &Streams::new(0), None), Err(Error::NoMaterial)));
     let material = within(0, |context| attack.groundwork().unwrap().make(context)).unwrap();
     let poisoner = attack.prepare(&clean, &Streams::new(0), Some(&material)).unwrap();
-    let TrainingSource::Static(train) = &poisoner.train;
+    let TrainingSource::Static(train) = &poisoner.train else { panic!("not static") };
     assert_eq!((train.poisoned().len(), poisoner.facts.poison_count), (6, 6));
     let trigger = attack.trigger_picture(16, 16, Some(&material)).unwrap().unwrap();
     for index in 0..12 {

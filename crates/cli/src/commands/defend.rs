@@ -15,7 +15,7 @@ use tsbd_tensor::Device;
 use crate::columns::Columns;
 use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
-use crate::options::{Folders, OnePoint};
+use crate::options::{Folders, LearnedTrigger, OnePoint};
 use crate::planning;
 use crate::progress::duration;
 use crate::terminal::{self, Talk};
@@ -52,6 +52,9 @@ pub struct Arguments {
     json: bool,
 
     #[command(flatten)]
+    learned_trigger: LearnedTrigger,
+
+    #[command(flatten)]
     point: OnePoint,
 
     #[command(flatten)]
@@ -60,7 +63,7 @@ pub struct Arguments {
 
 /// Repairs, measures and prints.
 pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
-    let Arguments { name, model, attack, out, json, point, folders } = arguments;
+    let Arguments { name, model, attack, out, json, learned_trigger, point, folders } = arguments;
     if let Some(path) = out.as_ref().filter(|path| path.exists()) {
         return Err(Failure::refused(format!("--out {}: the file exists", path.display())).hint("give a new name"));
     }
@@ -68,7 +71,7 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     let cell = &plan.cells[&plan.points[0].cell];
     let workbench = Workbench::of(&plan, &folders, talk)?;
     let backdoored = workbench.load_model(&model)?;
-    let poisoner = workbench.poison()?;
+    let poisoner = workbench.poison(learned_trigger.path(Some(&model)).as_deref())?;
     let before = workbench.evaluate(&backdoored, &poisoner).map_err(workbench::failed)?;
 
     let method = cell.defense.as_ref().ok_or_else(|| {

@@ -9,7 +9,7 @@ use tsbd_attack::Evaluation;
 use crate::columns::Columns;
 use crate::command_line::examples;
 use crate::failure::{Exit, Outcome};
-use crate::options::{Folders, OnePoint};
+use crate::options::{Folders, LearnedTrigger, OnePoint};
 use crate::planning;
 use crate::terminal::{self, Talk};
 use crate::workbench::{self, Workbench};
@@ -38,6 +38,9 @@ pub struct Arguments {
     json: bool,
 
     #[command(flatten)]
+    learned_trigger: LearnedTrigger,
+
+    #[command(flatten)]
     point: OnePoint,
 
     #[command(flatten)]
@@ -46,11 +49,11 @@ pub struct Arguments {
 
 /// Measures and prints.
 pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
-    let Arguments { model, attack, json, point, folders } = arguments;
+    let Arguments { model, attack, json, learned_trigger, point, folders } = arguments;
     let plan = planning::one_point(&attack, "none", &point, &folders.data.root())?;
     let workbench = Workbench::of(&plan, &folders, talk)?;
     let weights = workbench.load_model(&model)?;
-    let poisoner = workbench.poison()?;
+    let poisoner = workbench.poison(learned_trigger.path(Some(&model)).as_deref())?;
     let evaluation = workbench.evaluate(&weights, &poisoner).map_err(workbench::failed)?;
     if json {
         let mut value = json!({ "model": model, "attack": attack, "dataset": workbench.dataset.name });

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use tsbd_attack::TriggeredTest;
+use tsbd_attack::{LEARNED_TRIGGER, TriggeredTest};
 use tsbd_data::{ImageSource, Picture, write_png};
-use tsbd_experiment::{FigureSpec, GridPoint, Plan, registry};
+use tsbd_experiment::{FigureSpec, GridPoint, Plan, Store, registry};
 use tsbd_report::{GridColumn, PictureGrid};
 
 use crate::command_line::examples;
@@ -19,7 +19,8 @@ use crate::workbench::Workbench;
 /// Draw the figure of an experiment
 ///
 /// The file says which in its section [figure]. `kind = "triggers"` shows what each attack of the grid does to one test
-/// image. No model is trained for it; what an attack starts from is taken from the results folder, or made there.
+/// image. No model is trained for it; what an attack starts from is taken from the results folder, or made there. A trigger
+/// that is learned with a model is taken from the results folder, and left out where it is not there.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd figure experiments/triggers.toml                      figures/triggers.png"
@@ -68,11 +69,17 @@ fn triggers(plan: &Plan, image: usize, folders: &Folders, talk: &Talk) -> Result
     // What a defense does has no part in it.
     for point in plan.points.iter().filter(|point| point.defense == "none" && point.attack != "none") {
         let workbench = Workbench::of(&plan.leading_to(&point.cell), folders, talk)?;
-        let poisoner = workbench.poison()?;
-        let Some(test) = &poisoner.test else {
-            terminal::say(format!("{}: left out, its trigger is learned together with a model", point.attack));
-            continue;
-        };
+        let mut poisoner = workbench.prepare()?;
+        if poisoner.awaits_trigger() {
+            let learned = Store::new(&folders.results).artefact(&point.cell, LEARNED_TRIGGER);
+            if !learned.is_file() {
+                let way_out = format!("`tsbd attack {}` trains one", point.attack);
+                terminal::say(format!("{}: left out, its trigger is learned with a model; {way_out}", point.attack));
+                continue;
+            }
+            poisoner = workbench.poison(Some(&learned))?;
+        }
+        let Some(test) = &poisoner.test else { continue };
         columns.push(GridColumn { title: title(point), pictures: pictures(test, image)? });
     }
     let rows = ["clean".to_owned(), "triggered".to_owned(), format!("residual x {RESIDUAL}")];

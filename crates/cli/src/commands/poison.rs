@@ -10,7 +10,7 @@ use tsbd_attack::{TrainingSource, export};
 use crate::command_line::examples;
 use crate::commands::data;
 use crate::failure::{Exit, Failure, Outcome};
-use crate::options::{Folders, OnePoint};
+use crate::options::{Folders, LearnedTrigger, OnePoint};
 use crate::planning;
 use crate::terminal::{self, Talk};
 use crate::workbench::{self, Workbench};
@@ -46,6 +46,9 @@ pub struct Arguments {
     json: bool,
 
     #[command(flatten)]
+    learned_trigger: LearnedTrigger,
+
+    #[command(flatten)]
     point: OnePoint,
 
     #[command(flatten)]
@@ -62,26 +65,32 @@ enum Split {
 
 /// Writes the images.
 pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
-    let Arguments { name, split, out, export_trigger, json, point, folders } = arguments;
+    let Arguments { name, split, out, export_trigger, json, learned_trigger, point, folders } = arguments;
     if fs_err::read_dir(&out).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Failure::refused(format!("--out {}: the folder is not empty", out.display()))
             .hint("give a new folder, so that images of different attacks do not mix"));
     }
     let plan = planning::one_point(&name, "none", &point, &folders.data.root())?;
     let workbench = Workbench::of(&plan, &folders, talk)?;
-    let poisoner = workbench.poison()?;
+    let poisoner = match split {
+        Split::Train => workbench.prepare()?,
+        Split::Test => workbench.poison(learned_trigger.path(None).as_deref())?,
+    };
     let no_trigger = || {
         Failure::refused(format!("the attack \"{name}\" changes no image"))
             .hint("`tsbd list attacks` has those that do")
     };
     let count = match split {
-        Split::Train => {
-            let TrainingSource::Static(images) = &poisoner.train;
-            if images.poisoned().is_empty() {
-                return Err(no_trigger());
+        Split::Train => match &poisoner.train {
+            TrainingSource::Static(images) if images.poisoned().is_empty() => return Err(no_trigger()),
+            TrainingSource::Static(images) => export::write_train(images, &out),
+            TrainingSource::Controlled(_) => {
+                return Err(Failure::refused(format!(
+                    "\"{name}\" has no poisoned training images: it poisons other images of each batch while it trains"
+                ))
+                .hint("--split test writes its triggered test images"));
             }
-            export::write_train(images, &out)
-        }
+        },
         Split::Test => export::write_test(poisoner.test.as_ref().ok_or_else(no_trigger)?, &out),
     };
     let count = count.map_err(workbench::failed)?;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde_json::Value;
-use tsbd_attack::{AttackEntry, DatasetFacts, Groundwork};
+use tsbd_attack::{AttackEntry, DatasetFacts, Groundwork, TrainingFacts};
 use tsbd_data::DatasetParameters;
 use tsbd_nn::Architecture;
 
@@ -327,6 +327,9 @@ impl Planner<'_> {
             let checked = groundwork.check(basis.architecture.as_ref());
             methods::check(checked, &methods::ATTACK, entry.name, root, attack.1, problems);
         }
+        let training = TrainingFacts { epochs: basis.training.epochs, batch_size: basis.training.batch_size };
+        let checked = configured.check_training(&training);
+        methods::check(checked, &methods::ATTACK, entry.name, root, attack.1, problems);
         let prepare = configured.groundwork().map(|groundwork| self.groundwork(basis, entry, groundwork, seed));
         let train = Cell {
             parents: prepare.iter().cloned().collect(),

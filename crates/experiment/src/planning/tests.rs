@@ -196,7 +196,7 @@ fn an_unknown_key_is_refused_with_its_place_and_the_key_that_was_meant() {
     assert_eq!(diagnostics[0].place.line_and_column(), (14, 1));
     assert_eq!(diagnostics[0].place.source.name, "test.toml");
     for key in
-        ["titel = \"x\"\n", "[data]\nimages = 1\n", "[defenses.tsbd]\nratio = 1\n", "[attacks.wanet]\nstrength = 1\n"]
+        ["titel = \"x\"\n", "[data]\nimages = 1\n", "[defenses.tsbd]\nratio = 1\n", "[attacks.wannet]\nstrength = 1\n"]
     {
         let text = match key.starts_with("[data]") {
             true => SMALL.replace("[data]\n", key),
@@ -204,6 +204,25 @@ fn an_unknown_key_is_refused_with_its_place_and_the_key_that_was_meant() {
             false => format!("{key}{SMALL}"),
         };
         assert_eq!(only(&refused(&text, &[])).2, None, "{key}");
+    }
+}
+
+#[test]
+fn an_attack_that_controls_the_training_is_held_to_the_profiles_epochs_and_batches() {
+    for (attack, set, (key, reason)) in [
+        (
+            "input-aware",
+            ("attacks.input-aware.mask_epochs", "15"),
+            ("attacks.input-aware.mask_epochs", "none of 15 epochs"),
+        ),
+        ("input-aware", ("data.image_size", "12"), ("attacks.input-aware.image_size", "halve")),
+        ("wanet", ("attack.poisoning_ratio", "0.015"), ("attack.poisoning_ratio", "0 images of each batch of 64")),
+    ] {
+        let text = SMALL.replace("\"none\", \"badnets\", \"blended\"", &format!("\"{attack}\""));
+        // The profile may give the attack epochs of its own: those of the training are meant here.
+        let epochs = ("attacks.input-aware.epochs", "15");
+        let diagnostics = refused(&text, &[epochs, set]);
+        assert!(diagnostics.iter().any(|told| told.key == key && told.reason.contains(reason)), "{diagnostics:?}");
     }
 }
 

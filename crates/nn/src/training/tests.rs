@@ -51,6 +51,82 @@ fn keeper(folder: &tempfile::TempDir) -> Keeper {
     Keeper { path: folder.path().join("training.checkpoint"), interrupt_at: None, stop_after: None }
 }
 
+/// A rule with a state and a preparation: adds up what it sees, and shifts the images by it.
+struct Shifting {
+    preparation: usize,
+    shift: f64,
+    epoch: usize,
+}
+impl Shifting {
+    fn new() -> Shifting {
+        Shifting { preparation: 2, shift: 0.0, epoch: 0 }
+    }
+}
+impl StepRule for Shifting {
+    fn preparation(&mut self) -> Option<&mut dyn Preparation> {
+        Some(self)
+    }
+    fn begin_epoch(&mut self, epoch: usize) -> Result<()> {
+        self.epoch = epoch;
+        Ok(())
+    }
+    fn compute(&mut self, model: &Model, batch: &Batch) -> Result<Step> {
+        let images = (&batch.images + self.shift * self.epoch as f64)?;
+        model.gradients(&Batch { images, ..batch.clone() }, Mode::Train, &LossOptions::default())
+    }
+    fn after(&mut self, model: &mut Model, _: &Batch) -> Result<()> {
+        self.shift += 1e-3 * f64::from(model.state.get("linear.bias")?.to_vec1::<f32>()?[0]);
+        Ok(())
+    }
+    fn describe(&self) -> String {
+        format!("shifting after {}", self.preparation)
+    }
+    fn state(&self) -> Result<IndexMap<String, Tensor>> {
+        Ok([("shift".to_owned(), Tensor::new(&[self.shift], &tsbd_tensor::Device::Cpu)?)].into())
+    }
+    fn restore(&mut self, state: IndexMap<String, Tensor>) -> Result<()> {
+        self.shift = state["shift"].to_vec1()?[0];
+        Ok(())
+    }
+}
+impl Preparation for Shifting {
+    fn epochs(&self) -> usize {
+        self.preparation
+    }
+    fn step(&mut self, batch: &Batch) -> Result<f64> {
+        self.shift += f64::from(batch.images.mean_all()?.to_scalar::<f32>()?) * 1e-2 * (self.epoch + 1) as f64;
+        Ok(self.shift)
+    }
+}
+
+#[test]
+fn a_preparation_leaves_model_and_schedule_alone_and_the_rules_state_survives_every_interruption() {
+    let config = TrainingConfig { schedule: Schedule::MultiStep { milestones: vec![1], gamma: 0.5 }, ..config(5) };
+    let source = Rotating(batches(3));
+    let mut whole = model(0);
+    let before = whole.state.digest().unwrap();
+    let mut expected_rule = Shifting::new();
+    let expected = train_with(&mut expected_rule, &mut whole, &source, &config, None, &mut IgnoreProgress).unwrap();
+    let rates: Vec<f64> = expected.history.iter().map(|report| report.learning_rate).collect();
+    assert_eq!(rates, [0.1, 0.1, 0.1, 0.05, 0.05], "the schedule counts from the model's first epoch");
+    let classified: Vec<bool> = expected.history.iter().map(|report| report.train_accuracy.is_some()).collect();
+    assert_eq!(classified, [false, false, true, true, true]);
+
+    for epoch in 1..5 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut observer = Keeper { interrupt_at: Some((epoch, 1)), ..keeper(&folder) };
+        train_with(&mut Shifting::new(), &mut model(0), &source, &config, None, &mut observer).unwrap();
+        let checkpoint = Checkpoint::load(&observer.path, model(0).architecture.modules()).unwrap();
+        assert_eq!(checkpoint.state().digest().unwrap() == before, epoch <= 2);
+        let (mut resumed, mut rule) = (model(99), Shifting::new());
+        let summary =
+            train_with(&mut rule, &mut resumed, &source, &config, Some(checkpoint), &mut IgnoreProgress).unwrap();
+        assert_eq!(without_time(&summary.history), without_time(&expected.history));
+        assert_eq!(resumed.state.digest().unwrap(), whole.state.digest().unwrap(), "interrupted in epoch {epoch}");
+        assert_eq!(rule.shift.to_bits(), expected_rule.shift.to_bits());
+    }
+}
+
 /// Everything about an epoch but how long it took.
 fn without_time(history: &[EpochReport]) -> Vec<EpochReport> {
     history.iter().map(|report| EpochReport { seconds: 0.0, ..*report }).collect()

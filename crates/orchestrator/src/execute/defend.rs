@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use serde_json::json;
-use tsbd_attack::Evaluation;
+use serde_json::{Value, json};
+use tsbd_attack::{Evaluation, LEARNED_TRIGGER, PoisonFacts};
 use tsbd_defense::{CleanSubset, Context, Defense, DefenseObserver, Progress};
 use tsbd_experiment::{CellKind, MethodParameters, TracePoint};
 use tsbd_nn::Model;
@@ -12,13 +12,14 @@ use tsbd_nn::Model;
 use super::{ExecuteError, MODEL, Setting, other_method, rates};
 use crate::workspace::{Cancellation, CellError, CellWorkspace, Conclusion, Findings, ProgressReporter};
 
-pub(super) fn run(setting: &Setting, workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
+pub(super) fn run(setting: Setting, workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
     let cell = workspace.cell();
     let incomplete = |part| ExecuteError::Incomplete { kind: CellKind::Defend, part };
     let method = cell.defense.as_ref().ok_or(incomplete("defense"))?;
     let defense = configure(method)?;
     defense.check(setting.architecture.as_ref(), &setting.dataset_facts)?;
     let trained = workspace.parent_of_kind(CellKind::Train)?.ok_or(incomplete("a trained model among its parents"))?;
+    let setting = setting.with_learned_trigger(&workspace.parent_artefact(&trained.key, LEARNED_TRIGGER))?;
     let path = workspace.parent_artefact(&trained.key, MODEL);
     let backdoored = Model::load(Arc::clone(&setting.architecture), path)?.to_device(&setting.device)?;
 
@@ -50,7 +51,9 @@ pub(super) fn run(setting: &Setting, workspace: &CellWorkspace) -> Result<Conclu
     metrics.insert("acc_before".to_owned(), before.acc);
     metrics.extend(before.asr.map(|asr| ("asr_before".to_owned(), asr)));
     metrics.extend(tsbd_analysis::der(&before, &after).map(|der| ("der".to_owned(), der)));
-    let mut facts = setting.facts();
+    let poison: PoisonFacts = serde_json::from_value(Value::Object(trained.facts))
+        .map_err(|_| incomplete("its parent's count of poisoned images"))?;
+    let mut facts = setting.facts(&poison);
     facts.insert("clean_count".to_owned(), json!(clean.len()));
     facts.insert("changed_neurons".to_owned(), json!(repaired.changed.len()));
     facts.extend(repaired.facts);

@@ -9,10 +9,11 @@ mod prepare;
 mod train;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use tsbd_attack::{Attack, DatasetFacts, Evaluation, Material, Poisoner};
+use tsbd_attack::{Attack, DatasetFacts, Evaluation, Material, PoisonFacts, Poisoner};
 use tsbd_data::{DataRoot, Dataset, ImageSource};
 use tsbd_experiment::{CellKind, MethodParameters, ModelParameters};
 use tsbd_nn::{Architecture, Model, Streams};
@@ -55,8 +56,8 @@ pub fn execute(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
     let basis = Basis::of(workspace)?;
     match workspace.cell().kind {
         CellKind::Prepare => prepare::run(&basis, workspace),
-        CellKind::Train => train::run(&Setting::of(basis, workspace)?, workspace),
-        CellKind::Defend => defend::run(&Setting::of(basis, workspace)?, workspace),
+        CellKind::Train => train::run(Setting::of(basis, workspace)?, workspace),
+        CellKind::Defend => defend::run(Setting::of(basis, workspace)?, workspace),
         CellKind::Measure => Err(ExecuteError::NoMeasurement.into()),
     }
 }
@@ -127,9 +128,15 @@ impl Setting {
         tsbd_attack::evaluate(model, test, triggered, self.dataset.normalization, EVALUATION_BATCH)
     }
 
-    /// What every record says about the images.
-    fn facts(&self) -> Map<String, Value> {
-        let mut facts = object(json!(self.poisoner.facts));
+    /// The same with the trigger that a training learned and left in the file `path`, if this attack learns one.
+    fn with_learned_trigger(mut self, path: &Path) -> Result<Setting, tsbd_attack::Error> {
+        self.poisoner = self.poisoner.with_learned_trigger(path)?;
+        Ok(self)
+    }
+
+    /// What every record says about the images, of which `poison` were poisoned.
+    fn facts(&self, poison: &PoisonFacts) -> Map<String, Value> {
+        let mut facts = object(json!(poison));
         facts.insert("train_images".to_owned(), json!(self.dataset.train.len()));
         facts.insert("test_images".to_owned(), json!(self.dataset.test.len()));
         facts

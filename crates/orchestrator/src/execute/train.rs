@@ -4,55 +4,76 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use serde_json::json;
-use tsbd_attack::TrainingSource;
+use tsbd_attack::{LEARNED_TRIGGER, TrainingPlan, TrainingSource};
 use tsbd_data::{ImageSource, Loader, Order};
 use tsbd_experiment::{Augmentation, CellKind, Schedule, TracePoint, TrainingParameters};
 use tsbd_nn::{
-    Checkpoint, EpochReport, Model, Outcome, SgdConfig, StepReport, TrainingConfig, TrainingObserver, train,
+    Checkpoint, EpochReport, Model, Outcome, SgdConfig, StepReport, TrainingConfig, TrainingObserver, train, train_with,
 };
 
 use super::{ExecuteError, MODEL, Setting, rates};
 use crate::workspace::{CellError, CellWorkspace, Conclusion, Findings, ProgressReporter};
 
 const STAGE: &str = "train";
+/// The stage of the epochs in which an attack trains its trigger and the model rests.
+const PREPARATION: &str = "preparation";
 
-pub(super) fn run(setting: &Setting, workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
+pub(super) fn run(mut setting: Setting, workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
     let parameters = workspace.cell().training.as_ref();
     let parameters = parameters.ok_or(ExecuteError::Incomplete { kind: CellKind::Train, part: "training" })?;
-    let loader = loader(setting, parameters);
     let mut stream = setting.streams.stream("initialisation", 0);
     let mut model = Model::new(Arc::clone(&setting.architecture), &mut stream)?.to_device(&setting.device)?;
     let reporter = workspace.reporter();
-    let resume = last_checkpoint(setting, workspace, &reporter);
+    let resume = last_checkpoint(&setting, workspace, &reporter);
+    let plan = TrainingPlan {
+        config: config(parameters),
+        batch_size: parameters.batch_size,
+        augment: parameters.augmentation == Augmentation::Standard,
+        device: setting.device.clone(),
+    };
 
-    let mut observer = Observer { workspace, reporter: &reporter, epochs: parameters.epochs };
-    let summary = train(&mut model, &loader, &config(parameters), resume, &mut observer)?;
+    let mut artefacts = vec![MODEL.to_owned()];
+    let (summary, mut facts) = match setting.poisoner.train.clone() {
+        TrainingSource::Static(images) => {
+            let loader = loader(&setting, images, &plan);
+            let mut observer = Observer { workspace, reporter: &reporter, epochs: plan.config.epochs, preparation: 0 };
+            let summary = train(&mut model, &loader, &plan.config, resume, &mut observer)?;
+            (summary, setting.facts(&setting.poisoner.facts))
+        }
+        TrainingSource::Controlled(control) => {
+            let mut training = control.begin(&plan)?;
+            let (config, batches) = (training.config().clone(), training.batches());
+            let preparation = training.preparation().map_or(0, |preparation| preparation.epochs());
+            let mut observer = Observer { workspace, reporter: &reporter, epochs: config.epochs, preparation };
+            let summary = train_with(training.as_mut(), &mut model, batches.as_ref(), &config, resume, &mut observer)?;
+            if summary.outcome != Outcome::Interrupted && setting.poisoner.awaits_trigger() {
+                let path = workspace.directory().join(LEARNED_TRIGGER);
+                training.save_trigger(&path)?;
+                setting = setting.with_learned_trigger(&path)?;
+                artefacts.push(LEARNED_TRIGGER.to_owned());
+            }
+            let mut facts = setting.facts(&training.facts());
+            facts.insert("training".to_owned(), json!(config));
+            (summary, facts)
+        }
+    };
     if summary.outcome == Outcome::Interrupted {
         return Ok(Conclusion::Stopped);
     }
     reporter.stage("evaluate");
     let evaluation = setting.evaluate(&model)?;
     model.save(workspace.directory().join(MODEL))?;
-    let mut facts = setting.facts();
     facts.insert("selection".to_owned(), json!("last epoch"));
-    Ok(Conclusion::Done(Findings {
-        metrics: rates(&evaluation),
-        facts,
-        trace: summary.history.iter().map(traced).collect(),
-        artefacts: vec![MODEL.to_owned()],
-    }))
+    let trace = summary.history.iter().map(traced).collect();
+    Ok(Conclusion::Done(Findings { metrics: rates(&evaluation), facts, trace, artefacts }))
 }
 
-fn loader(setting: &Setting, parameters: &TrainingParameters) -> Loader {
-    let TrainingSource::Static(images) = &setting.poisoner.train;
+fn loader(setting: &Setting, images: Arc<dyn ImageSource>, plan: &TrainingPlan) -> Loader {
     Loader {
-        source: Arc::clone(images) as Arc<dyn ImageSource>,
+        source: images,
         normalization: setting.dataset.normalization,
-        augmentation: match parameters.augmentation {
-            Augmentation::Standard => Some(setting.dataset.augmentation()),
-            Augmentation::None => None,
-        },
-        batch_size: parameters.batch_size,
+        augmentation: plan.augment.then(|| setting.dataset.augmentation()),
+        batch_size: plan.batch_size,
         order: Order::Shuffled(STAGE.to_owned()),
         drop_last: true,
         streams: setting.streams,
@@ -95,16 +116,18 @@ fn last_checkpoint(setting: &Setting, workspace: &CellWorkspace, reporter: &Prog
 }
 
 fn traced(report: &EpochReport) -> TracePoint {
+    let stage = if report.train_accuracy.is_some() { STAGE } else { PREPARATION };
+    // In the preparation the model's learning rate is not used.
     let metrics = [
-        ("learning_rate", report.learning_rate),
-        ("mean_loss", report.mean_loss),
+        ("learning_rate", report.train_accuracy.map(|_| report.learning_rate)),
+        ("mean_loss", Some(report.mean_loss)),
         ("train_accuracy", report.train_accuracy),
-        ("seconds", report.seconds),
+        ("seconds", Some(report.seconds)),
     ];
     TracePoint {
-        stage: STAGE.to_owned(),
+        stage: stage.to_owned(),
         epoch: report.epoch,
-        metrics: metrics.map(|(name, value)| (name.to_owned(), value)).into(),
+        metrics: metrics.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect(),
     }
 }
 
@@ -112,12 +135,15 @@ struct Observer<'a> {
     workspace: &'a CellWorkspace,
     reporter: &'a ProgressReporter,
     epochs: usize,
+    /// How many of them are the preparation.
+    preparation: usize,
 }
 
 impl TrainingObserver for Observer<'_> {
     fn step(&mut self, report: &StepReport) -> ControlFlow<()> {
         let (epoch, step) = ((report.epoch, report.epochs), (report.step + 1, report.steps));
-        self.reporter.step(STAGE, epoch, step, Some(report.loss), Some(report.images_per_second));
+        let stage = if report.epoch < self.preparation { PREPARATION } else { STAGE };
+        self.reporter.step(stage, epoch, step, Some(report.loss), Some(report.images_per_second));
         match self.workspace.cancellation().is_cancelled() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
@@ -125,7 +151,8 @@ impl TrainingObserver for Observer<'_> {
     }
 
     fn epoch_end(&mut self, report: &EpochReport, _model: &Model) -> tsbd_nn::Result<ControlFlow<()>> {
-        self.reporter.epoch(STAGE, report.epoch, self.epochs, &traced(report).metrics);
+        let TracePoint { stage, epoch, metrics } = traced(report);
+        self.reporter.epoch(&stage, epoch, self.epochs, &metrics);
         Ok(ControlFlow::Continue(()))
     }
 
