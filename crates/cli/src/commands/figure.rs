@@ -18,7 +18,7 @@ use crate::workbench::Workbench;
 
 /// Draw the figure of an experiment
 ///
-/// The file says which in its section [figure]. `kind = "triggers"` shows what each attack of the grid does to one test
+/// The file says which in its section `[figure]`. `kind = "triggers"` shows what each attack of the grid does to one test
 /// image. No model is trained for it; what an attack starts from is taken from the results folder, or made there. A trigger
 /// that is learned with a model is taken from the results folder, and left out where it is not there.
 #[derive(Args, Debug)]

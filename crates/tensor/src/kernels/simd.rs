@@ -31,8 +31,8 @@ macro_rules! multiversion {
                     portable($($argument),*)
                 }
                 match $crate::kernels::simd::instructions() {
-                    // SAFETY: the machine has been asked for these instructions.
                     $crate::kernels::simd::InstructionSet::Avx512 | $crate::kernels::simd::InstructionSet::Amx => {
+                        // SAFETY: the machine has been asked for these instructions.
                         return unsafe { avx512($($argument),*) };
                     }
                     // SAFETY: the machine has been asked for these instructions.
