@@ -158,12 +158,12 @@ impl Attack for InputAware {
     }
 
     fn check(&self, dataset: &DatasetFacts) -> Result<(), ParameterError> {
-        if !dataset.size.is_multiple_of(8) {
+        if dataset.size < 16 || !dataset.size.is_multiple_of(8) {
             return Err(ParameterError::new(
                 "image_size",
                 dataset.size,
-                "the generators halve an image three times and double it again",
-                "use images whose size is a multiple of 8",
+                "the generators halve an image three times, to more than one pixel, and double it again",
+                "set data.image_size to a multiple of 8 that is at least 16",
             ));
         }
         self.poisoning.check(dataset)

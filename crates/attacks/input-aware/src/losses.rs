@@ -5,8 +5,8 @@ use tsbd_tensor::{Tensor, Var};
 
 /// Added to the distance that another one is divided by, as in the reference.
 const EPSILON: f64 = 1e-7;
-/// Stands for a mean square of 0, whose root has no finite gradient. Only two equal samples have it; their distance in the
-/// numerator of [`diversity`] is 0 too, so nothing flows through here.
+/// Stands for a mean square of 0, whose root has no finite gradient: that of two equal samples, or of two masks that are
+/// equal though their images are not (at the ends of their range). Nothing flows through here in either case.
 const NO_DISTANCE: f32 = 1e-14;
 
 /// The root mean square difference of each sample of `a` and `b`, both `[batch, height, width, channels]`: `[batch, 1]`.

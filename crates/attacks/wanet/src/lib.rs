@@ -159,6 +159,7 @@ impl TrainingControl for Control {
             streams: self.streams,
         };
         Ok(Box::new(Training {
+            attack: self.attack.clone(),
             config: schedule.configure(&plan.config, epochs.unwrap_or(plan.config.epochs), 0),
             batches: Arc::new(batches),
             facts: PoisonFacts { poison_count: count, ..self.facts.clone() },
@@ -224,6 +225,7 @@ impl BatchSource for WarpedBatches {
 
 /// One training: plain cross-entropy on the warped batches.
 struct Training {
+    attack: WaNet,
     config: TrainingConfig,
     batches: Arc<WarpedBatches>,
     facts: PoisonFacts,
@@ -235,8 +237,7 @@ impl StepRule for Training {
     }
 
     fn describe(&self) -> String {
-        let WarpedBatches { poisoning, cross_ratio, augment, .. } = self.batches.as_ref();
-        format!("WaNet, {poisoning:?}, cross ratio {cross_ratio}, augmented {augment}")
+        format!("{:?}, augmented {}", self.attack, self.batches.augment)
     }
 }
 

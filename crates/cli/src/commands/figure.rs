@@ -82,6 +82,10 @@ fn triggers(plan: &Plan, image: usize, folders: &Folders, talk: &Talk) -> Result
         let Some(test) = &poisoner.test else { continue };
         columns.push(GridColumn { title: title(point), pictures: pictures(test, image)? });
     }
+    if columns.is_empty() {
+        return Err(Failure::refused("no attack of the grid has a trigger to show")
+            .hint("[grid] needs an attack other than \"none\" together with defense = [\"none\"]"));
+    }
     let rows = ["clean".to_owned(), "triggered".to_owned(), format!("residual x {RESIDUAL}")];
     Ok(PictureGrid { title: plan.experiment.title.clone(), rows: rows.into(), columns })
 }

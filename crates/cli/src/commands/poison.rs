@@ -66,6 +66,11 @@ enum Split {
 /// Writes the images.
 pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     let Arguments { name, split, out, export_trigger, json, learned_trigger, point, folders } = arguments;
+    if out.is_file() {
+        return Err(
+            Failure::refused(format!("--out {}: a file has this name", out.display())).hint("give a new folder")
+        );
+    }
     if fs_err::read_dir(&out).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Failure::refused(format!("--out {}: the folder is not empty", out.display()))
             .hint("give a new folder, so that images of different attacks do not mix"));
@@ -75,6 +80,19 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     let poisoner = match split {
         Split::Train => workbench.prepare()?,
         Split::Test => workbench.poison(learned_trigger.path(None).as_deref())?,
+    };
+    let trigger = match &export_trigger {
+        None => None,
+        Some(path) => {
+            let picture = workbench.attack.trigger_picture(workbench.size, workbench.size, workbench.material.as_ref());
+            let picture = picture.map_err(workbench::failed)?.ok_or_else(|| {
+                Failure::refused(format!(
+                    "--export-trigger: the trigger of \"{name}\" is no picture: it depends on the image"
+                ))
+                .hint("leave the flag out; the images themselves show what is added to each")
+            })?;
+            Some((path, picture))
+        }
     };
     let no_trigger = || {
         Failure::refused(format!("the attack \"{name}\" changes no image"))
@@ -94,14 +112,7 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
         Split::Test => export::write_test(poisoner.test.as_ref().ok_or_else(no_trigger)?, &out),
     };
     let count = count.map_err(workbench::failed)?;
-    if let Some(path) = &export_trigger {
-        let picture = workbench.attack.trigger_picture(workbench.size, workbench.size, workbench.material.as_ref());
-        let picture = picture.map_err(workbench::failed)?;
-        let picture = picture.ok_or_else(|| {
-            Failure::failed(format!(
-                "--export-trigger: the trigger of \"{name}\" is no picture: it depends on the image"
-            ))
-        })?;
+    if let Some((path, picture)) = trigger {
         let size = (picture.height, picture.width);
         tsbd_data::write_png(path, &picture.pixels, size).map_err(data::failure)?;
     }

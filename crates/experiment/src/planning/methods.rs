@@ -89,6 +89,13 @@ impl Family {
 
     /// Tells what a method refuses, at the place where the value was written, or at the method's name in the grid.
     fn refuse(&self, error: ParameterError, root: &Table, name: &str, asked_at: &Place, problems: &mut Problems) {
+        // What a method asks of the images is no parameter of its own.
+        if error.field == "image_size" {
+            let node = lookup(root, "data.image_size");
+            let place = node.map_or(asked_at, |node| &node.place);
+            let reason = format!("{name}: {}", error.reason);
+            return problems.add(place, "data.image_size", Some(error.value), reason, error.way_out);
+        }
         let keys = [format!("{}.{name}.{}", self.own, error.field), format!("{}.{}", self.shared, error.field)];
         let written = keys.iter().find_map(|key| Some((key, lookup(root, key)?)));
         match written {

@@ -215,7 +215,7 @@ fn an_attack_that_controls_the_training_is_held_to_the_profiles_epochs_and_batch
             ("attacks.input-aware.mask_epochs", "15"),
             ("attacks.input-aware.mask_epochs", "none of 15 epochs"),
         ),
-        ("input-aware", ("data.image_size", "12"), ("attacks.input-aware.image_size", "halve")),
+        ("input-aware", ("data.image_size", "12"), ("data.image_size", "input-aware: the generators halve")),
         ("wanet", ("attack.poisoning_ratio", "0.015"), ("attack.poisoning_ratio", "0 images of each batch of 64")),
     ] {
         let text = SMALL.replace("\"none\", \"badnets\", \"blended\"", &format!("\"{attack}\""));
