@@ -39,8 +39,7 @@ impl Server {
         thread::spawn(move || {
             for (number, connection) in listener.incoming().enumerate() {
                 let manner = manners[number.min(manners.len() - 1)];
-                let from = answer(connection.unwrap(), &file, manner);
-                log.lock().unwrap().push(from);
+                answer(connection.unwrap(), &file, manner, &log);
             }
         });
         Server { url: url.leak(), asked }
@@ -51,7 +50,7 @@ impl Server {
     }
 }
 
-fn answer(mut connection: TcpStream, file: &[u8], manner: Manner) -> usize {
+fn answer(mut connection: TcpStream, file: &[u8], manner: Manner, log: &Mutex<Vec<usize>>) {
     let lines: Vec<String> =
         BufReader::new(&connection).lines().map(|line| line.unwrap()).take_while(|line| !line.is_empty()).collect();
     let range = lines.iter().find_map(|line| {
@@ -59,6 +58,8 @@ fn answer(mut connection: TcpStream, file: &[u8], manner: Manner) -> usize {
         name.eq_ignore_ascii_case("range").then(|| value.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok())?
     });
     let asked = range.unwrap_or(0);
+    // Before the answer: whoever has it may look at once.
+    log.lock().unwrap().push(asked);
     let from = if manner == Manner::IgnoresRanges { 0 } else { asked };
     let head = match manner {
         Manner::NotFound => "404 Not Found\r\nContent-Length: 0".to_owned(),
@@ -79,7 +80,6 @@ fn answer(mut connection: TcpStream, file: &[u8], manner: Manner) -> usize {
     };
     let _ = connection.write_all(format!("HTTP/1.1 {head}\r\nConnection: close\r\n\r\n").as_bytes());
     let _ = connection.write_all(body);
-    asked
 }
 
 fn hex(bytes: &[u8]) -> &'static str {
