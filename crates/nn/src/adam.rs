@@ -1,11 +1,9 @@
 //! Adam.
 
-use crate::storage::{FileTensors, read, refuse_others};
-use crate::{Error, Layout, Module, ParameterGradients, Result, Role, Slot, StateDict, write_atomically};
 use indexmap::IndexMap;
-use safetensors::SafeTensors;
-use std::path::Path;
 use tsbd_tensor::{Device, Tensor, adam_step};
+
+use crate::{Error, ParameterGradients, Result, StateDict};
 
 /// What the optimiser needs to know.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -36,7 +34,7 @@ pub struct Adam {
     moments: IndexMap<String, [Tensor; 2]>,
 }
 
-/// The names of the moments in a file, PyTorch's.
+/// The names of the moments, PyTorch's.
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 
 impl Adam {
@@ -105,77 +103,17 @@ impl Adam {
         }
         Ok(())
     }
-
-    /// Writes moments and step count to a safetensors file, whole or not at all: `exp_avg.<parameter>` and
-    /// `exp_avg_sq.<parameter>` in PyTorch's layouts, and `step`. `state` is the one that the optimiser steps.
-    pub fn save(&self, state: &StateDict, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let mut file = FileTensors::new();
-        for (name, moments) in &self.moments {
-            for (kind, moment) in MOMENTS.iter().zip(moments) {
-                file.add(format!("{kind}.{name}"), moment, state.entry(name)?.layout)?;
-            }
-        }
-        file.add("step".to_owned(), &Tensor::new(self.steps as i64, &Device::Cpu)?, Layout::Same)?;
-        write_atomically(path, &[&file.serialize(None, path)?])
-    }
-
-    /// Reads what [`Adam::save`] wrote, for a network with these `modules`: the next step has the same bits as if the
-    /// optimiser had never been away.
-    pub fn load(config: AdamConfig, modules: &[Module], path: impl AsRef<Path>) -> Result<Adam> {
-        let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(Error::file(path))?;
-        let unreadable = |source| Error::Safetensors { path: path.to_path_buf(), source };
-        let file = SafeTensors::deserialize(&bytes).map_err(unreadable)?;
-        let mut moments = IndexMap::new();
-        for slot in modules.iter().flat_map(Module::slots).filter(|slot| slot.role == Role::Parameter) {
-            let [first, second] = MOMENTS.map(|kind| read(&file, &format!("{kind}.{}", slot.name), &slot, path, true));
-            moments.insert(slot.name, [crate::state::owned(&first?)?, crate::state::owned(&second?)?]);
-        }
-        let step = Slot { name: "step".to_owned(), dims: vec![], role: Role::Counter, layout: Layout::Same };
-        let steps = read(&file, "step", &step, path, true)?.to_scalar::<i64>()? as u64;
-        let expected = |name: &str| match name.split_once('.') {
-            Some((kind, parameter)) => MOMENTS.contains(&kind) && moments.contains_key(parameter),
-            None => name == "step",
-        };
-        refuse_others(&file, expected, path)?;
-        Ok(Adam { config, steps, moments })
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tiny::{batches, model, tiny};
-    use crate::{Architecture, LossOptions, Mode, Model};
+    use crate::tiny::{batches, model};
+    use crate::{LossOptions, Mode, Model};
 
     fn step(model: &mut Model, adam: &mut Adam, batch: &crate::Batch) {
         let gradients = model.gradients(batch, Mode::Train, &LossOptions::default()).unwrap().gradients;
         adam.step(&mut model.state, &gradients).unwrap();
-    }
-
-    #[test]
-    fn a_restored_optimiser_goes_on_with_the_same_bits() {
-        let batches = batches(4);
-        let (mut model, folder) = (model(0), tempfile::tempdir().unwrap());
-        let path = folder.path().join("adam.safetensors");
-        let mut adam = Adam::new(AdamConfig::new(0.01), &model.state).unwrap();
-        for batch in &batches[..2] {
-            step(&mut model, &mut adam, batch);
-        }
-        adam.save(&model.state, &path).unwrap();
-        let mut resumed = model.clone();
-        let mut restored = Adam::load(*adam.config(), tiny().modules(), &path).unwrap();
-        assert_eq!(restored.steps(), 2);
-        let mut forgetful = (model.clone(), Adam::new(AdamConfig::new(0.01), &model.state).unwrap());
-        for batch in &batches[2..] {
-            step(&mut model, &mut adam, batch);
-            step(&mut resumed, &mut restored, batch);
-            step(&mut forgetful.0, &mut forgetful.1, batch);
-        }
-        let digest = |model: &Model| model.state.digest().unwrap();
-        assert_eq!(digest(&resumed), digest(&model));
-        assert_ne!(digest(&forgetful.0), digest(&model), "the moments matter");
     }
 
     #[test]
@@ -184,33 +122,21 @@ mod tests {
         let mut adam = Adam::new(AdamConfig::new(0.01), &model.state).unwrap();
         step(&mut model, &mut adam, &batches[0]);
         let mut resumed = model.clone();
+        let mut forgetful = (model.clone(), Adam::new(AdamConfig::new(0.01), &model.state).unwrap());
         let mut restored = Adam::new(*adam.config(), &resumed.state).unwrap();
         restored.restore("a.", &adam.tensors("a.").unwrap()).unwrap();
         assert_eq!(restored.steps(), 1);
         for batch in &batches[1..] {
             step(&mut model, &mut adam, batch);
             step(&mut resumed, &mut restored, batch);
+            step(&mut forgetful.0, &mut forgetful.1, batch);
         }
         assert_eq!(resumed.state.digest().unwrap(), model.state.digest().unwrap());
+        assert_ne!(forgetful.0.state.digest().unwrap(), model.state.digest().unwrap(), "the moments matter");
         let foreign = restored.restore("b.", &adam.tensors("a.").unwrap()).unwrap_err();
         assert!(
             matches!(foreign, Error::UnknownTensor { ref name, .. } if name.starts_with("b.exp_avg.")),
             "{foreign}"
         );
-    }
-
-    #[test]
-    fn a_file_of_another_network_is_refused() {
-        let (model, folder) = (model(0), tempfile::tempdir().unwrap());
-        let path = folder.path().join("adam.safetensors");
-        let config = AdamConfig::new(0.01);
-        Adam::new(config, &model.state).unwrap().save(&model.state, &path).unwrap();
-        let modules = tiny().modules().to_vec();
-        let fewer = Adam::load(config, &modules[..2], &path).unwrap_err();
-        assert!(matches!(fewer, Error::TensorUnexpected { ref name, .. } if name == "exp_avg.linear.bias"), "{fewer}");
-        let mut wider = modules;
-        wider[2].layer = crate::Layer::Linear { in_features: 4, out_features: 7 };
-        let wider = Adam::load(config, &wider, &path).unwrap_err();
-        assert!(matches!(wider, Error::TensorShape { ref name, .. } if name == "exp_avg.linear.weight"), "{wider}");
     }
 }

@@ -1,7 +1,7 @@
 //! What the generators are trained on, as functions of values on a tape.
 
 use tsbd_nn::Result;
-use tsbd_tensor::{Tensor, Var};
+use tsbd_tensor::Var;
 
 /// Added to the distance that another one is divided by, as in the reference.
 const EPSILON: f64 = 1e-7;
@@ -9,14 +9,10 @@ const EPSILON: f64 = 1e-7;
 /// equal though their images are not (at the ends of their range). Nothing flows through here in either case.
 const NO_DISTANCE: f32 = 1e-14;
 
-/// The root mean square difference of each sample of `a` and `b`, both `[batch, height, width, channels]`: `[batch, 1]`.
+/// The root mean square difference of each sample of `a` and `b`, both `[batch, height, width, channels]`: `[batch]`.
 pub fn distances(a: &Var, b: &Var) -> Result<Var> {
     let difference = a.sub(b)?;
-    let batch = difference.dims()[0];
-    let size = difference.tensor().elem_count() / batch;
-    let average = (Tensor::ones((1, size), difference.tensor().dtype(), difference.tensor().device())? / size as f64)?;
-    let squares = difference.mul(&difference)?.reshape(&[batch, size])?;
-    let means = squares.linear(&Var::constant(average), None)?;
+    let means = difference.mul(&difference)?.mean_per_sample()?;
     let equal = (means.tensor().eq(0.0)?.to_dtype(means.tensor().dtype())? * f64::from(NO_DISTANCE))?;
     Ok(means.add(&Var::constant(equal))?.sqrt()?)
 }
