@@ -39,7 +39,8 @@ const COPIED: usize = 1 << 25;
 /// use, so that neither memory nor waiting for a result limits it. Memory: copying 128 MiB, as the C library does it.
 /// A direct convolution cannot be faster than the first, nor an operation that reads and writes large tensors much
 /// faster than the second. Winograd's convolution can seem to be: it is compared by the operations of the direct sum,
-/// of which it needs fewer; and so can products on tile registers, which are not multiply-adds in `f32`. A cache of hundreds of megabytes makes the second a bandwidth of that cache.
+/// of which it needs fewer; and so can products on tile registers, which are not multiply-adds in `f32`. A cache of
+/// hundreds of megabytes makes the second a bandwidth of that cache.
 ///
 /// Threads are those of the current rayon pool. Call it while nothing else runs: a busy core shows.
 pub fn machine_peak() -> MachinePeak {

@@ -59,7 +59,7 @@ pub enum InstructionSet {
     /// AVX-512 (F, BW, DQ, VL).
     Avx512,
     /// AVX-512, and for the products of fast convolutions AMX with factors split in two `bf16`: the error of a product is
-    /// about 2^-16 of it, a hundred times that of the other sets.
+    /// about 2^-16 of it, where the other sets have 2^-24.
     Amx,
 }
 

@@ -2,8 +2,8 @@
 //! cycle as AVX-512 in `f32`, after three of them have been spent on one.
 //!
 //! A factor is split into two `bf16`, `x = high + low` up to 2^-17 of itself, and a product is
-//! `high·high + high·low + low·high`: its error is about 2^-16 of it, a hundred times that of `f32` and a hundredth of that of
-//! TF32 or `bf16`. Sums are of `f32`. Parts below 2^-126 count as zeros, so that numbers below 2^-110 lose their low part;
+//! `high·high + high·low + low·high`: its error is about 2^-16 of it, between those of `f32` (2^-24) and of TF32 (2^-11) or
+//! `bf16` (2^-8). Sums are of `f32`. Parts below 2^-126 count as zeros, so that numbers below 2^-110 lose their low part;
 //! what rounds to infinity in `bf16` (from 3.396e38 on) is not a number in the product.
 //!
 //! A matrix on the left is kept in rows, a matrix on the right in columns of tiles; both take the room of the `f32` they are
