@@ -2,19 +2,21 @@
 //!
 //! A piece of work is a run of output pixels (or, backward, a group of images): its patches are unrolled
 //! into memory of the thread that stays in its cache, and multiplied at once, by the `gemm` crate. The layers of most
-//! networks go elsewhere: in `f32`, with channels that fill registers, to the products of [`direct`], and where `fast` is
-//! asked for to Winograd's algorithm.
+//! networks go elsewhere: in `f32`, with channels that fill registers, to the products of [`direct`], to Winograd's
+//! algorithm where it is asked for, or to [`bf16`].
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::bf16;
 use super::direct;
 use super::matrix::{Matrix, add_product, product};
 use super::simd::multiversion;
 use super::winograd;
 use super::{Element, assume_written, written};
+use crate::ops::ConvolutionAlgorithm;
 
 /// All sizes of one convolution.
 #[derive(Clone, Copy, Debug)]
@@ -195,7 +197,14 @@ pub(super) fn scratch_length(g: &Geometry, pixels: usize) -> usize {
 }
 
 /// The convolution of `x: [images, height, width, in]` with `weight: [kh, kw, in, out]`, plus `start`.
-pub(crate) fn forward<T: Element>(g: &Geometry, fast: bool, x: &[T], weight: &[T], start: Start<T>) -> Vec<T> {
+pub(crate) fn forward<T: Element>(g: &Geometry, algorithm: ConvolutionAlgorithm, x: &[T], weight: &[T], start: Start<T>) -> Vec<T> {
+    let fast = algorithm == ConvolutionAlgorithm::Fast;
+    if algorithm == ConvolutionAlgorithm::Bf16
+        && let (Some(x), Some(weight), Some(start)) = (T::single(x), T::single(weight), start.single())
+        && let Some(y) = T::from_single(bf16::forward(g, x, weight, start))
+    {
+        return y;
+    }
     let addend = match start {
         Start::Nothing => Some(None),
         Start::Residual(residual) => Some(Some(residual)),
@@ -250,11 +259,18 @@ pub(super) fn backward_group(g: &Geometry) -> (usize, usize) {
 /// The gradient with respect to `x`, plus `existing`.
 pub(crate) fn backward_input<T: Element>(
     g: &Geometry,
-    fast: bool,
+    algorithm: ConvolutionAlgorithm,
     dy: &[T],
     weight: &[T],
     existing: Option<&[T]>,
 ) -> Vec<T> {
+    let fast = algorithm == ConvolutionAlgorithm::Fast;
+    if algorithm == ConvolutionAlgorithm::Bf16
+        && let (Some(dy), Some(weight)) = (T::single(dy), T::single(weight))
+        && let Some(dx) = T::from_single(bf16::backward_input(g, dy, weight, existing.and_then(T::single)))
+    {
+        return dx;
+    }
     if fast
         && let (Some(dy), Some(weight)) = (T::single(dy), T::single(weight))
         && let Some(dx) = winograd::backward_input(g, dy, weight, existing.and_then(T::single)).and_then(T::from_single)
@@ -326,7 +342,14 @@ pub(super) fn weight_groups(g: &Geometry) -> usize {
 }
 
 /// The gradient with respect to the weight.
-pub(crate) fn backward_weight<T: Element>(g: &Geometry, fast: bool, x: &[T], dy: &[T]) -> Vec<T> {
+pub(crate) fn backward_weight<T: Element>(g: &Geometry, algorithm: ConvolutionAlgorithm, x: &[T], dy: &[T]) -> Vec<T> {
+    let fast = algorithm == ConvolutionAlgorithm::Fast;
+    if algorithm == ConvolutionAlgorithm::Bf16
+        && let (Some(x), Some(dy)) = (T::single(x), T::single(dy))
+        && let Some(dw) = T::from_single(bf16::backward_weight(g, x, dy))
+    {
+        return dw;
+    }
     if fast
         && let (Some(x), Some(dy)) = (T::single(x), T::single(dy))
         && let Some(dw) = winograd::backward_weight(g, x, dy).and_then(T::from_single)

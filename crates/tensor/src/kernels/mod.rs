@@ -12,6 +12,7 @@ use std::ops::AddAssign;
 use candle_core::{CpuStorage, CpuStorageRef};
 
 pub(crate) mod allocator;
+mod bf16;
 mod bilinear;
 pub(crate) mod convolution;
 mod direct;
@@ -99,6 +100,26 @@ unsafe fn written<T>(length: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) ->
     // SAFETY: the capacity is at least `length`, and the caller vouches that `fill` wrote every element.
     unsafe { values.set_len(length) };
     values
+}
+
+/// A pointer that pieces of work on several threads write through, each to places of its own.
+#[derive(Clone, Copy)]
+struct Shared(*mut f32);
+
+// SAFETY: the users write to places that no other piece of work touches.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn of(slice: &mut [MaybeUninit<f32>]) -> Self {
+        Self(slice.as_mut_ptr().cast())
+    }
+
+    /// A method, so that closures take the whole struct.
+    fn at(self, offset: usize) -> *mut f32 {
+        self.0.wrapping_add(offset)
+    }
 }
 
 /// A slice of which every element has been written.

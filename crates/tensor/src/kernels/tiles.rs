@@ -20,7 +20,7 @@ use super::lanes::{Amx, transposed};
 use super::product::{Products, TILE_STEPS};
 
 /// Rows of a tile, and columns of sums.
-const SIDE: usize = 16;
+pub(super) const SIDE: usize = 16;
 /// Steps that are multiplied at once: products have whole groups of them.
 const GROUP: usize = TILE_STEPS;
 
@@ -35,6 +35,7 @@ pub(super) fn available() -> bool {
         const AMX_BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
         // Every processor with AVX-512 has the leaf.
         std::arch::is_x86_feature_detected!("avx512bw")
+            && std::arch::is_x86_feature_detected!("avx512bf16")
             && __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE
             && {
                 // SAFETY: the call takes two numbers and changes what the process may use, no memory.
@@ -197,7 +198,7 @@ unsafe fn left_of_columns(m: usize, k: usize, rows: *const f32, stride: usize, l
 
 /// The shapes of the eight tile registers: four of sums, two of the left (`rows` of them, like the sums) and two of the right.
 #[repr(C, align(64))]
-struct Configuration {
+pub(super) struct Configuration {
     palette: u8,
     start_row: u8,
     reserved: [u8; 14],
@@ -206,7 +207,7 @@ struct Configuration {
 }
 
 impl Configuration {
-    fn of(rows: usize) -> Self {
+    pub(super) fn of(rows: usize) -> Self {
         let (mut bytes_per_row, mut tile_rows) = ([0; 16], [0; 16]);
         bytes_per_row[..8].fill(64);
         tile_rows[..6].fill(rows as u8);
@@ -216,7 +217,7 @@ impl Configuration {
 
     /// # Safety
     /// The machine has tile registers, and the process may use them.
-    unsafe fn load(&self) {
+    pub(super) unsafe fn load(&self) {
         // SAFETY: the configuration is one that the machine takes, and the caller vouches for the machine.
         unsafe {
             asm!(
@@ -234,7 +235,7 @@ impl Configuration {
 ///
 /// # Safety
 /// As [`Configuration::load`].
-unsafe fn release() {
+pub(super) unsafe fn release() {
     // SAFETY: as for this function.
     unsafe {
         asm!(
@@ -255,6 +256,7 @@ macro_rules! of_two {
         ""
     };
 }
+pub(super) use of_two;
 
 /// A block of `$ROWS × $COLUMNS` tiles of sums over `groups` groups of steps.
 macro_rules! block {

@@ -19,6 +19,10 @@ pub enum ConvolutionAlgorithm {
     Fast,
     /// Every convolution as a direct sum of products.
     Exact,
+    /// Factors rounded to `bf16` (eight significant bits), products added in `f32`: what PyTorch's automatic mixed precision
+    /// does, except that outputs are not rounded. Direct sums on tile registers with [`InstructionSet::Amx`] and channels
+    /// in multiples of 32, which is what it is for; elsewhere [`Self::Fast`] on rounded factors, at its speed.
+    Bf16,
 }
 
 const VARIABLE: &str = "TSBD_CONV";
@@ -26,22 +30,23 @@ const UNSET: u8 = 0;
 static CHOSEN: AtomicU8 = AtomicU8::new(UNSET);
 
 impl ConvolutionAlgorithm {
+    const ALL: [Self; 3] = [Self::Fast, Self::Exact, Self::Bf16];
+
     /// The algorithm in use: what [`Self::set`] has chosen, else what the environment variable `TSBD_CONV` says
-    /// (`exact` or `fast`, read once), else [`Self::Fast`].
+    /// (`exact`, `fast` or `bf16`, read once), else [`Self::Fast`].
     ///
     /// # Errors
     /// If the variable says something else.
     pub fn current() -> Result<Self> {
         static FROM_ENVIRONMENT: OnceLock<std::result::Result<ConvolutionAlgorithm, String>> = OnceLock::new();
-        match CHOSEN.load(Ordering::Relaxed) {
-            chosen if chosen == Self::Fast as u8 + 1 => return Ok(Self::Fast),
-            chosen if chosen == Self::Exact as u8 + 1 => return Ok(Self::Exact),
-            _ => {}
+        let chosen = CHOSEN.load(Ordering::Relaxed);
+        if let Some(algorithm) = Self::ALL.into_iter().find(|algorithm| *algorithm as u8 + 1 == chosen) {
+            return Ok(algorithm);
         }
         let read = || Self::parse(std::env::var_os(VARIABLE).map(|text| text.to_string_lossy().into_owned()));
         match FROM_ENVIRONMENT.get_or_init(read) {
             Ok(algorithm) => Ok(*algorithm),
-            Err(text) => Err(Error::value("convolution", VARIABLE, text, "set it to `exact` or `fast`, or unset it")),
+            Err(text) => Err(Error::value("convolution", VARIABLE, text, "set it to `fast`, `exact` or `bf16`, or unset it")),
         }
     }
 
@@ -51,10 +56,16 @@ impl ConvolutionAlgorithm {
     }
 
     fn parse(text: Option<String>) -> std::result::Result<Self, String> {
-        match text.as_deref() {
-            None | Some("fast") => Ok(Self::Fast),
-            Some("exact") => Ok(Self::Exact),
-            Some(other) => Err(other.to_owned()),
+        let Some(text) = text else { return Ok(Self::Fast) };
+        Self::ALL.into_iter().find(|algorithm| algorithm.name() == text).ok_or(text)
+    }
+
+    /// As in `TSBD_CONV`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fast => "fast",
+            Self::Exact => "exact",
+            Self::Bf16 => "bf16",
         }
     }
 }
@@ -64,11 +75,8 @@ impl ConvolutionAlgorithm {
 /// # Errors
 /// If one of the environment variables says what it cannot say.
 pub fn kernels_in_use() -> Result<String> {
-    let convolution = match ConvolutionAlgorithm::current()? {
-        ConvolutionAlgorithm::Fast => "fast",
-        ConvolutionAlgorithm::Exact => "exact",
-    };
-    Ok(format!("{}, {convolution} convolution", InstructionSet::current()?.name()))
+    let (instructions, convolution) = (InstructionSet::current()?, ConvolutionAlgorithm::current()?);
+    Ok(format!("{}, {} convolution", instructions.name(), convolution.name()))
 }
 
 #[cfg(test)]
@@ -76,10 +84,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_environment_variable_takes_two_words() {
+    fn the_environment_variable_takes_three_words() {
         assert_eq!(ConvolutionAlgorithm::parse(None), Ok(ConvolutionAlgorithm::Fast));
         assert_eq!(ConvolutionAlgorithm::parse(Some("fast".into())), Ok(ConvolutionAlgorithm::Fast));
         assert_eq!(ConvolutionAlgorithm::parse(Some("exact".into())), Ok(ConvolutionAlgorithm::Exact));
+        assert_eq!(ConvolutionAlgorithm::parse(Some("bf16".into())), Ok(ConvolutionAlgorithm::Bf16));
         assert_eq!(ConvolutionAlgorithm::parse(Some("winograd".into())), Err("winograd".to_owned()));
     }
 }

@@ -38,7 +38,7 @@ impl Var {
     pub fn conv_transpose2d(&self, weight: &Var, bias: Option<&Var>, options: ConvTranspose2d) -> Result<Var> {
         const OPERATION: &str = "conv_transpose2d";
         let g = geometry(OPERATION, self.tensor(), weight.tensor(), options)?;
-        let fast = ConvolutionAlgorithm::current()? == ConvolutionAlgorithm::Fast;
+        let algorithm = ConvolutionAlgorithm::current()?;
         if let Some(bias) = bias {
             exact(OPERATION, "bias", bias.tensor(), &[g.in_channels], "[out]")?;
         }
@@ -52,7 +52,7 @@ impl Var {
                 }
                 None => None,
             };
-            let y = convolution::backward_input(&g, fast, &x, &filter, start.as_deref());
+            let y = convolution::backward_input(&g, algorithm, &x, &filter, start.as_deref());
             tensor(y, &[g.images, g.height, g.width, g.in_channels])
         })?;
         let mut inputs = vec![self, weight];
@@ -67,11 +67,11 @@ impl Var {
                     flow.add(node, channel_sums(BACKWARD, &dy)?)?;
                 }
                 if let Some((node, x)) = kept_x {
-                    flow.add(node, weight_gradient(&g, fast, &dy, &x)?)?;
+                    flow.add(node, weight_gradient(&g, algorithm, &dy, &x)?)?;
                 }
                 let Some((node, weight)) = kept_weight else { return Ok(()) };
                 let existing = flow.take(node);
-                flow.add(node, input_gradient(&g, fast, &dy, &weight, existing)?)
+                flow.add(node, input_gradient(&g, algorithm, &dy, &weight, existing)?)
             })
         })
     }
@@ -122,13 +122,13 @@ fn geometry(operation: &'static str, x: &Tensor, weight: &Tensor, options: ConvT
 
 const BACKWARD: &str = "conv_transpose2d backward";
 
-fn input_gradient(g: &Geometry, fast: bool, dy: &Tensor, weight: &Tensor, existing: Option<Tensor>) -> Result<Tensor> {
+fn input_gradient(g: &Geometry, algorithm: ConvolutionAlgorithm, dy: &Tensor, weight: &Tensor, existing: Option<Tensor>) -> Result<Tensor> {
     by_element!(BACKWARD, "dy", dy, T => {
         let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;
         let weight = Operand::<T>::read(BACKWARD, "weight", weight)?;
         let existing = existing.as_ref().map(|sum| Operand::<T>::read(BACKWARD, "dx", sum)).transpose()?;
         let start = existing.as_deref().map_or(Start::Nothing, Start::Residual);
-        let dx = convolution::forward(g, fast, &dy, &weight, start);
+        let dx = convolution::forward(g, algorithm, &dy, &weight, start);
         tensor(dx, &[g.images, g.out_height, g.out_width, g.out_channels])
     })
 }

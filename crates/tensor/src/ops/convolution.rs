@@ -83,7 +83,7 @@ fn geometry(operation: &'static str, x: &Tensor, weight: &Tensor, options: Conv2
 
 fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, addend: Addend) -> Result<Var> {
     let g = geometry(operation, x.tensor(), weight.tensor(), options)?;
-    let fast = ConvolutionAlgorithm::current()? == ConvolutionAlgorithm::Fast;
+    let algorithm = ConvolutionAlgorithm::current()?;
     let out_dims = [g.images, g.out_height, g.out_width, g.out_channels];
     match addend {
         Addend::Nothing => {}
@@ -96,14 +96,14 @@ fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, add
         let image = Operand::<T>::read(operation, "x", x.tensor())?;
         let filter = Operand::<T>::read(operation, "weight", weight.tensor())?;
         let output = match addend {
-            Addend::Nothing => convolution::forward(&g, fast, &image, &filter, Start::Nothing),
+            Addend::Nothing => convolution::forward(&g, algorithm, &image, &filter, Start::Nothing),
             Addend::Bias(bias) => {
                 let bias = Operand::<T>::read(operation, "bias", bias.tensor())?;
-                convolution::forward(&g, fast, &image, &filter, Start::Bias(&bias))
+                convolution::forward(&g, algorithm, &image, &filter, Start::Bias(&bias))
             }
             Addend::Residual(residual) => {
                 let residual = Operand::<T>::read(operation, "residual", residual.tensor())?;
-                convolution::forward(&g, fast, &image, &filter, Start::Residual(&residual))
+                convolution::forward(&g, algorithm, &image, &filter, Start::Residual(&residual))
             }
         };
         tensor(output, &out_dims)
@@ -126,11 +126,11 @@ fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, add
                 flow.add(node, channel_sums(BACKWARD, &dy)?)?;
             }
             if let Some((node, x)) = kept_x {
-                flow.add(node, weight_gradient(&g, fast, &x, &dy)?)?;
+                flow.add(node, weight_gradient(&g, algorithm, &x, &dy)?)?;
             }
             if let Some((node, weight)) = kept_weight {
                 let existing = flow.take(node);
-                flow.add(node, input_gradient(&g, fast, &dy, &weight, existing)?)?;
+                flow.add(node, input_gradient(&g, algorithm, &dy, &weight, existing)?)?;
             }
             // Last, because the gradient itself is moved.
             residual_node.map_or(Ok(()), |node| flow.add(node, dy))
@@ -162,21 +162,21 @@ fn tangent(x: &Var, weight: &Var, options: Conv2d, addend: Addend, out_dims: &[u
 
 const BACKWARD: &str = "conv2d backward";
 
-fn input_gradient(g: &Geometry, fast: bool, dy: &Tensor, weight: &Tensor, existing: Option<Tensor>) -> Result<Tensor> {
+fn input_gradient(g: &Geometry, algorithm: ConvolutionAlgorithm, dy: &Tensor, weight: &Tensor, existing: Option<Tensor>) -> Result<Tensor> {
     by_element!(BACKWARD, "dy", dy, T => {
         let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;
         let weight = Operand::<T>::read(BACKWARD, "weight", weight)?;
         let existing = existing.as_ref().map(|sum| Operand::<T>::read(BACKWARD, "dx", sum)).transpose()?;
-        let dx = convolution::backward_input(g, fast, &dy, &weight, existing.as_deref());
+        let dx = convolution::backward_input(g, algorithm, &dy, &weight, existing.as_deref());
         tensor(dx, &[g.images, g.height, g.width, g.in_channels])
     })
 }
 
 /// The gradient of the weight, from the input of the convolution and the gradient of its output.
-pub(super) fn weight_gradient(g: &Geometry, fast: bool, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+pub(super) fn weight_gradient(g: &Geometry, algorithm: ConvolutionAlgorithm, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     by_element!(BACKWARD, "dy", dy, T => {
         let (x, dy) = (Operand::<T>::read(BACKWARD, "x", x)?, Operand::<T>::read(BACKWARD, "dy", dy)?);
-        let dw = convolution::backward_weight(g, fast, &x, &dy);
+        let dw = convolution::backward_weight(g, algorithm, &x, &dy);
         tensor(dw, &[g.kernel_height, g.kernel_width, g.in_channels, g.out_channels])
     })
 }

@@ -8,7 +8,6 @@
 
 mod transform;
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -16,7 +15,7 @@ use rayon::prelude::*;
 use super::convolution::Geometry;
 use super::lanes::with_widest_lanes;
 use super::product::{LINE, Products};
-use super::{Element, written};
+use super::{Element, Shared, written};
 use transform::{POSITIONS, TILE};
 
 /// Whether these sizes are served here at all, on machines whose registers divide the channels.
@@ -90,26 +89,6 @@ impl Maps {
     }
 }
 
-/// A pointer that pieces of work on several threads write through, each to places of its own.
-#[derive(Clone, Copy)]
-struct Shared(*mut f32);
-
-// SAFETY: the users below write to places that no other piece of work touches.
-unsafe impl Send for Shared {}
-// SAFETY: as above.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    fn of(slice: &mut [MaybeUninit<f32>]) -> Self {
-        Self(slice.as_mut_ptr().cast())
-    }
-
-    /// A method, so that closures take the whole struct.
-    fn at(self, offset: usize) -> *mut f32 {
-        self.0.wrapping_add(offset)
-    }
-}
-
 /// Elements added between positions, so that they do not all fall on the same cache sets.
 const SKEW: usize = LINE;
 
@@ -128,7 +107,7 @@ impl Positions {
         let stride = size + SKEW;
         let mut memory = Vec::with_capacity(POSITIONS * stride + LINE);
         let first = Shared::of(memory.spare_capacity_mut());
-        let first = Shared(first.at(first.0.align_offset(LINE * size_of::<f32>()).min(LINE)));
+        let first = Shared(first.at(first.at(0).align_offset(LINE * size_of::<f32>()).min(LINE)));
         Self { memory, first, stride }
     }
 
