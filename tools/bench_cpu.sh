@@ -146,7 +146,6 @@ def compare(of):
         print(f"\n{work}, width {width}, batch {first['batch']}, {first['threads']} threads, rounds: {rounds}{limit}")
         variants = groups(runs, "variant")
         done = {name: [r for r in rs if "failed" not in r] for (name,), rs in variants.items()}
-        ours = done.get("tsbd f32", [])
         rows = [["", "ms a step", "fastest", "CPU ms", "data ms", "images/s", "MB", "x tsbd", "x tsbd CPU"]]
         best = {}
         for name, rs in done.items():
@@ -156,6 +155,7 @@ def compare(of):
             row = [name, f"{time:.1f}", f"{min(r[FASTEST] for r in rs):.1f}", f"{cpu:.1f}"]
             row += [f"{middle(rs, 'data_milliseconds_per_step'):.2f}", f"{middle(rs, 'images_per_second'):.0f}"]
             row += [f"{middle(rs, 'peak_memory_mb'):.0f}"]
+            ours = done.get(f"tsbd {rs[0]['precision']}", [])
             if ours:
                 row += [f"{time / middle(ours, TIME):.2f}", f"{cpu / middle(ours, CPU):.2f}"]
             rows.append(row + [""] * (9 - len(row)))
@@ -165,12 +165,11 @@ def compare(of):
                     best[key] = (name, time)
         table(rows)
         for precision, (name, _) in best.items():
-            if not ours:
-                break
+            ours = done.get(f"tsbd {precision}", [])
             wall, cpu = ratios(done[name], ours, TIME), ratios(done[name], ours, CPU)
             if wall:
                 print(
-                    f"tsbd is {median(wall):.2f} times as fast as the best {precision} ({name}); "
+                    f"tsbd {precision} is {median(wall):.2f} times as fast as the best {precision} ({name}); "
                     f"round by round {min(wall):.2f} to {max(wall):.2f}, in processor time {median(cpu):.2f}"
                 )
         for (name,), rs in variants.items():
@@ -298,14 +297,15 @@ steps_of() { # WIDTH
   if [[ -n $steps ]]; then echo "$steps"; elif (($1 >= 64)); then echo 6; else echo 15; fi
 }
 
-# measure_tsbd WORK WIDTH BATCH THREADS FIELD...
+# measure_tsbd PRECISION WORK WIDTH BATCH THREADS FIELD...
 measure_tsbd() {
-  local work=$1 width=$2 images=$3 count=$4
-  shift 4
-  printf '%s width %s batch %s: tsbd, %s threads: ' "$work" "$width" "$images" "$count" >&2
-  { "$TSBD" bench "$work" --json --width "$width" --batch "$images" --threads "$count" --steps "$(steps_of "$width")" \
+  local precision=$1 work=$2 width=$3 images=$4 count=$5 convolution=fast
+  shift 5
+  [[ $precision == bf16 ]] && convolution=bf16
+  printf '%s width %s batch %s: tsbd %s, %s threads: ' "$work" "$width" "$images" "$precision" "$count" >&2
+  { TSBD_CONV=$convolution "$TSBD" bench "$work" --json --width "$width" --batch "$images" --threads "$count" --steps "$(steps_of "$width")" \
     --warmup "$warmup" 2>"$errors" || true; } |
-    add program=tsbd variant="tsbd f32" work="$work" width="$width" batch="$images" threads="$count" "$@"
+    add program=tsbd variant="tsbd $precision" precision="$precision" work="$work" width="$width" batch="$images" threads="$count" "$@"
 }
 
 # measure_pytorch WORK WIDTH ROUND PRECISION LAYOUT eager|compiled
@@ -330,12 +330,12 @@ if [[ $mode == scaling ]]; then
     for width in $widths; do
       for work in $works; do
         for images in $batches; do
-          measure_tsbd "$work" "$width" "$images" "$threads" round="$round" scaling=batch
+          measure_tsbd f32 "$work" "$width" "$images" "$threads" round="$round" scaling=batch
         done
         for count in $(seq 1 "$threads"); do
           # One, two, four and so on, and all of them.
           ((count == threads || (count & (count - 1)) == 0)) || continue
-          measure_tsbd "$work" "$width" "$batch" "$count" round="$round" scaling=threads
+          measure_tsbd f32 "$work" "$width" "$batch" "$count" round="$round" scaling=threads
         done
       done
     done
@@ -347,7 +347,10 @@ else
   for ((round = 1; round <= rounds; round++)); do
     for width in $widths; do
       for work in $works; do
-        measure_tsbd "$work" "$width" "$batch" "$threads" round="$round"
+        for precision in f32 bf16; do
+          [[ "$precision $only" != "f32 bf16"* && "$precision $only" != "bf16 f32"* ]] || continue
+          measure_tsbd "$precision" "$work" "$width" "$batch" "$threads" round="$round"
+        done
         [[ -n $has_pytorch ]] || continue
         for precision in f32 bf16; do
           for layout in contiguous channels_last; do

@@ -11,7 +11,7 @@ use serde_json::json;
 use tsbd_data::{CHANNELS, Dataset, Images, Loader, Normalization};
 use tsbd_models::ModelParameters;
 use tsbd_nn::{Batch, BatchSource, IgnoreProgress, Model, Schedule, SgdConfig, Streams, TrainingConfig};
-use tsbd_tensor::kernels_in_use;
+use tsbd_tensor::{ConvolutionAlgorithm, kernels_in_use};
 
 use super::{at_least_one, median, use_threads};
 use crate::command_line::examples;
@@ -29,6 +29,7 @@ use crate::terminal;
     "tsbd bench train --width 64 --steps 10"
     "tsbd bench train --threads 1 --json"
     "TSBD_CONV=exact tsbd bench train             without Winograd's convolution"
+    "TSBD_CONV=bf16 tsbd bench train              convolutions of bf16 factors"
 ))]
 pub struct Train {
     #[command(flatten)]
@@ -158,7 +159,12 @@ impl Settings {
 
     fn report(&self, work: &str, model: &Model, stopwatch: &Stopwatch) -> Outcome {
         let Measured { steps, data, processor } = stopwatch.measured(self.warmup);
-        let kernels = kernels_in_use().map_err(|error| failed(error.into()))?;
+        let refused = |error: tsbd_tensor::Error| failed(error.into());
+        let kernels = kernels_in_use().map_err(refused)?;
+        let precision = match ConvolutionAlgorithm::current().map_err(refused)? {
+            ConvolutionAlgorithm::Bf16 => "bf16",
+            ConvolutionAlgorithm::Fast | ConvolutionAlgorithm::Exact => "f32",
+        };
         let sorted = |times: &[f64]| {
             let mut times = times.to_vec();
             times.sort_by(f64::total_cmp);
@@ -174,7 +180,7 @@ impl Settings {
             terminal::print_json(&json!({
                 "work": work, "model": model_name, "width": self.width, "image_size": self.image_size,
                 "classes": self.classes, "batch": self.batch, "parameters": model.state.parameter_count(),
-                "device": "cpu", "precision": "f32", "kernels": kernels, "threads": threads,
+                "device": "cpu", "precision": precision, "kernels": kernels, "threads": threads,
                 "steps": self.steps, "warmup": self.warmup, "images_per_second": images_per_second,
                 "milliseconds_per_step": step, "fastest_milliseconds_per_step": fastest,
                 "cpu_milliseconds_per_step": processor, "data_milliseconds_per_step": data, "data_share": data_share,
@@ -183,7 +189,7 @@ impl Settings {
         } else {
             let Settings { width, image_size, batch, .. } = self;
             terminal::print(&format!(
-                "{work} {model_name}, width {width}, {image_size}x{image_size} pixels, batch {batch}, f32, {kernels}, \
+                "{work} {model_name}, width {width}, {image_size}x{image_size} pixels, batch {batch}, {precision}, {kernels}, \
                  {threads} threads of the CPU\n\
                  images a second        {images_per_second:.0}\n\
                  a step                 {step:.2} ms (median of {}; fastest {fastest:.2})\n\
