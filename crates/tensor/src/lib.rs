@@ -15,7 +15,7 @@
 //! - results do not depend on the number of threads: work is cut into pieces of fixed size and partial
 //!   sums are added in a fixed order;
 //! - `f32` convolutions use a faster algorithm with slightly larger rounding errors where they can; the environment
-//!   variable `TSBD_CONV=exact` (or [`ConvolutionAlgorithm::set`]) turns it off;
+//!   variable `TSBD_CONV=exact` (or [`ConvolutionAlgorithm::set`]) turns it off, `bf16` rounds their factors;
 //! - kernels use the widest instructions that the machine has (on AMX with 16 bits of each factor of a convolution);
 //!   `TSBD_SIMD=avx512`, `avx2` or `portable` chooses narrower ones ([`InstructionSet`]).
 //!

@@ -1,4 +1,4 @@
-//! The switch between fast and exact convolution. Alone in its file: it is one switch for the whole process.
+//! The switch between the algorithms of convolution. Alone in its file: it is one switch for the whole process.
 
 use tsbd_tensor::{Conv2d, ConvolutionAlgorithm, DType, Device, InstructionSet, Tape, Tensor};
 
@@ -32,14 +32,21 @@ fn the_switch_changes_the_algorithm_of_f32_and_nothing_else() {
             [y.tensor(), &dx, &dw].map(numbers).to_vec()
         };
         let reference = run(ConvolutionAlgorithm::Exact, DType::F64);
-        assert_eq!(run(ConvolutionAlgorithm::Fast, DType::F64), reference);
+        for algorithm in [ConvolutionAlgorithm::Fast, ConvolutionAlgorithm::Bf16] {
+            assert_eq!(run(algorithm, DType::F64), reference);
+        }
         let exact = run(ConvolutionAlgorithm::Exact, DType::F32);
         let fast = run(ConvolutionAlgorithm::Fast, DType::F32);
+        let bf16 = run(ConvolutionAlgorithm::Bf16, DType::F32);
         let differs = stride == 1 || InstructionSet::current().unwrap() == InstructionSet::Amx;
         for (exact, fast) in exact.iter().zip(&fast) {
             assert_eq!(exact != fast, differs, "{inputs} to {outputs} channels, stride {stride}");
         }
-        for (name, found, tolerance) in [("exact", exact, 2e-6), ("fast", fast, fast_tolerance)] {
+        for (exact, bf16) in exact.iter().zip(&bf16) {
+            // Rounded to eight bits, hardly a sum is the same.
+            assert!(exact.iter().zip(bf16).filter(|(exact, bf16)| exact == bf16).count() * 100 < exact.len());
+        }
+        for (name, found, tolerance) in [("exact", exact, 2e-6), ("fast", fast, fast_tolerance), ("bf16", bf16, 4e-3)] {
             for (found, reference) in found.iter().zip(&reference) {
                 let size = reference.iter().fold(0., |largest: f64, value| largest.max(value.abs()));
                 for (found, reference) in found.iter().zip(reference) {

@@ -197,7 +197,13 @@ pub(super) fn scratch_length(g: &Geometry, pixels: usize) -> usize {
 }
 
 /// The convolution of `x: [images, height, width, in]` with `weight: [kh, kw, in, out]`, plus `start`.
-pub(crate) fn forward<T: Element>(g: &Geometry, algorithm: ConvolutionAlgorithm, x: &[T], weight: &[T], start: Start<T>) -> Vec<T> {
+pub(crate) fn forward<T: Element>(
+    g: &Geometry,
+    algorithm: ConvolutionAlgorithm,
+    x: &[T],
+    weight: &[T],
+    start: Start<T>,
+) -> Vec<T> {
     let fast = algorithm == ConvolutionAlgorithm::Fast;
     if algorithm == ConvolutionAlgorithm::Bf16
         && let (Some(x), Some(weight), Some(start)) = (T::single(x), T::single(weight), start.single())

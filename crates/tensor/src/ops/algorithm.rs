@@ -46,7 +46,9 @@ impl ConvolutionAlgorithm {
         let read = || Self::parse(std::env::var_os(VARIABLE).map(|text| text.to_string_lossy().into_owned()));
         match FROM_ENVIRONMENT.get_or_init(read) {
             Ok(algorithm) => Ok(*algorithm),
-            Err(text) => Err(Error::value("convolution", VARIABLE, text, "set it to `fast`, `exact` or `bf16`, or unset it")),
+            Err(text) => {
+                Err(Error::value("convolution", VARIABLE, text, "set it to `fast`, `exact` or `bf16`, or unset it"))
+            }
         }
     }
 

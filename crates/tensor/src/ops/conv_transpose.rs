@@ -122,7 +122,13 @@ fn geometry(operation: &'static str, x: &Tensor, weight: &Tensor, options: ConvT
 
 const BACKWARD: &str = "conv_transpose2d backward";
 
-fn input_gradient(g: &Geometry, algorithm: ConvolutionAlgorithm, dy: &Tensor, weight: &Tensor, existing: Option<Tensor>) -> Result<Tensor> {
+fn input_gradient(
+    g: &Geometry,
+    algorithm: ConvolutionAlgorithm,
+    dy: &Tensor,
+    weight: &Tensor,
+    existing: Option<Tensor>,
+) -> Result<Tensor> {
     by_element!(BACKWARD, "dy", dy, T => {
         let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;
         let weight = Operand::<T>::read(BACKWARD, "weight", weight)?;

@@ -162,7 +162,13 @@ fn tangent(x: &Var, weight: &Var, options: Conv2d, addend: Addend, out_dims: &[u
 
 const BACKWARD: &str = "conv2d backward";
 
-fn input_gradient(g: &Geometry, algorithm: ConvolutionAlgorithm, dy: &Tensor, weight: &Tensor, existing: Option<Tensor>) -> Result<Tensor> {
+fn input_gradient(
+    g: &Geometry,
+    algorithm: ConvolutionAlgorithm,
+    dy: &Tensor,
+    weight: &Tensor,
+    existing: Option<Tensor>,
+) -> Result<Tensor> {
     by_element!(BACKWARD, "dy", dy, T => {
         let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;
         let weight = Operand::<T>::read(BACKWARD, "weight", weight)?;
@@ -173,7 +179,12 @@ fn input_gradient(g: &Geometry, algorithm: ConvolutionAlgorithm, dy: &Tensor, we
 }
 
 /// The gradient of the weight, from the input of the convolution and the gradient of its output.
-pub(super) fn weight_gradient(g: &Geometry, algorithm: ConvolutionAlgorithm, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+pub(super) fn weight_gradient(
+    g: &Geometry,
+    algorithm: ConvolutionAlgorithm,
+    x: &Tensor,
+    dy: &Tensor,
+) -> Result<Tensor> {
     by_element!(BACKWARD, "dy", dy, T => {
         let (x, dy) = (Operand::<T>::read(BACKWARD, "x", x)?, Operand::<T>::read(BACKWARD, "dy", dy)?);
         let dw = convolution::backward_weight(g, algorithm, &x, &dy);

@@ -10,7 +10,8 @@ fn geometries() -> impl Strategy<Value = Geometry> {
         "the kernel is larger than the image",
         |((images, height, width, kernel_height, kernel_width), in_channels, out_channels, stride, padding)| {
             let padding = padding.min(kernel_height.min(kernel_width) - 1);
-            let out = |size: usize, kernel: usize| (size + 2 * padding).checked_sub(kernel).map(|room| room / stride + 1);
+            let out =
+                |size: usize, kernel: usize| (size + 2 * padding).checked_sub(kernel).map(|room| room / stride + 1);
             let (out_height, out_width) = (out(height, kernel_height)?, out(width, kernel_width)?);
             Some(Geometry {
                 images,

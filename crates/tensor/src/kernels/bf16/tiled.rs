@@ -518,7 +518,8 @@ unsafe fn gather(phases: &[Phase], input: Maps, size: [usize; 3], matrices: &[Li
                 let strides = Strides { left_row: lines * ROW, left_step: ROW, right_step: 2 * TILE };
                 let mut runs = Runs::new();
                 for column in (0..n).step_by(CHANNELS) {
-                    let matrix = |tap: &Tap| &raw const matrices[(column / CHANNELS * taps + tap.matrix) * lines * CHANNELS];
+                    let matrix =
+                        |tap: &Tap| &raw const matrices[(column / CHANNELS * taps + tap.matrix) * lines * CHANNELS];
                     for y in first..(first + rows(phase)).min(phase.size[0]) {
                         for x in (0..phase.size[1]).step_by(2) {
                             let two = x + 1 < phase.size[1];
@@ -531,7 +532,10 @@ unsafe fn gather(phases: &[Phase], input: Maps, size: [usize; 3], matrices: &[Li
                                 Start::Nothing => runs.begin([std::ptr::null(); 2], 0),
                                 Start::Bias(bias) => runs.begin([bias[column..].as_ptr(); 2], 0),
                                 Start::Residual(residual) => {
-                                    runs.begin(places.map(|place| residual[place..].as_ptr()), image * size_of::<f32>());
+                                    runs.begin(
+                                        places.map(|place| residual[place..].as_ptr()),
+                                        image * size_of::<f32>(),
+                                    );
                                 }
                             }
                             for tap in &phase.taps {
@@ -544,7 +548,13 @@ unsafe fn gather(phases: &[Phase], input: Maps, size: [usize; 3], matrices: &[Li
                                 let second = place + if two { phase.stride * pixel } else { 0 };
                                 runs.push([&raw const left[place], &raw const left[second]], matrix(tap));
                             }
-                            runs.sum(two, places.map(|place| output.at(place)), image * size_of::<f32>(), lines, strides);
+                            runs.sum(
+                                two,
+                                places.map(|place| output.at(place)),
+                                image * size_of::<f32>(),
+                                lines,
+                                strides,
+                            );
                         }
                     }
                 }
