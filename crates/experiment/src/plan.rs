@@ -35,6 +35,13 @@ pub enum FigureSpec {
         /// Which of the test images that are triggered, from 0.
         image: usize,
     },
+    /// The table as curves: its rows, which are numbers, along the axis, a curve for each column, a panel for each metric.
+    Curves {
+        /// Whether equal ratios of the rows' numbers are equally far apart.
+        logarithmic: bool,
+    },
+    /// The table as bars: a group for each row, a bar for each column, a panel for each metric.
+    Bars,
 }
 
 /// Which table is made of the results.

@@ -1,11 +1,11 @@
-//! What can go wrong when a table is made.
+//! What can go wrong when a table or a figure is made.
 
 use crate::format::Format;
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a table cannot be made.
+/// Why a table or a figure cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no grid point at all.
@@ -58,6 +58,22 @@ pub enum Error {
         /// The formats there are, separated by commas.
         known: String,
     },
+    /// Curves over something that is no number.
+    #[error(
+        "curves over {axis}: `{value}` is no {}number; give [table] rows an axis of such numbers, or [figure] kind = \"bars\"",
+        if *.logarithmic { "positive " } else { "" }
+    )]
+    NoNumber {
+        /// The axis.
+        axis: String,
+        /// Its value.
+        value: String,
+        /// Whether the axis is logarithmic.
+        logarithmic: bool,
+    },
+    /// A chart that cannot be drawn.
+    #[error("drawing the chart failed: {0}")]
+    Chart(String),
     /// Polars refused.
     #[error("building the table failed in Polars: {0}")]
     Polars(#[from] polars::error::PolarsError),

@@ -6,6 +6,8 @@
 //!                               |
 //!                    render(Format, Emphasis) -> bytes                                  render/
 //!
+//! Table --- curves, bars ---> Chart --- draw ---> Drawing (SVG, PNG)                     figure, chart/
+//!
 //! PictureGrid -- draw ---> Picture      pictures beside each other, with titles         picture_grid, lettering
 //! ```
 //!
@@ -15,8 +17,10 @@
 
 mod aggregate;
 mod axis;
+pub mod chart;
 mod contest;
 mod error;
+mod figure;
 mod format;
 mod lettering;
 mod long;

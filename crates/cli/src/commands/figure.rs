@@ -1,15 +1,17 @@
 //! `tsbd figure`: the figure that an experiment file asks for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tsbd_attack::{LEARNED_TRIGGER, TriggeredTest};
 use tsbd_data::{ImageSource, Picture, write_png};
+use tsbd_experiment::store::write_atomically;
 use tsbd_experiment::{FigureSpec, GridPoint, Plan, Store, registry};
+use tsbd_report::chart::Chart;
 use tsbd_report::{GridColumn, PictureGrid};
 
 use crate::command_line::examples;
-use crate::commands::data;
+use crate::commands::{data, table};
 use crate::failure::{Exit, Failure, Outcome};
 use crate::options::{Folders, Overrides};
 use crate::planning;
@@ -18,9 +20,13 @@ use crate::workbench::Workbench;
 
 /// Draw the figure of an experiment
 ///
-/// The file says which in its section `[figure]`. `kind = "triggers"` shows what each attack of the grid does to one test
-/// image. No model is trained for it; what an attack starts from is taken from the results folder, or made there. A trigger
-/// that is learned with a model is taken from the results folder, and left out where it is not there.
+/// The file says which in its section `[figure]`. `kind = "curves"` and `kind = "bars"` show the experiment's table from
+/// the results there are, as SVG and as PNG: its rows along the horizontal axis, a curve or bar for each of its columns, a panel for each
+/// metric. Nothing is trained for them.
+///
+/// `kind = "triggers"` shows what each attack of the grid does to one test image. No model is trained for it; what an attack
+/// starts from is taken from the results folder, or made there. A trigger that is learned with a model is taken from the
+/// results folder, and left out where it is not there.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd figure experiments/triggers.toml                      figures/triggers.png"
@@ -45,20 +51,55 @@ pub struct Arguments {
 /// Draws and writes.
 pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     let Arguments { file, out, overrides, folders } = arguments;
-    let plan = planning::to_run(&file, &overrides, &folders)?;
-    let grid = match plan.experiment.figure {
-        Some(FigureSpec::Triggers { image }) => triggers(&plan, image, &folders, talk)?,
+    // Results that are there need no data.
+    let spec = planning::to_look(&file, &overrides, &folders)?.experiment.figure;
+    let path = |extension: &str| out.join(file.file_stem().unwrap_or_default()).with_extension(extension);
+    let written = match spec {
+        Some(FigureSpec::Triggers { image }) => {
+            let plan = planning::to_run(&file, &overrides, &folders)?;
+            let drawn = triggers(&plan, image, &folders, talk)?.draw();
+            let path = path("png");
+            make_folder(&out)?;
+            write_png(&path, &drawn.pixels, (drawn.height, drawn.width)).map_err(data::failure)?;
+            vec![path]
+        }
+        Some(FigureSpec::Curves { logarithmic }) => {
+            let table = table::of(&file, &overrides, &folders)?;
+            write_chart(table.curves(logarithmic), &out, path)?
+        }
+        Some(FigureSpec::Bars) => write_chart(table::of(&file, &overrides, &folders)?.bars(), &out, path)?,
         None => {
             return Err(Failure::refused(format!("{}: there is no section [figure]", file.display()))
-                .hint("add one: [figure] kind = \"triggers\""));
+                .hint("add one: [figure] kind = \"curves\", \"bars\" or \"triggers\""));
         }
     };
-    let drawn = grid.draw();
-    fs_err::create_dir_all(&out).map_err(|error| Failure::from_error(Exit::Failed, error))?;
-    let path = out.join(&plan.experiment.name).with_extension("png");
-    write_png(&path, &drawn.pixels, (drawn.height, drawn.width)).map_err(data::failure)?;
-    terminal::print(&format!("{}\n", path.display()));
+    written.iter().for_each(|path| terminal::print(&format!("{}\n", path.display())));
     Ok(Exit::Done)
+}
+
+fn make_folder(folder: &Path) -> Result<(), Failure> {
+    fs_err::create_dir_all(folder).map_err(|error| Failure::from_error(Exit::Failed, error))
+}
+
+/// Draws a chart and writes it as SVG and as PNG.
+fn write_chart(
+    chart: tsbd_report::Result<Chart>,
+    folder: &Path,
+    path: impl Fn(&str) -> PathBuf,
+) -> Result<Vec<PathBuf>, Failure> {
+    /// Dots to a pixel of the PNG.
+    const SCALE: f32 = 2.0;
+    let failed = |error| Failure::from_error(Exit::Failed, error);
+    let drawing = chart.and_then(|chart| chart.draw()).map_err(failed)?;
+    let png = drawing.png(SCALE).map_err(failed)?;
+    make_folder(folder)?;
+    let files = [("svg", drawing.svg.into_bytes()), ("png", png)];
+    let write = |(extension, bytes): (&str, Vec<u8>)| {
+        let path = path(extension);
+        write_atomically(&path, &bytes).map_err(planning::store_failure)?;
+        Ok(path)
+    };
+    files.into_iter().map(write).collect()
 }
 
 /// How much the differences of images are enlarged to be seen.

@@ -1,12 +1,12 @@
 //! `tsbd table`: tables from results, in any format.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser;
 use tsbd_experiment::{RowState, Store, result_rows};
-use tsbd_report::{Emphasis, Error, Format, Titles};
+use tsbd_report::{Emphasis, Error, Format, Table, Titles};
 
 use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
@@ -84,6 +84,14 @@ pub fn run(arguments: Arguments) -> Outcome {
         terminal::say(format!("hint: tsbd run {}{}", file.display(), overrides.as_typed()));
     }
     Ok(Exit::Done)
+}
+
+/// The experiment's table from the results there are.
+pub fn of(file: &Path, overrides: &Overrides, folders: &Folders) -> Result<Table, Failure> {
+    let plan = planning::to_look(file, overrides, folders)?;
+    let rows = result_rows(&plan, &Store::new(&folders.results)).map_err(planning::store_failure)?;
+    let table = tsbd_report::table(&rows, &plan.experiment, &titles());
+    table.map_err(|error| Failure::from_error(Exit::Failed, error))
 }
 
 /// What the registries call things.

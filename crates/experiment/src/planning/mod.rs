@@ -164,18 +164,36 @@ fn table_spec(layers: &Layers, grid: &Grid, problems: &mut Problems) -> TableSpe
 }
 
 fn figure_spec(layers: &Layers, problems: &mut Problems) -> Option<FigureSpec> {
+    const WAY_OUT: &str = "write kind = \"triggers\", \"curves\" or \"bars\"";
     layers.table.get("figure")?;
-    let section = Section::open(&layers.table, "figure", &["kind", "image"], &layers.start, problems);
-    let image = section.integer("image", 0, problems).unwrap_or(0);
-    match section.text("kind", problems).as_deref() {
-        Some("triggers") => Some(FigureSpec::Triggers { image }),
+    let section = Section::open(&layers.table, "figure", &["kind", "image", "logarithmic"], &layers.start, problems);
+    let kind = section.text("kind", problems);
+    let only_for = |name: &str, of: &str, problems: &mut Problems| {
+        if section.get(name).is_some() && kind.as_deref() != Some(of) {
+            section.refuse(
+                name,
+                "this kind of figure has none",
+                format!("leave it out, or write kind = \"{of}\""),
+                problems,
+            );
+        }
+    };
+    only_for("image", "triggers", problems);
+    only_for("logarithmic", "curves", problems);
+    match kind.as_deref() {
+        Some("triggers") => Some(FigureSpec::Triggers { image: section.integer("image", 0, problems).unwrap_or(0) }),
+        Some("curves") => {
+            let logarithmic = section.truth("logarithmic", problems).unwrap_or(false);
+            Some(FigureSpec::Curves { logarithmic })
+        }
+        Some("bars") => Some(FigureSpec::Bars),
         Some(_) => {
-            section.refuse("kind", "there is no such figure", "write kind = \"triggers\"", problems);
+            section.refuse("kind", "there is no such figure", WAY_OUT, problems);
             None
         }
         None => {
             if section.get("kind").is_none() {
-                section.refuse("kind", "a figure is of some kind", "write kind = \"triggers\"", problems);
+                section.refuse("kind", "a figure is of some kind", WAY_OUT, problems);
             }
             None
         }

@@ -51,6 +51,13 @@ impl<'a> Section<'a> {
         }
     }
 
+    pub fn truth(&self, name: &str, problems: &mut Problems) -> Option<bool> {
+        match self.get(name)?.content {
+            Content::Boolean(truth) => Some(truth),
+            _ => self.wrong_kind(name, "true or false", problems),
+        }
+    }
+
     pub fn integer(&self, name: &str, least: usize, problems: &mut Problems) -> Option<usize> {
         let node = self.get(name)?;
         let Content::Integer(number) = node.content else {
