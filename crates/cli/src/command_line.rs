@@ -21,6 +21,7 @@ use crate::terminal::{self, Talk};
         "tsbd run experiments/demo.toml          train and repair everything in the file that is not done yet"
         "tsbd table experiments/demo.toml        print its table"
         "tsbd plan experiments/table1.toml       what would run, and what it will cost"
+        "tsbd report                             one page with every table and figure found"
         "tsbd list attacks                       what there is to choose from"
         ;
         "Exit codes: 0 all done, 1 something failed, 2 refused before anything started, 130 interrupted (resumable)."
@@ -42,6 +43,7 @@ enum Command {
     Status(commands::status::Arguments),
     Table(commands::table::Arguments),
     Figure(commands::figure::Arguments),
+    Report(commands::report::Arguments),
     List(commands::list::Arguments),
     Attack(commands::attack::Arguments),
     Poison(commands::poison::Arguments),
@@ -67,6 +69,7 @@ impl CommandLine {
             Command::Status(arguments) => commands::status::run(arguments),
             Command::Table(arguments) => commands::table::run(arguments),
             Command::Figure(arguments) => commands::figure::run(arguments, &self.talk),
+            Command::Report(arguments) => commands::report::run(arguments),
             Command::List(arguments) => commands::list::run(arguments),
             Command::Attack(arguments) => commands::attack::run(arguments, &self.talk),
             Command::Poison(arguments) => commands::poison::run(arguments, &self.talk),

@@ -17,11 +17,11 @@ struct Head {
     defenses: usize,
 }
 
-/// Prints the experiment files of a folder, by name. Files that cannot be read as TOML are named on standard error.
-pub fn list(folder: &Path, json: bool) -> Result<(), Failure> {
+/// The experiment files of a folder, by name.
+pub fn files(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     let unreadable = |error: std::io::Error| {
         Failure::from_error(Exit::Refused, error)
-            .hint("give the folder with --folder, or run from the folder that contains `experiments`")
+            .hint("name the folder or its files, or run from the folder that contains `experiments`")
     };
     let mut files = Vec::new();
     for entry in fs_err::read_dir(folder).map_err(unreadable)? {
@@ -31,6 +31,12 @@ pub fn list(folder: &Path, json: bool) -> Result<(), Failure> {
         }
     }
     files.sort();
+    Ok(files)
+}
+
+/// Prints the experiment files of a folder, by name. Files that cannot be read as TOML are named on standard error.
+pub fn list(folder: &Path, json: bool) -> Result<(), Failure> {
+    let files = files(folder)?;
     let heads: Vec<Head> = files.into_iter().filter_map(head).collect();
     if json {
         let list = heads.iter().map(|head| {

@@ -8,6 +8,8 @@
 //!
 //! Table --- curves, bars ---> Chart --- draw ---> Drawing (SVG, PNG)                     figure, chart/
 //!
+//! Page --- html ---> one HTML file with tables, figures and cells                        page/
+//!
 //! PictureGrid -- draw ---> Picture      pictures beside each other, with titles         picture_grid, lettering
 //! ```
 //!
@@ -25,6 +27,7 @@ mod format;
 mod lettering;
 mod long;
 mod metric;
+pub mod page;
 mod picture_grid;
 mod render;
 mod table;

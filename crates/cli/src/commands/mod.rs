@@ -11,6 +11,7 @@ pub mod figure;
 pub mod list;
 pub mod plan;
 pub mod poison;
+pub mod report;
 pub mod run;
 pub mod status;
 pub mod table;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser;
-use tsbd_experiment::{RowState, Store, result_rows};
+use tsbd_experiment::{Plan, ResultRow, RowState, Store, result_rows};
 use tsbd_report::{Emphasis, Error, Format, Table, Titles};
 
 use crate::command_line::examples;
@@ -90,7 +90,12 @@ pub fn run(arguments: Arguments) -> Outcome {
 pub fn of(file: &Path, overrides: &Overrides, folders: &Folders) -> Result<Table, Failure> {
     let plan = planning::to_look(file, overrides, folders)?;
     let rows = result_rows(&plan, &Store::new(&folders.results)).map_err(planning::store_failure)?;
-    let table = tsbd_report::table(&rows, &plan.experiment, &titles());
+    of_rows(&rows, &plan)
+}
+
+/// The experiment's table of these rows.
+pub fn of_rows(rows: &[ResultRow], plan: &Plan) -> Result<Table, Failure> {
+    let table = tsbd_report::table(rows, &plan.experiment, &titles());
     table.map_err(|error| Failure::from_error(Exit::Failed, error))
 }
 

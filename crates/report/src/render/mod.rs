@@ -29,7 +29,7 @@ impl Table {
     }
 
     /// `profile quick · data CIFAR-10 · model PreAct-ResNet18, width 16 · seed 0 · 8 of 8 cells`.
-    fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
         let seeds = format!("seed{} {}", if seeds.len() == 1 { "" } else { "s" }, seeds.join(", "));
         let count = self.count;
@@ -44,7 +44,7 @@ impl Table {
     }
 
     /// Sentences on how to read the table, as far as they apply. `best` says how the best value is marked.
-    fn notes(&self, best: &str) -> Vec<String> {
+    pub(crate) fn notes(&self, best: &str) -> Vec<String> {
         let entries =
             || self.panels.iter().flat_map(|panel| self.lines(panel)).flat_map(|line| line.entries.iter().flatten());
         let has = |wanted: fn(&Value) -> bool| entries().any(|entry| wanted(&entry.value));
@@ -68,13 +68,13 @@ impl Table {
 }
 
 /// `neuron_ratio = 0.05, learning_rate = 0.1`, the last parts of the dotted keys; empty for the only panel.
-fn panel_title(panel: &Panel) -> String {
+pub(crate) fn panel_title(panel: &Panel) -> String {
     let parts = panel.choice.iter().map(|(axis, value)| format!("{axis} = {value}"));
     parts.collect::<Vec<_>>().join(", ")
 }
 
 /// A value with two decimals; `±` stands between mean and deviation.
-fn printed(value: &Value, plus_minus: &str) -> String {
+pub(crate) fn printed(value: &Value, plus_minus: &str) -> String {
     match value {
         Value::Measured { mean, deviation, seeds, of } => {
             let mut text = format!("{mean:.2}");
@@ -93,7 +93,7 @@ fn printed(value: &Value, plus_minus: &str) -> String {
 }
 
 /// The name of the first column of a table.
-fn row_head(axis: &str) -> String {
+pub(crate) fn row_head(axis: &str) -> String {
     match axis {
         "attack" => "Attack".into(),
         "defense" => "Defense".into(),
