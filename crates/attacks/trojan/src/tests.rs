@@ -3,7 +3,7 @@ use std::io::Write as _;
 use serde_json::json;
 use tsbd_attack::groundwork::NoObserver;
 use tsbd_attack::{GroundworkContext, TrainingSource};
-use tsbd_data::{ImageSource, read_rgb, write_png};
+use tsbd_data::{CHANNELS, ImageSource, Images, Normalization, read_rgb, write_png};
 use tsbd_tensor::Device;
 
 use super::*;
@@ -30,13 +30,33 @@ fn within<T>(seed: u64, work: impl FnOnce(&mut GroundworkContext<'_>) -> T) -> T
     })
 }
 
-fn optimised(steps: usize, own: Value) -> Optimised {
-    let golden = Golden::read("trojan");
-    let mut parameters: Parameters = read(&own).unwrap();
-    parameters.steps = steps;
+/// What `steps` steps make of `mask`, `u8` `[size, size, 3]`.
+fn descended(mask: &[u8], size: usize, steps: usize, own: Value) -> Optimised {
+    let parameters = Parameters { steps, ..read(&own).unwrap() };
     let optimisation = Optimisation::new(&parameters, drawing::picture());
-    let mask: Vec<f32> = golden.bytes("mask").iter().map(|level| f32::from(*level) / 255.0).collect();
-    within(0, |context| optimisation.run(context, &mask, &[5, 2])).unwrap()
+    let levels: Vec<f32> = mask.iter().map(|level| f32::from(*level) / 255.0).collect();
+    let images = || Images::new(vec![0; size * size * CHANNELS], vec![0], (size, size), 4);
+    let clean = Dataset::new("mask", images(), images(), &["a", "b", "c", "d"], Normalization::IDENTITY, false);
+    let mut context = GroundworkContext {
+        clean: &Arc::new(clean),
+        model: Some(&model()),
+        streams: Streams::new(0),
+        device: Device::Cpu,
+        observer: &mut NoObserver,
+    };
+    optimisation.run(&mut context, &levels, &[5, 2]).unwrap()
+}
+
+fn optimised(steps: usize, own: Value) -> Optimised {
+    descended(&Golden::read("trojan").bytes("mask"), 16, steps, own)
+}
+
+#[track_caller]
+fn assert_values(found: &[Vec<f32>; 2], size: usize) {
+    let expected: [[f32; 2]; 2] = serde_json::from_value(numbers()["values"][size.to_string()].clone()).unwrap();
+    for (ours, theirs) in found.iter().flatten().zip(expected.iter().flatten()) {
+        assert!((ours - theirs).abs() < 1e-4, "{found:?} {expected:?}");
+    }
 }
 
 #[test]
@@ -49,11 +69,37 @@ fn steps_and_the_resulting_bytes_equal_pytorchs() {
         let theirs = golden.floats(&format!("levels.{steps}"));
         assert!(levels.iter().zip(&theirs).all(|(a, b)| (a - b).abs() < 1e-6), "levels after {steps} steps");
         if steps == 25 {
-            let expected: [[f32; 2]; 2] = serde_json::from_value(numbers()["values"].clone()).unwrap();
-            for (ours, theirs) in values.iter().flatten().zip(expected.iter().flatten()) {
-                assert!((ours - theirs).abs() < 1e-4, "{values:?} {expected:?}");
-            }
+            assert_values(&values, 16);
         }
+    }
+}
+
+#[test]
+fn bytes_and_values_after_25_steps_equal_pytorchs_at_32_and_64_pixels() {
+    for size in [32, 64] {
+        // The mask of `patch` in the reference program.
+        let inside = |row, column| {
+            (7 * size / 16..14 * size / 16).contains(&row) && (8 * size / 16..13 * size / 16).contains(&column)
+        };
+        let places = (0..size * size * CHANNELS)
+            .map(|place| (place / CHANNELS / size, place / CHANNELS % size, place % CHANNELS));
+        let mask: Vec<u8> = places
+            .clone()
+            .map(|(row, column, channel)| match inside(row, column) {
+                true => ((37 * row + 101 * column + 59 * channel) % 256) as u8,
+                false => 0,
+            })
+            .collect();
+        let Optimised { levels, values, steps, .. } = descended(&mask, size, 25, json!({}));
+        assert_eq!(steps, 25);
+        assert_values(&values, size);
+        let made = to_levels(&levels);
+        let of = |within: bool| {
+            let chosen = places.clone().zip(&made).filter(move |((row, column, _), _)| inside(*row, *column) == within);
+            chosen.map(|(_, level)| *level).collect::<Vec<u8>>()
+        };
+        assert!(of(true) == Golden::read("trojan").bytes(&format!("patch.{size}")), "at {size}");
+        assert!(of(false).iter().all(|level| *level == 0), "black stays black at {size}");
     }
 }
 
