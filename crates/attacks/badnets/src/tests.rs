@@ -74,6 +74,7 @@ fn parameters_are_canonical_and_configure_the_same_attack_again() {
 fn an_unknown_parameter_and_a_missing_picture_are_refused_by_name() {
     let refuse = |own| (BADNETS.configure)(&Poisoning::default(), own).unwrap_err();
     assert_eq!(refuse(json!({"patch": 3})).field, "patch");
+    assert_eq!(refuse(json!({"trigger_digest": "0a1b"})).field, "trigger_digest");
     let error = refuse(json!({"trigger": "circle"}));
     assert_eq!(error.field, "trigger");
     assert!(error.to_string().contains("circle"), "{error}");

@@ -46,7 +46,7 @@ fn test_images_carry_the_picture_and_keep_the_image() {
 }
 
 #[test]
-fn alpha_1_gives_the_picture_itself_and_alpha_0_is_refused() {
+fn alpha_1_gives_the_picture_itself_and_alpha_0_is_refused_as_is_a_digest_of_no_file() {
     let picture = golden("picture").pixels;
     let mut image = vec![77; picture.len()];
     Blend::new(1.0, &picture).apply(&mut image, 0);
@@ -57,6 +57,8 @@ fn alpha_1_gives_the_picture_itself_and_alpha_0_is_refused() {
         let error = (BLENDED.configure)(&Poisoning::default(), json!({"alpha": alpha})).unwrap_err();
         assert_eq!(error.field, "alpha");
     }
+    let error = (BLENDED.configure)(&Poisoning::default(), json!({"trigger_digest": "0a1b"})).unwrap_err();
+    assert_eq!(error.field, "trigger_digest");
 }
 
 #[test]

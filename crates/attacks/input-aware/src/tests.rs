@@ -5,8 +5,8 @@ use safetensors::SafeTensors;
 use serde_json::json;
 use tsbd_data::{CHANNELS, Images, Loader, Normalization};
 use tsbd_nn::{
-    Architecture, Batch, Checkpoint, IgnoreProgress, Layer, Layout, Mode, Model, Module, Outcome, Pass, Schedule, SgdConfig,
-    StateDict, StepReport, StepRule, TrainingConfig, TrainingObserver, train_with,
+    Architecture, Batch, Checkpoint, IgnoreProgress, Layer, Layout, Mode, Model, Module, Outcome, Pass, Schedule,
+    SgdConfig, StateDict, StepReport, StepRule, TrainingConfig, TrainingObserver, train_with,
 };
 use tsbd_tensor::{DType, Device, Tensor, Var};
 
@@ -181,7 +181,7 @@ fn reference(gradients: GeneratorGradients) -> Training {
         streams,
         loader: loader("train"),
         others: loader("others"),
-        facts: PoisonFacts { poison_count: 0, poison_per_class: vec![], asr_denominator: 0 },
+        facts: PoisonFacts { poison_count: None, poison_per_class: vec![], asr_denominator: 0 },
     };
     Training::new(setup, networks("begin")).unwrap()
 }
@@ -415,7 +415,7 @@ fn exactly_the_stated_number_of_images_of_each_batch_is_poisoned() {
     assert!((coins as f64 / 4000.0 - 0.5).abs() < 0.03);
     assert_eq!((0..100).map(|_| training.poisoned(1)).sum::<usize>(), 0, "there is no other image");
     // 44 images in batches of 16, 16 and 12.
-    assert_eq!(begun(json!({}), 0).1.facts().poison_count, 4 + 4 + 3);
+    assert_eq!(begun(json!({}), 0).1.facts().poison_count, Some(4 + 4 + 3));
     assert_eq!(poisoned_in_epoch(0.1, 50_000, 128), 390 * 12 + 8);
 }
 

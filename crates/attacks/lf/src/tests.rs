@@ -134,7 +134,7 @@ fn a_whole_search_equals_pytorchs_within_a_level() {
     assert_eq!(json!(rates.0), numbers["fooling_rates"]);
     assert_eq!(material.metrics["fooling_rate"], *rates.0.last().unwrap());
     assert_eq!(material.facts["passes"], json!(3));
-    let ours = search::pattern(&material).unwrap();
+    let ours = material.picture(search::PATTERN).unwrap();
     assert_eq!((ours.height, ours.width, *ours.pixels.iter().max().unwrap()), (16, 16, 51));
     let theirs = golden.bytes("pattern");
     let different = ours.pixels.iter().zip(&theirs).filter(|(a, b)| a != b).count();
@@ -142,7 +142,7 @@ fn a_whole_search_equals_pytorchs_within_a_level() {
     assert!(different <= 8, "{different} of 768 levels");
 
     let again = made(attack.as_ref(), &clean, &mut NoObserver).unwrap();
-    assert_eq!(search::pattern(&again).unwrap(), ours, "the same seed gives the same bits");
+    assert_eq!(again.picture(search::PATTERN).unwrap(), ours, "the same seed gives the same bits");
     let easy = configured(json!({"search_images": 6, "passes": 3, "fooling_rate": 0.1}));
     assert_eq!(made(easy.as_ref(), &clean, &mut NoObserver).unwrap().facts["passes"], json!(1));
 }
@@ -159,8 +159,8 @@ fn a_search_is_stopped_on_request_and_one_that_finds_nothing_says_the_way_out() 
     let attack = configured(json!({"search_images": 6}));
     let stopped = made(attack.as_ref(), &dataset(), &mut Impatient);
     assert!(matches!(stopped, Err(Error::Stopped { .. })), "{stopped:?}");
-    // One step is never enough to count: the search ends without a pattern.
-    let hopeless = configured(json!({"search_images": 6, "steps": 1}));
+    // No image arrives after one step: the search ends without a pattern.
+    let hopeless = configured(json!({"search_images": 6, "steps": 3}));
     let error = made(hopeless.as_ref(), &dataset(), &mut NoObserver).unwrap_err().to_string();
     assert!(error.contains("`input` = unit") && error.contains("input = \"normalized\""), "{error}");
 }
@@ -175,7 +175,7 @@ fn exactly_the_drawn_images_are_poisoned_with_the_pattern_of_the_material() {
     let material = Material::new().with_tensor("pattern", tensor);
     let poisoner = attack.prepare(&clean, &Streams::new(0), Some(&material)).unwrap();
     let TrainingSource::Static(train) = &poisoner.train else { panic!("not static") };
-    assert_eq!((train.poisoned().len(), poisoner.facts.poison_count), (6, 6));
+    assert_eq!((train.poisoned().len(), poisoner.facts.poison_count), (6, Some(6)));
     for index in 0..12 {
         let expected = clean.train.image(index).iter().zip(&pattern);
         match train.is_poisoned(index) {
@@ -263,11 +263,13 @@ fn patterns_that_cannot_be_used_are_refused_with_file_and_way_out() {
 fn numbers_out_of_range_are_refused_by_name() {
     for (field, value) in [
         ("amplitude", json!(0)),
+        ("amplitude", json!(0.0039)),
         ("amplitude", json!(1.5)),
         ("fooling_rate", json!(-0.1)),
         ("search_images", json!(0)),
         ("passes", json!(0)),
-        ("steps", json!(0)),
+        ("steps", json!(2)),
+        ("pattern_digest", json!("0a1b")),
         ("input", json!("raw")),
     ] {
         assert_eq!(refused(json!({field: value})).field, field);

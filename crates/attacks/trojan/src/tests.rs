@@ -2,12 +2,13 @@ use std::io::Write as _;
 
 use serde_json::json;
 use tsbd_attack::groundwork::NoObserver;
+use tsbd_attack::picture::to_levels;
 use tsbd_attack::{GroundworkContext, TrainingSource};
 use tsbd_data::{CHANNELS, ImageSource, Images, Normalization, read_rgb, write_png};
 use tsbd_tensor::Device;
 
 use super::*;
-use crate::optimisation::{Optimised, most_connected, to_levels};
+use crate::optimisation::{Optimised, most_connected};
 use crate::tiny::{Golden, dataset, model, numbers};
 
 fn configured(own: Value) -> Box<dyn Attack> {
@@ -139,7 +140,7 @@ fn a_seed_chooses_neurons_and_trigger_and_a_trained_head_needs_none() {
     let made = |seed, own| {
         let attack = configured(own);
         let material = within(seed, |context| attack.groundwork().unwrap().make(context)).unwrap();
-        (material.facts["neurons"].clone(), optimisation::trigger(&material).unwrap().pixels)
+        (material.facts["neurons"].clone(), material.picture(TRIGGER).unwrap().pixels)
     };
     let few = json!({"steps": 5});
     assert_eq!(made(0, few.clone()), made(0, few.clone()));
@@ -175,7 +176,7 @@ fn exactly_the_drawn_images_are_poisoned_where_the_mask_is() {
     let material = within(0, |context| attack.groundwork().unwrap().make(context)).unwrap();
     let poisoner = attack.prepare(&clean, &Streams::new(0), Some(&material)).unwrap();
     let TrainingSource::Static(train) = &poisoner.train else { panic!("not static") };
-    assert_eq!((train.poisoned().len(), poisoner.facts.poison_count), (6, 6));
+    assert_eq!((train.poisoned().len(), poisoner.facts.poison_count), (6, Some(6)));
     let trigger = attack.trigger_picture(16, 16, Some(&material)).unwrap().unwrap();
     for index in 0..12 {
         for (place, (after, before)) in train.image(index).iter().zip(clean.train.image(index)).enumerate() {
@@ -224,6 +225,7 @@ fn numbers_out_of_range_are_refused_by_name() {
         ("bound", json!(-0.1)),
         ("overflow", json!("clip")),
         ("connections", json!("head")),
+        ("mask_digest", json!("0a1b")),
     ] {
         assert_eq!(refused(json!({field: value})).field, field);
     }
