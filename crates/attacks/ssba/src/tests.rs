@@ -1,8 +1,10 @@
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 
+use indexmap::IndexMap;
 use serde_json::json;
-use tsbd_attack::TrainingSource;
 use tsbd_attack::groundwork::NoObserver;
+use tsbd_attack::{GroundworkObserver, TrainingSource};
 use tsbd_data::Normalization;
 use tsbd_nn::{AdamConfig, Layout, Module};
 use tsbd_tensor::{DType, Device};
@@ -183,6 +185,81 @@ fn the_same_seed_trains_the_same_encoder_and_another_seed_another() {
     }
     for metric in ["bit_accuracy", "image_mse"] {
         assert!((0.0..1.0).contains(&first.metrics[metric]), "{metric} {}", first.metrics[metric]);
+    }
+}
+
+/// Keeps the last state in memory and the metrics of each round, and stops after so many steps.
+#[derive(Default)]
+struct Keeping {
+    stop_after: Option<usize>,
+    kept: Option<(String, IndexMap<String, Tensor>)>,
+    rounds: Vec<Vec<f64>>,
+}
+
+impl GroundworkObserver for Keeping {
+    fn step(&mut self, _: &str, done: usize, _: usize, _: Option<f64>) -> ControlFlow<()> {
+        if self.stop_after == Some(done) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn round(&mut self, _: &str, round: usize, metrics: &[(&str, f64)]) {
+        assert_eq!((round, metrics.len()), (self.rounds.len(), 4));
+        self.rounds.push(metrics.iter().map(|(_, value)| *value).collect());
+    }
+
+    fn keep(&mut self, run: &str, state: &IndexMap<String, Tensor>) -> tsbd_nn::Result<()> {
+        // A copy: the training goes on in the same tensors.
+        let copies = state.iter().map(|(name, tensor)| Ok((name.clone(), tensor.copy()?)));
+        self.kept = Some((run.to_owned(), copies.collect::<tsbd_nn::Result<_>>()?));
+        Ok(())
+    }
+
+    fn kept(&mut self, run: &str) -> Option<IndexMap<String, Tensor>> {
+        self.kept.as_ref().filter(|(of, _)| of == run).map(|(_, state)| state.clone())
+    }
+}
+
+#[test]
+fn a_training_that_was_stopped_goes_on_from_its_last_epoch_and_ends_with_the_same_bits() {
+    let clean = dataset();
+    let mut own = small();
+    own["encoder_epochs"] = json!(3);
+    own["image_loss_wait"] = json!(0);
+    let attack = configured(own);
+    let make = |observer: &mut Keeping, seed| {
+        let mut context = GroundworkContext {
+            clean: &clean,
+            model: None,
+            streams: Streams::new(seed),
+            device: Device::Cpu,
+            observer,
+        };
+        attack.groundwork().unwrap().make(&mut context)
+    };
+    let bits = |material: &Material| {
+        let tensors = material.tensors().map(|(name, tensor)| (name.to_owned(), numbers(tensor)));
+        (tensors.collect::<Vec<_>>(), material.metrics.clone())
+    };
+    let mut watched = Keeping::default();
+    let whole = make(&mut watched, 0).unwrap();
+    let batches = clean.train.len().div_ceil(read::<Parameters>(&small()).unwrap().batch_size);
+    for epoch in [1, 2] {
+        let mut observer = Keeping { stop_after: Some(epoch * batches + 1), ..Keeping::default() };
+        assert!(matches!(make(&mut observer, 0), Err(Error::Stopped { .. })));
+        assert_eq!(observer.rounds, watched.rounds[..epoch]);
+        let kept = observer.kept.clone();
+        let mut observer = Keeping { kept: observer.kept, ..Keeping::default() };
+        let resumed = make(&mut observer, 0).unwrap();
+        assert_eq!(observer.rounds, watched.rounds, "rounds that were kept are told again");
+        assert!(bits(&resumed) == bits(&whole), "stopped in epoch {epoch}");
+        // What another seed kept is of no use.
+        let mut other = Keeping { kept: observer.kept, ..Keeping::default() };
+        assert!(bits(&make(&mut other, 1).unwrap()) == bits(&make(&mut Keeping::default(), 1).unwrap()));
+        // So brief a training never makes fingerprints readable: that they were belongs to the state too.
+        let (run, mut state) = kept.unwrap();
+        state.insert("readable_steps".to_owned(), Tensor::new(5i64, &Device::Cpu).unwrap());
+        let mut readable = Keeping { kept: Some((run, state)), ..Keeping::default() };
+        assert!(bits(&make(&mut readable, 0).unwrap()) != bits(&whole) && readable.rounds[2][3] > 0.0);
+        assert_eq!(watched.rounds[2][3], 0.0);
     }
 }
 
