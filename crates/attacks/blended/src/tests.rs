@@ -2,16 +2,15 @@ use std::io::Write as _;
 
 use serde_json::json;
 use tsbd_data::{Images, Normalization, read_rgb};
+use tsbd_testing::Golden;
 
 use super::*;
 
 /// Values computed with numpy and Pillow by `tools/reference/triggers.py`.
 fn golden(name: &str) -> Picture {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../tools/reference/golden/triggers/triggers.safetensors");
-    let bytes = std::fs::read(path).unwrap();
-    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let tensor = tensors.tensor(name).unwrap();
-    Picture { pixels: tensor.data().to_vec(), height: tensor.shape()[0], width: tensor.shape()[1] }
+    let golden = Golden::read("triggers/triggers");
+    let shape = golden.shape(name);
+    Picture { pixels: golden.bytes(name), height: shape[0], width: shape[1] }
 }
 
 fn configured(own: Value) -> Box<dyn Attack> {

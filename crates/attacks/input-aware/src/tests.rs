@@ -1,7 +1,6 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use safetensors::SafeTensors;
 use serde_json::json;
 use tsbd_data::{CHANNELS, Images, Loader, Normalization};
 use tsbd_nn::{
@@ -9,6 +8,7 @@ use tsbd_nn::{
     SgdConfig, StateDict, StepReport, StepRule, TrainingConfig, TrainingObserver, train_with,
 };
 use tsbd_tensor::{DType, Device, Tensor, Var};
+use tsbd_testing::{Golden, convolution, golden_path, network};
 
 use super::*;
 use crate::generator::threshold;
@@ -27,18 +27,16 @@ const STEP: f64 = 1e-7;
 /// but rounding errors, and Adam divides them by 1e-8.
 const STEP_OF_BIAS: f64 = 1e-5;
 
-/// Values computed with PyTorch in double precision by `tools/reference/input_aware.py`.
-fn golden(name: &str) -> PathBuf {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../tools/reference/golden/input_aware/");
-    PathBuf::from(format!("{folder}{name}.safetensors"))
-}
-
-/// The numbers `name` of images of `size` pixels.
+/// The numbers `name` of images of `size` pixels, computed with PyTorch in double precision by
+/// `tools/reference/input_aware.py`.
 fn expected(size: usize, name: &str) -> Vec<f64> {
     let file = if size == SIZE { "values".to_owned() } else { size.to_string() };
-    let bytes = std::fs::read(golden(&file)).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    tensors.tensor(name).unwrap().data().as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect()
+    Golden::read(&format!("input_aware/{file}")).doubles(name)
+}
+
+/// A file of networks of the same program.
+fn golden(name: &str) -> PathBuf {
+    golden_path(&format!("input_aware/{name}.safetensors"))
 }
 
 /// What the reference program keeps of a tensor of which it does not keep everything.
@@ -109,38 +107,16 @@ fn assert_state(found: &StateDict, prefix: &str, size: usize, name: &str) {
 }
 
 /// One convolution, one batch norm, one linear layer.
-#[derive(Debug)]
-struct Tiny(Vec<Module>);
-
-fn tiny() -> Arc<Tiny> {
-    let convolution = Layer::Conv2d { in_channels: 3, out_channels: 4, kernel: 3, stride: 2, padding: 1, bias: true };
-    Arc::new(Tiny(vec![
-        Module::new("conv1", convolution),
+fn tiny() -> Arc<dyn Architecture> {
+    let modules = vec![
+        convolution("conv1", [3, 4], 2, true),
         Module::new("bn1", Layer::BatchNorm2d { channels: 4 }),
         Module::new("linear", Layer::Linear { in_features: 4, out_features: 4 }),
-    ]))
-}
-
-impl Architecture for Tiny {
-    fn name(&self) -> &str {
-        "tiny"
-    }
-    fn modules(&self) -> &[Module] {
-        &self.0
-    }
-    fn classes(&self) -> usize {
-        4
-    }
-    fn head(&self) -> &str {
-        "linear"
-    }
-    fn features(&self) -> &str {
-        "features"
-    }
-    fn forward(&self, pass: &Pass, images: &Var) -> tsbd_nn::Result<Var> {
+    ];
+    network(modules, 4, |pass, images| {
         let x = pass.batch_norm_relu("bn1", &pass.conv("conv1", images)?)?;
         pass.linear("linear", &x.global_average_pool()?)
-    }
+    })
 }
 
 fn clean() -> Arc<Dataset> {

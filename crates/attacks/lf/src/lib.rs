@@ -207,5 +207,3 @@ impl Attack for Lf {
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tiny;

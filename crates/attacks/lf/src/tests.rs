@@ -7,11 +7,12 @@ use tsbd_attack::groundwork::NoObserver;
 use tsbd_attack::{GroundworkContext, GroundworkObserver, TrainingSource};
 use tsbd_data::{ImageSource, Images, Normalization, write_png};
 use tsbd_tensor::Device;
+use tsbd_testing::Golden;
+use tsbd_testing::groundwork::{dataset, model, numbers};
 
 use super::*;
 use crate::deepfool::{Network, targeted};
 use crate::smoothing::smooth;
-use crate::tiny::{Golden, dataset, model, numbers};
 
 fn configured(own: Value) -> Box<dyn Attack> {
     (LF.configure)(&Poisoning::default(), own).unwrap_or_else(|error| panic!("{error}"))
@@ -38,7 +39,7 @@ fn save(path: &Path, descr: &str, shape: &str, data: &[u8]) {
 
 #[test]
 fn poisoned_pixels_equal_numpys_at_both_sizes() {
-    let golden = Golden::read("lf");
+    let golden = Golden::read("groundwork/lf");
     for size in [32, 64] {
         let mut image = golden.bytes(&format!("image.{size}"));
         Addition::new(golden.bytes(&format!("given.{size}"))).apply(&mut image, 0);
@@ -48,7 +49,7 @@ fn poisoned_pixels_equal_numpys_at_both_sizes() {
 
 #[test]
 fn smoothing_equals_pytorchs_convolution() {
-    let golden = Golden::read("lf");
+    let golden = Golden::read("groundwork/lf");
     for name in ["8x8", "32x32", "20x33"] {
         let shape = golden.shape(&format!("smoothing.{name}"));
         let ours = smooth(&golden.floats(&format!("smoothing.{name}")), (shape[0], shape[1], shape[2]));
@@ -59,7 +60,7 @@ fn smoothing_equals_pytorchs_convolution() {
 
 #[test]
 fn targeted_deepfool_makes_pytorchs_steps() {
-    let (golden, numbers, clean, model) = (Golden::read("lf"), numbers(), dataset(), model());
+    let (golden, numbers, clean, model) = (Golden::read("groundwork/lf"), numbers(), dataset(), model());
     let network =
         Network { model: &model, normalization: Normalization::IDENTITY, height: 16, width: 16, device: Device::Cpu };
     for (place, case) in numbers["deepfool"].as_array().unwrap().iter().enumerate() {
@@ -111,7 +112,7 @@ fn gradients_are_those_of_the_levels_whatever_the_network_is_shown() {
 
 #[test]
 fn a_whole_search_equals_pytorchs_within_a_level() {
-    let (golden, numbers, clean) = (Golden::read("lf"), numbers(), dataset());
+    let (golden, numbers, clean) = (Golden::read("groundwork/lf"), numbers(), dataset());
     let orders: Vec<Vec<usize>> = (0..3)
         .map(|pass| {
             let mut order: Vec<usize> = (0..6).collect();

@@ -1,4 +1,3 @@
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use indexmap::IndexMap;
@@ -8,6 +7,7 @@ use tsbd_attack::{GroundworkObserver, TrainingSource};
 use tsbd_data::Normalization;
 use tsbd_nn::{AdamConfig, Layout, Module};
 use tsbd_tensor::{DType, Device};
+use tsbd_testing::Golden;
 
 use super::*;
 use crate::networks::{BITS, Decoder};
@@ -15,24 +15,6 @@ use crate::training::{ImageWeight, Pair};
 
 fn sequence(count: usize, start: usize) -> Vec<f64> {
     (0..count).map(|index| ((index + start) as f64 * 0.7548).sin()).collect()
-}
-
-/// Values made with PyTorch by `tools/reference/ssba.py`, which says what they are.
-fn golden(size: usize) -> HashMap<String, Vec<f64>> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../tools/reference/golden/ssba");
-    let bytes = std::fs::read(format!("{path}/{size}.safetensors")).unwrap();
-    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let values = tensors.tensors().into_iter().map(|(name, view)| {
-        let data = view.data();
-        let values = match view.dtype() {
-            safetensors::Dtype::F32 => {
-                data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes).into()).collect()
-            }
-            _ => data.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect(),
-        };
-        (name, values)
-    });
-    values.collect()
 }
 
 /// The weights of the reference: a sine of each element's number, which goes on from tensor to tensor.
@@ -72,7 +54,8 @@ fn close(what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
 #[test]
 fn outputs_losses_gradients_and_a_step_of_training_are_pytorchs_at_both_sizes() {
     for size in [32, 64] {
-        let golden = golden(size);
+        // `tools/reference/ssba.py` says what they are.
+        let golden = Golden::read(&format!("ssba/{size}"));
         let (encoder, decoder) = (Encoder::new(4), Decoder::new(4, size));
         let mut start = 1;
         let encoder_state = weights(encoder.modules(), &mut start);
@@ -87,10 +70,10 @@ fn outputs_losses_gradients_and_a_step_of_training_are_pytorchs_at_both_sizes() 
         let pictures = pair.encoder.pictures(&pass, &Var::constant(bits.clone()), size).unwrap();
         let encoded = pair.encoder.encode(&pass, &Var::constant(images.clone()), &pictures).unwrap();
         let found = encoded.tensor().flatten_all().unwrap().to_vec1::<f64>().unwrap();
-        close("encoded", &found, &golden["encoded"], 1e-6);
+        close("encoded", &found, &golden.doubles("encoded"), 1e-6);
         let pass = Pass::new(&pair.decoder, &pair.decoder_state, Mode::Eval);
         let logits = pair.decoder.decode(&pass, &encoded).unwrap();
-        close("logits", &numbers(logits.tensor()), &golden["logits"], 1e-9);
+        close("logits", &numbers(logits.tensor()), &golden.doubles("logits"), 1e-9);
 
         let (_, gradients) = pair.differentiate(&images, &bits, 1.5).unwrap();
         let gradients: Vec<_> =
@@ -98,22 +81,22 @@ fn outputs_losses_gradients_and_a_step_of_training_are_pytorchs_at_both_sizes() 
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let product = |values: &Vec<f64>| dot(values, &sequence(values.len(), 5));
         let norms: Vec<f64> = gradients.iter().map(|values| dot(values, values).sqrt()).collect();
-        close("norms of gradients", &norms, &golden["gradient.norms"], 1e-9);
-        close("gradients", &gradients.iter().map(product).collect::<Vec<_>>(), &golden["gradient.products"], 1e-9);
+        close("norms of gradients", &norms, &golden.doubles("gradient.norms"), 1e-9);
+        close("gradients", &gradients.iter().map(product).collect::<Vec<_>>(), &golden.doubles("gradient.products"), 1e-9);
 
         let before = [pair.encoder_state.clone(), pair.decoder_state.clone()];
         let mut optimizers = pair.optimizers(AdamConfig::new(1e-3)).unwrap();
         let losses = pair.step(&images, &bits, 1.5, &mut optimizers).unwrap();
-        let expected = &golden["before"];
+        let expected = &golden.doubles("before");
         close("losses before", &[losses.image, losses.total], &[expected[0], expected[2]], 1e-12);
         let after = [&pair.encoder_state, &pair.decoder_state];
         let changes = after.iter().zip(&before).flat_map(|(after, before)| {
             let change = after.difference(before).unwrap();
             change.iter().map(|(_, tensor)| product(&numbers(tensor))).collect::<Vec<_>>()
         });
-        close("changes", &changes.collect::<Vec<_>>(), &golden["change.products"], 1e-6);
+        close("changes", &changes.collect::<Vec<_>>(), &golden.doubles("change.products"), 1e-6);
         let losses = pair.differentiate(&images, &bits, 1.5).unwrap().0;
-        let expected = &golden["after"];
+        let expected = &golden.doubles("after");
         close("losses after", &[losses.image, losses.total], &[expected[0], expected[2]], 1e-9);
     }
 }

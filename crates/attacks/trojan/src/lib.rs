@@ -192,6 +192,3 @@ impl Attack for Trojan {
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-#[path = "../../lf/src/tiny.rs"]
-mod tiny;

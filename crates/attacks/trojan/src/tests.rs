@@ -6,10 +6,11 @@ use tsbd_attack::picture::to_levels;
 use tsbd_attack::{GroundworkContext, TrainingSource};
 use tsbd_data::{CHANNELS, ImageSource, Images, Normalization, read_rgb, write_png};
 use tsbd_tensor::Device;
+use tsbd_testing::Golden;
+use tsbd_testing::groundwork::{dataset, model, numbers};
 
 use super::*;
 use crate::optimisation::{Optimised, most_connected};
-use crate::tiny::{Golden, dataset, model, numbers};
 
 fn configured(own: Value) -> Box<dyn Attack> {
     (TROJAN.configure)(&Poisoning::default(), own).unwrap_or_else(|error| panic!("{error}"))
@@ -49,7 +50,7 @@ fn descended(mask: &[u8], size: usize, steps: usize, own: Value) -> Optimised {
 }
 
 fn optimised(steps: usize, own: Value) -> Optimised {
-    descended(&Golden::read("trojan").bytes("mask"), 16, steps, own)
+    descended(&Golden::read("groundwork/trojan").bytes("mask"), 16, steps, own)
 }
 
 #[track_caller]
@@ -62,7 +63,7 @@ fn assert_values(found: &[Vec<f32>; 2], size: usize) {
 
 #[test]
 fn steps_and_the_resulting_bytes_equal_pytorchs() {
-    let golden = Golden::read("trojan");
+    let golden = Golden::read("groundwork/trojan");
     for steps in [1, 25] {
         let Optimised { levels, values, steps: made, .. } = optimised(steps, json!({}));
         assert_eq!(made, steps);
@@ -99,14 +100,14 @@ fn bytes_and_values_after_25_steps_equal_pytorchs_at_32_and_64_pixels() {
             let chosen = places.clone().zip(&made).filter(move |((row, column, _), _)| inside(*row, *column) == within);
             chosen.map(|(_, level)| *level).collect::<Vec<u8>>()
         };
-        assert!(of(true) == Golden::read("trojan").bytes(&format!("patch.{size}")), "at {size}");
+        assert!(of(true) == Golden::read("groundwork/trojan").bytes(&format!("patch.{size}")), "at {size}");
         assert!(of(false).iter().all(|level| *level == 0), "black stays black at {size}");
     }
 }
 
 #[test]
 fn levels_stay_in_their_bounds_and_black_stays_black() {
-    let mask = Golden::read("trojan").bytes("mask");
+    let mask = Golden::read("groundwork/trojan").bytes("mask");
     let bounded = optimised(40, json!({"bound": 0.05, "step_size": 0.03}));
     assert!(bounded.levels.iter().zip(&mask).any(|(level, start)| (level - f32::from(*start) / 255.0).abs() > 0.04));
     for (level, start) in bounded.levels.iter().zip(&mask) {
@@ -118,7 +119,7 @@ fn levels_stay_in_their_bounds_and_black_stays_black() {
 
 #[test]
 fn it_ends_when_the_neurons_have_the_value_that_is_wanted() {
-    let mask: Vec<f32> = Golden::read("trojan").bytes("mask").iter().map(|level| f32::from(*level) / 255.0).collect();
+    let mask: Vec<f32> = Golden::read("groundwork/trojan").bytes("mask").iter().map(|level| f32::from(*level) / 255.0).collect();
     let parameters: Parameters = read(&json!({"target_value": optimised(1, json!({})).values[0][0]})).unwrap();
     let optimisation = Optimisation::new(&parameters, drawing::picture());
     let found = within(0, |context| optimisation.run(context, &mask, &[5])).unwrap();
@@ -128,7 +129,7 @@ fn it_ends_when_the_neurons_have_the_value_that_is_wanted() {
 
 #[test]
 fn neurons_are_ordered_by_the_sums_of_their_absolute_weights() {
-    let golden = Golden::read("trojan");
+    let golden = Golden::read("groundwork/trojan");
     let columns = golden.shape("weight")[1];
     let rows: Vec<Vec<f32>> = golden.floats("weight").chunks(columns).map(<[f32]>::to_vec).collect();
     assert_eq!(json!(most_connected(&rows, columns)), numbers()["connected"]);
@@ -154,7 +155,7 @@ fn a_seed_chooses_neurons_and_trigger_and_a_trained_head_needs_none() {
 
 #[test]
 fn poisoned_pixels_equal_numpys_wrapped_and_saturated_at_both_sizes() {
-    let golden = Golden::read("trojan");
+    let golden = Golden::read("groundwork/trojan");
     for size in [32, 64] {
         for (overflow, name) in [(Overflow::Wrap, "wrapped"), (Overflow::Saturate, "saturated")] {
             let mut image = golden.bytes(&format!("image.{size}"));
