@@ -17,6 +17,7 @@ below_defense="tsbd-analysis $below_analysis"
 below_experiment="attacks tsbd-defense $below_defense"
 below_orchestrator="tsbd-experiment $below_experiment"
 below_report="tsbd-experiment tsbd-data"
+below_testing="tsbd-data $below_data"
 below_cli="tsbd-orchestrator tsbd-report $below_orchestrator"
 
 allowed_imports() {
@@ -32,6 +33,7 @@ allowed_imports() {
     tsbd-experiment) echo "$below_experiment" ;;
     tsbd-orchestrator) echo "$below_orchestrator" ;;
     tsbd-report) echo "$below_report" ;;
+    tsbd-testing) echo "$below_testing" ;;
     tsbd) echo "$below_cli" ;;
     *) return 1 ;;
   esac

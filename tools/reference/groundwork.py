@@ -2,7 +2,7 @@
 
 Makes golden/groundwork/{network,lf,trojan}.safetensors and golden/groundwork/golden.json:
 
-    python tools/reference/groundwork.py [CIFAR-10 folder]
+    python tools/reference/groundwork.py
 
 Needs numpy, torch and safetensors. Everything is written from the published descriptions of the methods. Images are
 [height, width, channel] in the files.
@@ -10,14 +10,13 @@ Needs numpy, torch and safetensors. Everything is written from the published des
 - network: the state dict of a tiny network with four classes, and twelve 16 x 16 images with their labels.
 - lf: random values and their Gaussian smoothing at three sizes; targeted DeepFool on single images (levels from 0 to 1);
   the pattern of a whole search; images of 32 and 64 pixels with a given pattern added.
-- trojan: a mask and its levels after 1 and after 25 steps of projected gradient descent; a weight with its columns by
-  connection; images of 32 and 64 pixels with a trigger added, with and without wrapping around.
-- golden.json: steps and classes of DeepFool, fooling rates of the search, values of Trojan's neurons, and, with the folder
-  of CIFAR-10's binary version, a checksum for each of its first ten test images with a computed pattern added.
+- trojan: a mask of 16 x 16 pixels and its levels after 1 and after 25 steps of projected gradient descent, and of masks of 32
+  and 64 pixels that both sides compute from a formula (`patch`) the levels inside the patch after 25 steps; a weight with
+  its columns by connection; images of 32 and 64 pixels with a trigger added, with and without wrapping around.
+- golden.json: steps and classes of DeepFool, fooling rates of the search, values of Trojan's neurons at each size.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -142,14 +141,14 @@ def lf_pixels(image, pattern):
     return np.clip(image.astype(np.float64) + pattern, 0, 255).astype(np.uint8)
 
 
-def cifar10_checksums(folder):
-    """Of each image: the sum of (place + 1) * level over all places in [height, width, channel] order."""
-    record = np.fromfile(Path(folder) / "test_batch.bin", np.uint8, 10 * 3073).reshape(10, 3073)
-    images = record[:, 1:].reshape(10, 3, 32, 32).transpose(0, 2, 3, 1)
-    row, column, channel = np.mgrid[0:32, 0:32, 0:3]
-    pattern = (7 * row + 3 * column + 11 * channel) % 52
-    places = np.arange(1, 3073, dtype=np.int64)
-    return [int((places * lf_pixels(image, pattern).reshape(-1)).sum()) for image in images]
+def patch(size):
+    """A mask that is black but for a patch of formula levels, some of them 0, in the bottom right; and the patch's place."""
+    rows, columns = slice(7 * size // 16, 14 * size // 16), slice(8 * size // 16, 13 * size // 16)
+    row, column, channel = np.mgrid[0:size, 0:size, 0:3]
+    levels = (37 * row + 101 * column + 59 * channel) % 256
+    mask = torch.zeros(size, size, 3, dtype=torch.uint8)
+    mask[rows, columns] = torch.tensor(levels[rows, columns]).to(torch.uint8)
+    return mask, (rows, columns)
 
 
 def main():
@@ -196,14 +195,18 @@ def main():
     for steps in (1, 25):
         levels, values = descend(model, mask.float() / 255, neurons, steps)
         trojan[f"levels.{steps}"], trojan[f"bytes.{steps}"] = levels, (levels * 255).to(torch.uint8)
-    golden["values"] = [values[0], values[-1]]
+    golden["values"] = {"16": [values[0], values[-1]]}
+    for size in (32, 64):
+        drawn, place = patch(size)
+        levels, values = descend(model, drawn.float() / 255, neurons, 25)
+        trojan[f"patch.{size}"] = (levels * 255).to(torch.uint8)[place]
+        assert not (levels * 255).to(torch.uint8).sum() - trojan[f"patch.{size}"].sum(), "black stays black"
+        golden["values"][str(size)] = [values[0], values[-1]]
     weight = torch.randn(50, 12)
     trojan["weight"] = weight
     golden["connected"] = weight.abs().sum(0).argsort(descending=True).tolist()
     save_file({name: tensor.contiguous() for name, tensor in trojan.items()}, GOLDEN / "trojan.safetensors")
 
-    if len(sys.argv) == 2:
-        golden["cifar10"] = cifar10_checksums(sys.argv[1])
     (GOLDEN / "golden.json").write_text(json.dumps(golden, indent=1) + "\n")
     print(json.dumps(golden["deepfool"]), golden["fooling_rates"], golden["values"], golden["connected"][:3])
     print({path.name: path.stat().st_size for path in sorted(GOLDEN.iterdir())})

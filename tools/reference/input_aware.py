@@ -4,9 +4,9 @@ Makes golden/input_aware/*.safetensors:
 
     python tools/reference/input_aware.py
 
-Needs torch and safetensors. A generator of width 2 and a classifier of one convolution, on images of 16 x 16 pixels with the
-8-bit values (7919 i + 13 + 101 k) mod 256 in the order [image, row, column, channel] for the k-th of two batches,
-normalised with CIFAR-10's mean and deviation. Images are written [image, row, column, channel]. The rules are those of
+Needs torch and safetensors. A generator of width 2 and a classifier of one convolution, on images of 16 x 16 pixels (and of
+32 and 64) with the 8-bit values (7919 i + 13 + 101 k) mod 256 in the order [image, row, column, channel] for the k-th of
+two batches, normalised with CIFAR-10's mean and deviation. Images are written [image, row, column, channel]. The rules are those of
 BackdoorBench's attack, written anew. Made with PyTorch 2.15 on a CPU.
 
 begin        both generators before any step (their running estimates are not the initial ones)
@@ -15,6 +15,8 @@ mask         both generators after one step of the mask phase
 step1, step2 both generators after one and two steps of the classifier phase, gradients accumulated
 cleared      the same after two steps with gradients cleared
 values       outputs, losses and the classifier's gradients
+32, 64       the same of images of that size, beginning with the same networks: losses and the classifier's gradients whole,
+             of everything else a product with a sequence (`product`); of a generator one for each entry of its state
 """
 
 from pathlib import Path
@@ -31,10 +33,10 @@ EPSILON = 1e-7
 SIZE, WIDTH, CLASSES, POISONED, TARGET = 16, 2, 4, 2, 3
 
 
-def images(batch):
-    """[6, 3, SIZE, SIZE], normalised in single precision."""
-    levels = (torch.arange(6 * SIZE * SIZE * 3) * 7919 + 13 + 101 * batch) % 256
-    pixels = (levels.view(6, SIZE, SIZE, 3).float() / 255).permute(0, 3, 1, 2)
+def images(batch, size=SIZE):
+    """[6, 3, size, size], normalised in single precision."""
+    levels = (torch.arange(6 * size * size * 3) * 7919 + 13 + 101 * batch) % 256
+    pixels = (levels.view(6, size, size, 3).float() / 255).permute(0, 3, 1, 2)
     return ((pixels - MEAN.float()) / STD.float()).double()
 
 
@@ -115,16 +117,26 @@ def networks():
     return pattern, mask
 
 
+def product(tensor):
+    """The sum of a tensor's values, each times the sine of 0.7548 times its number, from 1 on."""
+    flat = tensor.detach().double().flatten()
+    return (flat * torch.sin(0.7548 * torch.arange(1, len(flat) + 1).double())).sum()
+
+
+def products(network):
+    return torch.stack([product(value) for value in network.state_dict().values()])
+
+
 def save(name, pattern, mask):
     state = {f"netG.{k}": v for k, v in pattern.state_dict().items()}
     state |= {f"netM.{k}": v for k, v in mask.state_dict().items()}
     save_file({k: v.contiguous().clone() for k, v in state.items()}, GOLDEN / f"{name}.safetensors")
 
 
-def mask_phase(values):
+def mask_phase(size, record):
     pattern, mask = networks()
     optimizer = torch.optim.Adam(mask.parameters(), 0.01, (0.5, 0.9))
-    x1, x2 = images(0), images(1)
+    x1, x2 = images(0, size), images(1, size)
     mask.train()
     mask(x1)
     m1, m2 = threshold(mask(x1)), threshold(mask(x2))
@@ -134,11 +146,12 @@ def mask_phase(values):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    values |= {"mask.m1": nhwc(m1), "mask.losses": torch.stack([excess, diverse, loss]).detach()}
-    save("mask", pattern, mask)
+    record.images("mask.m1", m1)
+    record.numbers("mask.losses", torch.stack([excess, diverse, loss]))
+    record.state("mask", pattern, mask)
 
 
-def classifier_phase(values, classifier, accumulate):
+def classifier_phase(size, record, classifier, accumulate):
     pattern, mask = networks()
     mask.eval()
     pattern.train()
@@ -147,7 +160,7 @@ def classifier_phase(values, classifier, accumulate):
     labels = torch.tensor([0, 1, 2, 3, 0, 1])
     given = torch.cat([torch.full((POISONED,), TARGET), labels[POISONED:]])
     for step in (1, 2):
-        x1, x2 = images(step - 1), images(2 - step)
+        x1, x2 = images(step - 1, size), images(2 - step, size)
         own, cross, giver = x1[:POISONED], x1[POISONED : 2 * POISONED], x2[POISONED : 2 * POISONED]
         own_pattern, cross_pattern = (pattern(own) - MEAN) / STD, (pattern(giver) - MEAN) / STD
         triggered = own + (own_pattern - own) * threshold(mask(own))
@@ -162,23 +175,50 @@ def classifier_phase(values, classifier, accumulate):
         loss.backward()
         optimizer.step()
         if accumulate:
-            save(f"step{step}", pattern, mask)
-            losses = torch.stack([entropy, diverse]).detach()
-            values |= {f"step{step}.losses": losses, f"step{step}.conv1": classifier.conv1.weight.grad.clone()}
+            record.state(f"step{step}", pattern, mask)
+            record.numbers(f"step{step}.losses", torch.stack([entropy, diverse]))
+            record.numbers(f"step{step}.conv1", classifier.conv1.weight.grad.clone())
             if step == 1:
-                values |= {"step1.pattern": nhwc(own_pattern), "step1.mask": nhwc(threshold(mask(own)))}
-                values["step1.images"] = nhwc(total)
+                record.images("step1.pattern", own_pattern)
+                record.images("step1.mask", threshold(mask(own)))
+                record.images("step1.images", total)
     if not accumulate:
-        save("cleared", pattern, mask)
+        record.state("cleared", pattern, mask)
 
 
-def measured(values):
+def measured(size, record):
     pattern, mask = networks()
     pattern.eval()
     mask.eval()
-    x = images(0)[:2]
+    x = images(0, size)[:2]
     p = (pattern(x) - MEAN) / STD
-    values["eval.triggered"] = nhwc(x + (p - x) * threshold(mask(x)))
+    record.images("eval.triggered", x + (p - x) * threshold(mask(x)))
+
+
+class Whole:
+    """Keeps everything: networks in files of their own."""
+
+    def __init__(self):
+        self.values = {}
+
+    def numbers(self, name, values):
+        self.values[name] = values.detach()
+
+    def images(self, name, images):
+        self.values[name] = nhwc(images)
+
+    def state(self, name, pattern, mask):
+        save(name, pattern, mask)
+
+
+class Products(Whole):
+    """Keeps a number of each tensor."""
+
+    def images(self, name, images):
+        self.values[name] = product(nhwc(images))
+
+    def state(self, name, pattern, mask):
+        self.values |= {f"{name}.netG": products(pattern), f"{name}.netM": products(mask)}
 
 
 if __name__ == "__main__":
@@ -188,10 +228,10 @@ if __name__ == "__main__":
     classifier.load_state_dict({k: v.float().to(v.dtype) for k, v in classifier.state_dict().items()})
     save_file(classifier.state_dict(), GOLDEN / "classifier.safetensors")
     save("begin", *networks())
-    values = {}
-    mask_phase(values)
-    # The classifier itself makes no step, and its running estimates play no part in training.
-    classifier_phase(values, classifier, accumulate=True)
-    classifier_phase(values, classifier, accumulate=False)
-    measured(values)
-    save_file(values, GOLDEN / "values.safetensors")
+    for size, record, name in ((SIZE, Whole(), "values"), (32, Products(), "32"), (64, Products(), "64")):
+        mask_phase(size, record)
+        # The classifier itself makes no step, and its running estimates play no part in training.
+        classifier_phase(size, record, classifier, accumulate=True)
+        classifier_phase(size, record, classifier, accumulate=False)
+        measured(size, record)
+        save_file(record.values, GOLDEN / f"{name}.safetensors")

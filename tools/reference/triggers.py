@@ -1,4 +1,4 @@
-"""Reference values for the triggers of BadNets, Blended and SIG, computed with numpy and Pillow.
+"""Reference values for the triggers of BadNets, Blended, SIG and LF, computed with numpy and Pillow.
 
 Makes golden/triggers/triggers.safetensors:
 
@@ -6,7 +6,8 @@ Makes golden/triggers/triggers.safetensors:
 
 Needs numpy, Pillow and safetensors. Images are random 8-bit values from numpy's generator with seed 0. The rules are
 those of BackdoorBench (patch overwrite where the trigger is not 0; blend in double precision with the picture's share in
-single precision, then truncation; a signal in single precision, added in double, then truncation), written anew.
+single precision, then truncation; a signal in single precision, added in double, then truncation; a given pattern of
+levels, added in double, then truncation), written anew.
 
 With the folder of CIFAR-10's binary files it makes golden/triggers/cifar10.json, for crates/experiment/tests: SHA-256 of
 all poisoned training images and of all triggered test images, of the whole data set at 32 pixels and of its first images
@@ -66,6 +67,16 @@ def signal(image, delta, frequency):
     return np.clip(out, 0, 255).astype(np.uint8)
 
 
+def pattern(size):
+    """A given pattern for LF, of levels from 0 to 51 that both sides compute."""
+    row, column, channel = np.mgrid[0:size, 0:size, 0:3]
+    return (7 * row + 3 * column + 11 * channel) % 52
+
+
+def lf(image, levels):
+    return np.clip(image.astype(np.float64) + levels, 0, 255).astype(np.uint8)
+
+
 def drawing():
     """The built-in picture of crates/attacks/blended, drawn by numpy masks."""
     y, x = np.mgrid[0:256, 0:256]
@@ -105,10 +116,12 @@ def cifar10(folder):
         prepared = (lambda image: image) if size == 32 else enlarge
         picture = resize(drawing(), size)
         square = resize(corner(False), size)
+        levels = pattern(size)
         for name, stamp in [
             ("badnets", lambda image: patch(image, square)),
             ("blended", lambda image: blend(image, picture, 0.2)),
             ("sig", lambda image: signal(image, 40, 6)),
+            ("lf", lambda image: lf(image, levels)),
         ]:
             candidates = np.arange(train_images)
             if name == "sig":

@@ -100,7 +100,7 @@ pub struct Poisoner {
     /// The triggered test images; `None` for the attack `none`, whose ASR and RA are undefined, and for a trigger that
     /// is still to be learned ([`Poisoner::with_learned_trigger`]).
     pub test: Option<Arc<TriggeredTest>>,
-    /// How many images were changed. Of a controlled training, [`crate::ControlledTraining::facts`] knows.
+    /// How many images were changed; of a controlled training, [`crate::ControlledTraining::facts`] knows more.
     pub facts: PoisonFacts,
 }
 
@@ -131,8 +131,9 @@ impl Poisoner {
 /// Counts that go into a cell's record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoisonFacts {
-    /// Number of poisoned training images; in a controlled training, of those that one epoch poisons.
-    pub poison_count: usize,
+    /// Number of poisoned training images; in a controlled training, of those that one epoch poisons. `None` before such
+    /// a training has begun: which images are poisoned is decided batch by batch, and how many depends on the batches.
+    pub poison_count: Option<usize>,
     /// The same for each original class; empty for a controlled training, which poisons other images in each epoch.
     pub poison_per_class: Vec<usize>,
     /// Number of triggered test images that ASR and RA are shares of; 0 if the attack has none.

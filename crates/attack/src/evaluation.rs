@@ -64,42 +64,19 @@ fn share(predicted: &[u32], wanted: impl Fn(usize) -> u32) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use tsbd_nn::{Architecture, Layer, Module, Pass, Streams};
-    use tsbd_tensor::{Device, Tensor, Var};
+    use tsbd_nn::{Layer, Module, Streams};
+    use tsbd_tensor::{Device, Tensor};
+    use tsbd_testing::network;
 
     use super::*;
     use crate::parameters::Poisoning;
     use crate::trigger::ImageTrigger;
 
     /// Classifies an image by its brightest channel.
-    #[derive(Debug)]
-    struct BrightestChannel(Vec<Module>);
-
-    impl Architecture for BrightestChannel {
-        fn name(&self) -> &str {
-            "brightest-channel"
-        }
-        fn modules(&self) -> &[Module] {
-            &self.0
-        }
-        fn classes(&self) -> usize {
-            3
-        }
-        fn head(&self) -> &str {
-            "linear"
-        }
-        fn features(&self) -> &str {
-            "features"
-        }
-        fn forward(&self, pass: &Pass, images: &Var) -> tsbd_nn::Result<Var> {
-            pass.linear("linear", &images.global_average_pool()?)
-        }
-    }
-
     fn model() -> Model {
         let linear = Module::new("linear", Layer::Linear { in_features: 3, out_features: 3 });
-        let mut model =
-            Model::new(Arc::new(BrightestChannel(vec![linear])), &mut Streams::new(0).stream("test", 0)).unwrap();
+        let network = network(vec![linear], 3, |pass, images| pass.linear("linear", &images.global_average_pool()?));
+        let mut model = Model::new(network, &mut Streams::new(0).stream("test", 0)).unwrap();
         let identity = Tensor::eye(3, tsbd_tensor::DType::F32, &Device::Cpu).unwrap();
         model.state.set("linear.weight", &identity).unwrap();
         model.state.set("linear.bias", &Tensor::zeros(3, tsbd_tensor::DType::F32, &Device::Cpu).unwrap()).unwrap();

@@ -13,9 +13,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::safetensors::Load as _;
+use indexmap::IndexMap;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
-use tsbd_data::Dataset;
+use tsbd_data::{CHANNELS, Dataset, Picture};
 use tsbd_nn::{Architecture, Model, Module, StateDict, Streams, write_atomically};
 use tsbd_tensor::{Device, Tensor};
 
@@ -69,6 +70,16 @@ impl<'a> GroundworkContext<'a> {
         }
     }
 
+    /// Keeps what a later making of the same groundwork can go on from: [`Self::kept`] gives it then.
+    pub fn keep(&mut self, run: &str, state: &IndexMap<String, Tensor>) -> Result<(), Error> {
+        Ok(self.observer.keep(run, state)?)
+    }
+
+    /// What an earlier making, which did not come to its end, kept last under the same `run`; nothing in most cases.
+    pub fn kept(&mut self, run: &str) -> Option<IndexMap<String, Tensor>> {
+        self.observer.kept(run)
+    }
+
     /// Tells the metrics at the end of round `round` (an epoch, a pass), from 0; they are kept in the record.
     pub fn round(&mut self, stage: &str, round: usize, metrics: &[(&str, f64)]) {
         self.observer.round(stage, round, metrics);
@@ -84,6 +95,16 @@ pub trait GroundworkObserver {
 
     /// A round has ended with these metrics.
     fn round(&mut self, _stage: &str, _round: usize, _metrics: &[(&str, f64)]) {}
+
+    /// Keeps a state of the making, in place of the one before. `run` says what it belongs to.
+    fn keep(&mut self, _run: &str, _state: &IndexMap<String, Tensor>) -> tsbd_nn::Result<()> {
+        Ok(())
+    }
+
+    /// The state that was kept last by a making of the same `run` which did not come to its end, if it can be used.
+    fn kept(&mut self, _run: &str) -> Option<IndexMap<String, Tensor>> {
+        None
+    }
 }
 
 /// Watches nothing.
@@ -112,6 +133,21 @@ impl Material {
     pub fn with_tensor(mut self, name: impl Into<String>, tensor: Tensor) -> Material {
         self.tensors.insert(name.into(), tensor);
         self
+    }
+
+    /// Adds a picture, as a tensor `u8` `[height, width, 3]`.
+    pub fn with_picture(self, name: impl Into<String>, picture: Picture) -> Result<Material, Error> {
+        let Picture { pixels, height, width } = picture;
+        let tensor = Tensor::from_vec(pixels, (height, width, CHANNELS), &Device::Cpu).map_err(tsbd_nn::Error::from)?;
+        Ok(self.with_tensor(name, tensor))
+    }
+
+    /// The picture that [`Self::with_picture`] added.
+    pub fn picture(&self, name: &str) -> Result<Picture, Error> {
+        let tensor = self.tensor(name)?;
+        let pixels = tensor.flatten_all().and_then(|levels| levels.to_vec1()).map_err(tsbd_nn::Error::from)?;
+        let (height, width, _) = tensor.dims3().map_err(tsbd_nn::Error::from)?;
+        Ok(Picture { pixels, height, width })
     }
 
     /// Adds a metric.

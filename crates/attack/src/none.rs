@@ -49,8 +49,11 @@ impl Attack for NoAttack {
     }
 
     fn prepare(&self, clean: &Arc<Dataset>, _: &Streams, _: Option<&Material>) -> Result<Poisoner, Error> {
-        let facts =
-            PoisonFacts { poison_count: 0, poison_per_class: vec![0; clean.class_names.len()], asr_denominator: 0 };
+        let facts = PoisonFacts {
+            poison_count: Some(0),
+            poison_per_class: vec![0; clean.class_names.len()],
+            asr_denominator: 0,
+        };
         let train = PoisonedImages::clean(Arc::clone(&clean.train));
         Ok(Poisoner { train: TrainingSource::Static(Arc::new(train)), test: None, facts })
     }
@@ -76,7 +79,7 @@ mod tests {
         let TrainingSource::Static(train) = &poisoner.train else { panic!("not static") };
         assert_eq!((train.len(), train.label(1), train.image(1)), (2, 1, clean.train.image(1)));
         assert!(train.poisoned().is_empty() && poisoner.test.is_none());
-        assert_eq!(poisoner.facts.poison_count, 0);
+        assert_eq!(poisoner.facts.poison_count, Some(0));
     }
 
     #[test]

@@ -151,6 +151,11 @@ impl Default for Poisoning {
 }
 
 impl Poisoning {
+    /// The shared part of an attack's [`crate::Attack::parameters`]; what is not there has its default.
+    pub fn of(parameters: &Value) -> Result<Poisoning, ParameterError> {
+        read(&split(parameters, &schemars::schema_for!(Poisoning))?.0)
+    }
+
     /// Number of images poisoned out of `train_images`: `round(ratio * train_images)`, halves to even as Python does.
     pub fn poison_count(&self, train_images: usize) -> usize {
         (self.poisoning_ratio * train_images as f64).round_ties_even() as usize

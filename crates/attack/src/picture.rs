@@ -38,6 +38,18 @@ pub fn identified(
     }
 }
 
+/// `trunc(255 * share)` of shares from 0 to 1, in single precision as numpy and torchvision's ToPILImage compute it.
+pub fn to_levels(shares: &[f32]) -> Vec<u8> {
+    shares.iter().map(|share| (share * 255.0) as u8).collect()
+}
+
+/// Refuses a digest where `field`'s value `source` names no file: it would change nothing but the cell's key.
+pub fn refuse_digest(field: &str, source: &str, digest: Option<&str>) -> Result<(), ParameterError> {
+    let Some(digest) = digest else { return Ok(()) };
+    let reason = format!("`{field}` = {source} is no file, and has no digest");
+    Err(ParameterError::new(format!("{field}_digest"), digest, reason, "leave it out"))
+}
+
 fn digest(picture: &Picture) -> String {
     let mut hasher = blake3::Hasher::new();
     for side in [picture.height, picture.width] {
@@ -66,6 +78,13 @@ mod tests {
         write_png(&path, &[8; 12], (2, 2)).unwrap();
         let error = read("trigger", name, Some(&recorded)).unwrap_err();
         assert!(error.reason.contains(&recorded), "{error}");
+    }
+
+    #[test]
+    fn a_digest_without_a_file_is_refused() {
+        refuse_digest("mask", "built-in", None).unwrap();
+        let error = refuse_digest("mask", "built-in", Some("0a1b")).unwrap_err();
+        assert_eq!((error.field.as_str(), error.way_out.as_str()), ("mask_digest", "leave it out"));
     }
 
     #[test]

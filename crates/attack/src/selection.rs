@@ -41,7 +41,10 @@ impl Candidates {
 
 fn too_many(poisoning: &Poisoning, count: usize, available: usize, train_images: usize) -> ParameterError {
     let reason = format!("needs {count} images, and only {available} of the {train_images} may be poisoned");
-    let way_out = format!("give at most {}", available as f64 / train_images as f64);
+    let way_out = match available {
+        0 => format!("choose another target class: no training image is of class {}", poisoning.target_class),
+        _ => format!("give at most {}", available as f64 / train_images as f64),
+    };
     ParameterError::new("poisoning_ratio", poisoning.poisoning_ratio, reason, way_out)
 }
 
@@ -64,9 +67,6 @@ pub fn select(
             "give a greater ratio, or use more training images",
         ));
     }
-    let seed = u32::try_from(seed).map_err(|_| {
-        ParameterError::new("seed", seed, "the poison draw takes seeds of 32 bits", "give a seed below 4294967296")
-    })?;
     let candidates: Vec<usize> = match candidates {
         Candidates::All => (0..labels.len()).collect(),
         Candidates::TargetClass => {
@@ -74,11 +74,21 @@ pub fn select(
             labels.iter().enumerate().filter(|(_, label)| **label == target).map(|(index, _)| index).collect()
         }
     };
-    let drawn = numpy_random::choice_without_replacement(seed, candidates.len() as u32, count as u32);
-    match drawn {
-        Some(drawn) => Ok(drawn.into_iter().map(|position| candidates[position as usize]).collect()),
+    match draw(candidates.len(), count, seed)? {
+        Some(drawn) => Ok(drawn.into_iter().map(|position| candidates[position]).collect()),
         None => Err(too_many(poisoning, count, candidates.len(), labels.len())),
     }
+}
+
+/// `count` different numbers below `limit` as numpy draws them; nothing if there are not as many.
+///
+/// Refused: a seed of more than 32 bits (numpy has none).
+pub fn draw(limit: usize, count: usize, seed: u64) -> Result<Option<Vec<usize>>, ParameterError> {
+    let seed = u32::try_from(seed).map_err(|_| {
+        ParameterError::new("seed", seed, "numpy's draw takes seeds of 32 bits", "give a seed below 4294967296")
+    })?;
+    let drawn = numpy_random::choice_without_replacement(seed, limit as u32, count as u32);
+    Ok(drawn.map(|drawn| drawn.into_iter().map(|number| number as usize).collect()))
 }
 
 #[cfg(test)]
@@ -116,6 +126,9 @@ mod tests {
         let error = select(&Poisoning::default(), Candidates::TargetClass, &labels, 0).unwrap_err();
         assert!(error.reason.contains("100") && error.reason.contains("50"), "{error}");
         assert_eq!(error.way_out, "give at most 0.05");
+        let absent = Poisoning { target_class: 20, ..Poisoning::default() };
+        let error = select(&absent, Candidates::TargetClass, &labels, 0).unwrap_err();
+        assert_eq!(error.way_out, "choose another target class: no training image is of class 20");
     }
 
     #[test]

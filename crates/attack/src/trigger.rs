@@ -58,7 +58,7 @@ pub fn poison(
     let train = PoisonedImages::stamp(Arc::clone(&clean.train), selected, trigger, poisoning, classes)?;
     let test = TriggeredTest::stamp(Arc::clone(&clean.test), trigger, poisoning, classes)?;
     let facts = PoisonFacts {
-        poison_count: train.poisoned().len(),
+        poison_count: Some(train.poisoned().len()),
         poison_per_class: train.poison_per_class(classes),
         asr_denominator: test.len(),
     };
@@ -107,7 +107,7 @@ mod tests {
         let poisoning = Poisoning { poisoning_ratio: 0.3, target_class: 2, ..Poisoning::default() };
         let (clean, poisoner) = poisoned(&poisoning);
         let TrainingSource::Static(train) = &poisoner.train else { panic!("not static") };
-        assert_eq!((train.len(), train.poisoned().len(), poisoner.facts.poison_count), (40, 12, 12));
+        assert_eq!((train.len(), train.poisoned().len(), poisoner.facts.poison_count), (40, 12, Some(12)));
         for index in 0..40 {
             assert_eq!(train.original_label(index), clean.train.label(index));
             if train.is_poisoned(index) {

@@ -76,7 +76,7 @@ impl CommandLine {
             Command::Defend(arguments) => commands::defend::run(arguments, &self.talk),
             Command::Evaluate(arguments) => commands::evaluate::run(arguments, &self.talk),
             Command::Data(arguments) => commands::data::run(arguments, &self.talk),
-            Command::Bench(arguments) => commands::bench::run(arguments),
+            Command::Bench(arguments) => commands::bench::run(arguments, &self.talk),
             Command::Completions(arguments) => commands::completions::run(arguments),
             Command::Cell(arguments) => commands::cell::run(arguments),
         }

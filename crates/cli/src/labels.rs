@@ -2,18 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tsbd_experiment::{CellKey, Plan};
+use tsbd_experiment::{CellKey, GridPoint, Plan};
+
+/// Where a point lies on the axes other than attack, defense and seed: `, trigger grid, poisoning_ratio 0.1`.
+pub fn of_axes(point: &GridPoint) -> String {
+    let named = point.axes.iter().map(|(axis, value)| {
+        let name = axis.rsplit('.').next().unwrap_or(axis);
+        format!(", {name} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+    });
+    named.collect()
+}
 
 /// A label for every cell: `badnets`, `badnets + tsbd`; with the other axes and the seed where cells would otherwise
 /// have the same one.
 pub fn of(plan: &Plan) -> BTreeMap<CellKey, String> {
     let mut axes: BTreeMap<&CellKey, String> = BTreeMap::new();
     for point in &plan.points {
-        let text = point.axes.iter().map(|(axis, value)| {
-            let name = axis.rsplit('.').next().unwrap_or(axis);
-            format!(", {name} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))
-        });
-        axes.entry(&point.cell).or_insert_with(|| text.collect());
+        axes.entry(&point.cell).or_insert_with(|| of_axes(point));
     }
     let several_seeds = plan.cells.values().map(|cell| cell.seed).collect::<BTreeSet<_>>().len() > 1;
     let mut labels = BTreeMap::new();

@@ -38,6 +38,11 @@ pub struct LearnedTrigger {
 }
 
 impl LearnedTrigger {
+    /// The file named.
+    pub fn named(&self) -> Option<&Path> {
+        self.learned_trigger.as_deref()
+    }
+
     /// The file named, or else the one beside `model`, if there is a model.
     pub fn path(&self, model: Option<&Path>) -> Option<PathBuf> {
         let beside = || model.map(|model| model.with_file_name(LEARNED_TRIGGER));

@@ -6,8 +6,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tsbd_attack::{Attack, DatasetFacts, Evaluation, Material, Poisoner};
-use tsbd_data::Dataset;
+use tsbd_attack::{Attack, DatasetFacts, Evaluation, Material, Poisoner, Poisoning, TriggeredTest};
+use tsbd_data::{Dataset, ImageSource, Images};
 use tsbd_experiment::{Cell, CellKind, Found, Plan, Store, Verification};
 use tsbd_nn::{Architecture, Model, Streams};
 use tsbd_orchestrator::MATERIAL;
@@ -15,7 +15,7 @@ use tsbd_tensor::Device;
 
 use crate::commands::data;
 use crate::failure::{Exit, Failure, Problem};
-use crate::options::Folders;
+use crate::options::{Folders, LearnedTrigger};
 use crate::terminal::Talk;
 use crate::{grid, planning};
 
@@ -61,21 +61,43 @@ impl Workbench {
         self.attack.prepare(&self.dataset, &self.streams, self.material.as_ref()).map_err(failed)
     }
 
-    /// The same, and a triggered test set in any case: of a trigger that was learned with a model, it is made of the file
-    /// `learned_trigger`.
-    pub fn poison(&self, learned_trigger: Option<&Path>) -> Result<Poisoner, Failure> {
+    /// The same, and a triggered test set in any case: a trigger that was learned with `model`, if there is one, is read
+    /// from the file that `flag` names or that lies beside the model.
+    pub fn poison(&self, flag: &LearnedTrigger, model: Option<&Path>) -> Result<Poisoner, Failure> {
         let poisoner = self.prepare()?;
         if !poisoner.awaits_trigger() {
-            return Ok(poisoner);
+            return match flag.named() {
+                None => Ok(poisoner),
+                Some(path) => Err(Failure::refused(format!(
+                    "--learned-trigger {}: this attack learns no trigger, its parameters give it",
+                    path.display()
+                ))
+                .hint("leave the flag out, or name the attack that learned this trigger")),
+            };
         }
         let hint = "--learned-trigger FILE names the attack.safetensors that `tsbd attack` left beside the model";
-        let Some(path) = learned_trigger else {
+        let Some(path) = flag.path(model) else {
             return Err(Failure::refused("the trigger of this attack is learned with a model").hint(hint));
         };
         if !path.is_file() {
             return Err(Failure::refused(format!("{}: there is no such file", path.display())).hint(hint));
         }
-        poisoner.with_learned_trigger(path).map_err(|error| Failure::from_error(Exit::Refused, error))
+        poisoner.with_learned_trigger(&path).map_err(|error| Failure::from_error(Exit::Refused, error))
+    }
+
+    /// The indices of the test images that the attack triggers.
+    pub fn triggered(&self) -> Result<Vec<usize>, Failure> {
+        let poisoning = Poisoning::of(&self.attack.parameters()).map_err(parameter_failure)?;
+        Ok(TriggeredTest::indices(&self.dataset.test, &poisoning))
+    }
+
+    /// Leaves one test image, that of `index`: for who looks at one, and has no use for all others triggered.
+    pub fn with_one_test_image(mut self, index: usize) -> Self {
+        let test = &self.dataset.test;
+        let size = (test.height(), test.width());
+        let alone = Images::new(test.image(index).to_vec(), vec![test.label(index)], size, self.dataset.classes());
+        self.dataset = Arc::new(Dataset { test: Arc::new(alone), ..Dataset::clone(&self.dataset) });
+        self
     }
 
     /// A model with the weights of a safetensors file.

@@ -147,18 +147,18 @@ fn commands_for_one_point_make_the_groundwork_once_and_reuse_it() {
 #[test]
 fn a_groundwork_that_fails_skips_what_starts_from_it_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
-    let grid = "[grid]\nattack = [\"none\", \"lf\"]\ndefense = [\"none\", \"ft\"]\n";
-    // One step never counts as an arrival, so no pattern is found.
-    let own = "[attacks.lf]\nsteps = 1\nsearch_images = 5\npasses = 1\n";
+    let grid = "[grid]\nattack = [\"none\", \"ssba\"]\ndefense = [\"none\", \"ft\"]\n";
+    // After one step at this rate no loss is finite.
+    let own = "[attacks.ssba]\nlearning_rate = 1e30\nencoder_width = 2\ndecoder_width = 2\nencoder_epochs = 1\n";
     let file = experiment(folder.path(), "grid.toml", &format!("{SMALL}{grid}{own}"));
     let output = command("run", &file).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert_contains(
         &stderr(&output),
-        &["the search found no pattern", "input = \"normalized\"", "lf: skipped", "lf + ft: skipped"],
+        &["the loss is", "ssba groundwork: failed", "ssba: skipped", "ssba + ft: skipped"],
     );
     let states = plan(&file);
-    for done in ["train none done", "defend none + ft done", "prepare lf groundwork failed", "train lf to do"] {
+    for done in ["train none done", "defend none + ft done", "prepare ssba groundwork failed", "train ssba to do"] {
         assert!(states.iter().any(|state| state == done), "{done}: {states:?}");
     }
 }

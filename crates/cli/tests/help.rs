@@ -29,6 +29,7 @@ const COMMANDS: &[&[&str]] = &[
     &["bench", "train"],
     &["bench", "inference"],
     &["bench", "ops"],
+    &["bench", "poison"],
     &["completions"],
 ];
 

@@ -180,6 +180,26 @@ fn bench_measures_whole_steps_and_says_on_what() {
 }
 
 #[test]
+fn bench_poison_measures_static_attacks_and_refuses_others() {
+    let bench = |attack: &str| {
+        tsbd().args(["bench", "poison", attack, "--rounds", "2", "--json"]).args(SMALL).output().unwrap()
+    };
+    let output = bench("sig");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let measured: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let number = |name: &str| measured[name].as_f64().unwrap_or_else(|| panic!("{name} is no number"));
+    assert_eq!((number("poisoned_train_images"), number("triggered_test_images")), (20.0, 90.0));
+    assert!((number("images_per_second") * number("seconds") - 110.0).abs() < 1e-6);
+    assert!(number("fastest_seconds") <= number("seconds") && number("processor_seconds") > 0.0);
+    assert!(number("peak_memory_mb") >= number("peak_memory_before_mb"));
+    for attack in ["none", "wanet"] {
+        let output = bench(attack);
+        assert_eq!(output.status.code(), Some(2));
+        assert_contains(&stderr(&output), &["poisons no image before training", "hint:"]);
+    }
+}
+
+#[test]
 fn bench_ops_lists_each_operation_beside_the_peak() {
     let small = ["bench", "ops", "--width", "4", "--batch", "2", "--image-size", "8", "--seconds", "0"];
     let output = tsbd().args(small).args(["--only", "weight gradient", "--json"]).output().unwrap();
@@ -353,7 +373,19 @@ fn a_learned_trigger_is_asked_for_where_it_is_missing_and_training_images_of_suc
         assert_eq!(output.status.code(), Some(2));
         assert_contains(&stderr(&output), &["no poisoned training images", "--split test"]);
     }
-    let output = poison("wanet", "test", "c");
+    let poison = |attack: &str, split: &str, out: &str, flags: &[&str]| {
+        let out = folder.path().join(out);
+        let mut command = tsbd();
+        command.args(["poison", attack, "--split", split, "--out"]).arg(&out).args(SMALL).args(flags).output().unwrap()
+    };
+    let output = poison("wanet", "test", "c", &["--json"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(folder.path().join("c/manifest.csv").exists());
+    let facts = &serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["facts"];
+    assert!(facts["poison_count"].is_null() && facts["asr_denominator"].as_u64().unwrap() > 0, "{facts}");
+    for (attack, split) in [("wanet", "test"), ("badnets", "test"), ("badnets", "train")] {
+        let output = poison(attack, split, "d", &["--learned-trigger", "attack.safetensors"]);
+        assert_eq!(output.status.code(), Some(2), "{attack}");
+        assert_contains(&stderr(&output), &["--learned-trigger attack.safetensors", "leave the flag out"]);
+    }
 }

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tsbd_attack::{Poisoning, TrainingSource};
-use tsbd_data::{DataRoot, DatasetParameters, ImageSource};
+use tsbd_data::{CHANNELS, DataRoot, DatasetParameters, ImageSource, write_png};
 use tsbd_experiment::registry;
 use tsbd_nn::Streams;
 
@@ -17,6 +18,17 @@ fn digest<'a>(images: impl Iterator<Item = &'a [u8]>) -> String {
     let mut hasher = Sha256::new();
     images.for_each(|image| hasher.update(image));
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The pattern that the reference program gives LF, as a picture in `folder`.
+fn pattern(folder: &Path, size: usize) -> PathBuf {
+    let level = |place: usize| {
+        let (pixel, channel) = (place / CHANNELS, place % CHANNELS);
+        ((7 * (pixel / size) + 3 * (pixel % size) + 11 * channel) % 52) as u8
+    };
+    let path = folder.join(format!("{size}.png"));
+    write_png(&path, &(0..size * size * CHANNELS).map(level).collect::<Vec<u8>>(), (size, size)).unwrap();
+    path
 }
 
 #[test]
@@ -30,6 +42,7 @@ fn poisoned_images_of_cifar10_are_numpys_and_pillows_at_both_sizes() {
     }
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tools/reference/golden/triggers/cifar10.json");
     let golden: BTreeMap<String, String> = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
     let mut compared = 0;
     for (size, limits, poisoning_ratio) in [(32, None, 0.1), (64, Some((2000, 500)), 0.05)] {
         let parameters = DatasetParameters {
@@ -39,9 +52,10 @@ fn poisoned_images_of_cifar10_are_numpys_and_pillows_at_both_sizes() {
             ..DatasetParameters::new("cifar10")
         };
         let clean = Arc::new(tsbd_data::load(&parameters, &root).unwrap());
-        for name in ["badnets", "blended", "sig"] {
+        let given = json!({"pattern": pattern(folder.path(), size)});
+        for (name, own) in [("badnets", json!({})), ("blended", json!({})), ("sig", json!({})), ("lf", given)] {
             let entry = registry::attack(name).unwrap();
-            let attack = (entry.configure)(&Poisoning { poisoning_ratio, ..Poisoning::default() }, json!({})).unwrap();
+            let attack = (entry.configure)(&Poisoning { poisoning_ratio, ..Poisoning::default() }, own).unwrap();
             let begin = Instant::now();
             let poisoner = attack.prepare(&clean, &Streams::new(0), None).unwrap();
             let seconds = begin.elapsed().as_secs_f64();

@@ -1,21 +1,16 @@
 //! A training run between two epochs, in one file.
 //!
-//! The file is the eight bytes of [`MAGIC`], the BLAKE3 digest of what follows, and a safetensors file: the weights
-//! (`model.*`) and velocities (`velocity.*`) in PyTorch's layouts, the schedule and the history as `f64`, and what the
-//! step rule keeps (`rule.*`) as it lies in memory. A file that was cut off or changed does not match its digest and is refused before anything of it is used.
+//! The file is a sealed one (module `sealed`) with a safetensors file inside: the weights (`model.*`) and velocities
+//! (`velocity.*`) in PyTorch's layouts, the schedule and the history as `f64`, and what the step rule keeps (`rule.*`) as
+//! it lies in memory.
 
 use crate::sgd::Sgd;
 use crate::state::deep_copy;
 use crate::storage::{FileTensors, read, read_as_stored, refuse_others};
-use crate::{EpochReport, Error, Model, Module, Result, Role, ScheduleState, StateDict, write_atomically};
+use crate::{EpochReport, Error, Model, Module, Result, Role, ScheduleState, StateDict, sealed};
 use indexmap::IndexMap;
-use safetensors::SafeTensors;
 use std::path::Path;
 use tsbd_tensor::{Device, Tensor};
-
-/// The first bytes of every checkpoint; the digit is the format's version.
-const MAGIC: &[u8; 8] = b"tsbdckp1";
-const DIGEST: usize = 32;
 
 /// Everything that training after epoch k depends on: resuming gives the same bits as never having stopped.
 #[derive(Debug)]
@@ -100,26 +95,16 @@ impl Checkpoint {
             let values = self.history.iter().flat_map(|report| report.to_numbers()).collect();
             numbers(values, "history", &mut file)?;
         }
-        let payload = file.serialize(Some(("run", self.run.clone())), path)?;
-        write_atomically(path, &[MAGIC, blake3::hash(&payload).as_bytes(), &payload])
+        sealed::write(path, &file.serialize(Some((sealed::RUN, self.run.clone())), path)?)
     }
 
     /// Reads a file that [`Checkpoint::save`] wrote for a network with these `modules`.
     pub fn load(path: impl AsRef<Path>, modules: &[Module]) -> Result<Checkpoint> {
         let path = path.as_ref();
         let damaged = |reason: String| Error::DamagedCheckpoint { path: path.to_path_buf(), reason };
-        let bytes = std::fs::read(path).map_err(Error::file(path))?;
-        let content = bytes.strip_prefix(MAGIC).ok_or_else(|| damaged("it does not begin as one".into()))?;
-        let (digest, payload) =
-            content.split_at_checked(DIGEST).ok_or_else(|| damaged(format!("only {} bytes long", bytes.len())))?;
-        if blake3::hash(payload).as_bytes() != digest {
-            return Err(damaged("its digest does not match its content: it was cut off or changed".into()));
-        }
-        let unreadable = |source| Error::Safetensors { path: path.to_path_buf(), source };
-        let file = SafeTensors::deserialize(payload).map_err(unreadable)?;
-        let (_, header) = SafeTensors::read_metadata(payload).map_err(unreadable)?;
-        let run = header.metadata().as_ref().and_then(|metadata| metadata.get("run")).cloned();
-        let run = run.ok_or_else(|| damaged("it does not say which run it belongs to".into()))?;
+        let content = sealed::read(path)?;
+        let file = sealed::parse(&content, path)?;
+        let run = sealed::run_of(&content, path)?;
 
         let state = StateDict::read_from(&file, "model.", modules, path)?;
         let mut velocities = IndexMap::new();

@@ -20,6 +20,7 @@ mod pass;
 mod predictions;
 pub mod random;
 mod schedule;
+mod sealed;
 mod second_order;
 mod sgd;
 mod state;
@@ -43,6 +44,7 @@ pub use pass::{Mode, Pass, Statistics};
 pub use predictions::Predictions;
 pub use random::{RandomStream, Streams};
 pub use schedule::{Schedule, ScheduleState};
+pub use sealed::{load_tensors, save_tensors};
 pub use sgd::{Sgd, SgdConfig};
 pub use state::{Entry, StateDict};
 pub use training::{

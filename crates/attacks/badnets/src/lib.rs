@@ -66,8 +66,11 @@ fn configure(poisoning: &Poisoning, own: Value) -> Result<Box<dyn Attack>, Param
     poisoning.check_ranges()?;
     let mut parameters: Parameters = read(&own)?;
     let picture = match parameters.trigger.as_str() {
-        "square" => corner_patch(|_, _| 255),
-        "grid" => corner_patch(|row, column| if (row + column) % 2 == 0 { 255 } else { 1 }),
+        built_in @ ("square" | "grid") => {
+            picture::refuse_digest("trigger", built_in, parameters.trigger_digest.as_deref())?;
+            let other = if built_in == "grid" { 1 } else { 255 };
+            corner_patch(|row, column| if (row + column) % 2 == 0 { 255 } else { other })
+        }
         path => {
             let (picture, digest) = picture::read("trigger", path, parameters.trigger_digest.as_deref())?;
             if picture.pixels.iter().all(|value| *value == 0) {

@@ -1,13 +1,12 @@
 use serde_json::json;
 use tsbd_data::{Images, Normalization, write_png};
+use tsbd_testing::Golden;
 
 use super::*;
 
 /// Values computed with numpy and Pillow by `tools/reference/triggers.py`.
 fn golden(name: &str) -> Vec<u8> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../tools/reference/golden/triggers/triggers.safetensors");
-    let bytes = std::fs::read(path).unwrap();
-    safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor(name).unwrap().data().to_vec()
+    Golden::read("triggers/triggers").bytes(name)
 }
 
 fn configured(own: Value) -> Box<dyn Attack> {
@@ -74,6 +73,7 @@ fn parameters_are_canonical_and_configure_the_same_attack_again() {
 fn an_unknown_parameter_and_a_missing_picture_are_refused_by_name() {
     let refuse = |own| (BADNETS.configure)(&Poisoning::default(), own).unwrap_err();
     assert_eq!(refuse(json!({"patch": 3})).field, "patch");
+    assert_eq!(refuse(json!({"trigger_digest": "0a1b"})).field, "trigger_digest");
     let error = refuse(json!({"trigger": "circle"}));
     assert_eq!(error.field, "trigger");
     assert!(error.to_string().contains("circle"), "{error}");

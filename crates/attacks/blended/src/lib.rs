@@ -74,7 +74,10 @@ fn configure(poisoning: &Poisoning, own: Value) -> Result<Box<dyn Attack>, Param
         ));
     }
     let picture = match parameters.trigger.as_str() {
-        "built-in" => drawing::picture(),
+        built_in @ "built-in" => {
+            picture::refuse_digest("trigger", built_in, parameters.trigger_digest.as_deref())?;
+            drawing::picture()
+        }
         path => {
             let (picture, digest) = picture::read("trigger", path, parameters.trigger_digest.as_deref())?;
             parameters.trigger_digest = Some(digest);

@@ -2,16 +2,15 @@ use std::io::Write as _;
 
 use serde_json::json;
 use tsbd_data::{Images, Normalization, read_rgb};
+use tsbd_testing::Golden;
 
 use super::*;
 
 /// Values computed with numpy and Pillow by `tools/reference/triggers.py`.
 fn golden(name: &str) -> Picture {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../tools/reference/golden/triggers/triggers.safetensors");
-    let bytes = std::fs::read(path).unwrap();
-    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let tensor = tensors.tensor(name).unwrap();
-    Picture { pixels: tensor.data().to_vec(), height: tensor.shape()[0], width: tensor.shape()[1] }
+    let golden = Golden::read("triggers/triggers");
+    let shape = golden.shape(name);
+    Picture { pixels: golden.bytes(name), height: shape[0], width: shape[1] }
 }
 
 fn configured(own: Value) -> Box<dyn Attack> {
@@ -46,7 +45,7 @@ fn test_images_carry_the_picture_and_keep_the_image() {
 }
 
 #[test]
-fn alpha_1_gives_the_picture_itself_and_alpha_0_is_refused() {
+fn alpha_1_gives_the_picture_itself_and_alpha_0_is_refused_as_is_a_digest_of_no_file() {
     let picture = golden("picture").pixels;
     let mut image = vec![77; picture.len()];
     Blend::new(1.0, &picture).apply(&mut image, 0);
@@ -57,6 +56,8 @@ fn alpha_1_gives_the_picture_itself_and_alpha_0_is_refused() {
         let error = (BLENDED.configure)(&Poisoning::default(), json!({"alpha": alpha})).unwrap_err();
         assert_eq!(error.field, "alpha");
     }
+    let error = (BLENDED.configure)(&Poisoning::default(), json!({"trigger_digest": "0a1b"})).unwrap_err();
+    assert_eq!(error.field, "trigger_digest");
 }
 
 #[test]

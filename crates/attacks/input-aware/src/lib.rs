@@ -175,7 +175,7 @@ impl Attack for InputAware {
 
     fn prepare(&self, clean: &Arc<Dataset>, streams: &Streams, _: Option<&Material>) -> Result<Poisoner, Error> {
         let asr_denominator = TriggeredTest::indices(&clean.test, &self.poisoning).len();
-        let facts = PoisonFacts { poison_count: 0, poison_per_class: vec![], asr_denominator };
+        let facts = PoisonFacts { poison_count: None, poison_per_class: vec![], asr_denominator };
         let control = Control { attack: self.clone(), clean: Arc::clone(clean), streams: *streams };
         Ok(Poisoner { train: TrainingSource::Controlled(Arc::new(control)), test: None, facts })
     }
@@ -208,7 +208,7 @@ impl TrainingControl for Control {
         let (epochs, mask_epochs) = parameters.epochs(plan.config.epochs)?;
         let loader = |purpose| shuffled(&self.clean, plan, plan.augment, self.streams, purpose);
         let facts = PoisonFacts {
-            poison_count: poisoned_in_epoch(poisoning.poisoning_ratio, self.clean.train.len(), plan.batch_size),
+            poison_count: Some(poisoned_in_epoch(poisoning.poisoning_ratio, self.clean.train.len(), plan.batch_size)),
             poison_per_class: vec![],
             asr_denominator: TriggeredTest::indices(&self.clean.test, poisoning).len(),
         };

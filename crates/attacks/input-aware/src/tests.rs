@@ -1,23 +1,24 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use safetensors::SafeTensors;
 use serde_json::json;
 use tsbd_data::{CHANNELS, Images, Loader, Normalization};
 use tsbd_nn::{
-    Architecture, Batch, Checkpoint, IgnoreProgress, Layer, Mode, Model, Module, Outcome, Pass, Schedule, SgdConfig,
-    StateDict, StepReport, StepRule, TrainingConfig, TrainingObserver, train_with,
+    Architecture, Batch, Checkpoint, IgnoreProgress, Layer, Layout, Mode, Model, Module, Outcome, Pass, Schedule,
+    SgdConfig, StateDict, StepReport, StepRule, TrainingConfig, TrainingObserver, train_with,
 };
 use tsbd_tensor::{DType, Device, Tensor, Var};
+use tsbd_testing::{Golden, convolution, golden_path, network};
 
 use super::*;
 use crate::generator::threshold;
 use crate::losses::{diversity, excess};
-use crate::networks::{normalized, stamped};
+use crate::networks::{MASK, PATTERN, normalized, stamped};
 
 const CIFAR10: Normalization = Normalization { mean: [0.4914, 0.4822, 0.4465], std: [0.247, 0.243, 0.261] };
-/// What the reference program takes.
+/// What the reference program takes: of images of this size it keeps everything, of those of 32 and 64 pixels products.
 const SIZE: usize = 16;
+const SIZES: [usize; 3] = [SIZE, 32, 64];
 const WIDTH: usize = 2;
 const POISONED: usize = 2;
 /// How far weights may be off after a step of Adam.
@@ -26,26 +27,31 @@ const STEP: f64 = 1e-7;
 /// but rounding errors, and Adam divides them by 1e-8.
 const STEP_OF_BIAS: f64 = 1e-5;
 
-/// Values computed with PyTorch in double precision by `tools/reference/input_aware.py`.
-fn golden(name: &str) -> PathBuf {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../tools/reference/golden/input_aware/");
-    PathBuf::from(format!("{folder}{name}.safetensors"))
+/// The numbers `name` of images of `size` pixels, computed with PyTorch in double precision by
+/// `tools/reference/input_aware.py`.
+fn expected(size: usize, name: &str) -> Vec<f64> {
+    let file = if size == SIZE { "values".to_owned() } else { size.to_string() };
+    Golden::read(&format!("input_aware/{file}")).doubles(name)
 }
 
-fn expected(name: &str) -> Vec<f64> {
-    let bytes = std::fs::read(golden("values")).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    tensors.tensor(name).unwrap().data().as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect()
+/// A file of networks of the same program.
+fn golden(name: &str) -> PathBuf {
+    golden_path(&format!("input_aware/{name}.safetensors"))
+}
+
+/// What the reference program keeps of a tensor of which it does not keep everything.
+fn product(values: &[f64]) -> f64 {
+    values.iter().zip(1..).map(|(value, number)| value * (0.7548 * f64::from(number)).sin()).sum()
 }
 
 fn networks(name: &str) -> Networks {
     Networks::load(WIDTH, &golden(name)).unwrap()
 }
 
-fn images(batch: usize) -> Tensor {
-    let levels = (0..6 * SIZE * SIZE * CHANNELS).map(|index| ((7919 * index + 13 + 101 * batch) % 256) as u8);
+fn images(batch: usize, size: usize) -> Tensor {
+    let levels = (0..6 * size * size * CHANNELS).map(|index| ((7919 * index + 13 + 101 * batch) % 256) as u8);
     let normalized = levels.enumerate().map(|(index, level)| f64::from(CIFAR10.normalized(index % CHANNELS, level)));
-    Tensor::from_vec(normalized.collect(), (6, SIZE, SIZE, CHANNELS), &Device::Cpu).unwrap()
+    Tensor::from_vec(normalized.collect(), (6, size, size, CHANNELS), &Device::Cpu).unwrap()
 }
 
 fn values(tensor: &Tensor) -> Vec<f64> {
@@ -59,54 +65,58 @@ fn assert_close(found: &[f64], expected: &[f64], tolerance: f64) {
     assert!(largest <= tolerance, "largest difference {largest:e}");
 }
 
+/// Compares images, or masks, with the reference program's.
 #[track_caller]
-fn assert_equal(found: &StateDict, expected: &StateDict) {
-    for (name, entry) in expected.entries() {
-        let tolerance = match name.rsplit_once('.') {
-            Some((convolution, "bias")) if convolution.ends_with("conv2d") => STEP_OF_BIAS,
-            Some((_, "running_mean")) => STEP_OF_BIAS,
-            _ => STEP,
+fn assert_images(found: &Tensor, size: usize, name: &str) {
+    let (found, expected) = (values(found), expected(size, name));
+    match size {
+        SIZE => assert_close(&found, &expected, 1e-9),
+        _ => assert_close(&[product(&found)], &expected, 1e-9),
+    }
+}
+
+/// Compares a generator with the reference program's after the phase or step `name`.
+#[track_caller]
+fn assert_state(found: &StateDict, prefix: &str, size: usize, name: &str) {
+    let tolerance = |name: &str| match name.rsplit_once('.') {
+        Some((convolution, "bias")) if convolution.ends_with("conv2d") => STEP_OF_BIAS,
+        Some((_, "running_mean")) => STEP_OF_BIAS,
+        _ => STEP,
+    };
+    if size == SIZE {
+        let networks = networks(name);
+        let expected = if prefix == PATTERN { networks.pattern_state } else { networks.mask_state };
+        for (name, entry) in expected.entries() {
+            let (found, expected) = (values(found.get(name).unwrap()), values(&entry.tensor));
+            let largest = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(largest <= tolerance(name), "{name}: {largest:e}");
+        }
+        return;
+    }
+    let expected = expected(size, &format!("{name}.{}", prefix.trim_end_matches('.')));
+    assert_eq!(found.entries().count(), expected.len());
+    for ((name, entry), expected) in found.entries().zip(expected) {
+        let as_in_a_file = match entry.layout {
+            Layout::Convolution => entry.tensor.permute((3, 2, 0, 1)).unwrap(),
+            _ => entry.tensor.clone(),
         };
-        let (found, expected) = (values(found.get(name).unwrap()), values(&entry.tensor));
-        let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
-        let largest = differences.fold(0.0, f64::max);
-        assert!(largest <= tolerance, "{name}: {largest:e}");
+        let found = values(&as_in_a_file);
+        let difference = (product(&found) - expected).abs();
+        assert!(difference <= tolerance(name) * found.len() as f64, "{name} at {size}: {difference:e}");
     }
 }
 
 /// One convolution, one batch norm, one linear layer.
-#[derive(Debug)]
-struct Tiny(Vec<Module>);
-
-fn tiny() -> Arc<Tiny> {
-    let convolution = Layer::Conv2d { in_channels: 3, out_channels: 4, kernel: 3, stride: 2, padding: 1, bias: true };
-    Arc::new(Tiny(vec![
-        Module::new("conv1", convolution),
+fn tiny() -> Arc<dyn Architecture> {
+    let modules = vec![
+        convolution("conv1", [3, 4], 2, true),
         Module::new("bn1", Layer::BatchNorm2d { channels: 4 }),
         Module::new("linear", Layer::Linear { in_features: 4, out_features: 4 }),
-    ]))
-}
-
-impl Architecture for Tiny {
-    fn name(&self) -> &str {
-        "tiny"
-    }
-    fn modules(&self) -> &[Module] {
-        &self.0
-    }
-    fn classes(&self) -> usize {
-        4
-    }
-    fn head(&self) -> &str {
-        "linear"
-    }
-    fn features(&self) -> &str {
-        "features"
-    }
-    fn forward(&self, pass: &Pass, images: &Var) -> tsbd_nn::Result<Var> {
+    ];
+    network(modules, 4, |pass, images| {
         let x = pass.batch_norm_relu("bn1", &pass.conv("conv1", images)?)?;
         pass.linear("linear", &x.global_average_pool()?)
-    }
+    })
 }
 
 fn clean() -> Arc<Dataset> {
@@ -147,30 +157,38 @@ fn reference(gradients: GeneratorGradients) -> Training {
         streams,
         loader: loader("train"),
         others: loader("others"),
-        facts: PoisonFacts { poison_count: 0, poison_per_class: vec![], asr_denominator: 0 },
+        facts: PoisonFacts { poison_count: None, poison_per_class: vec![], asr_denominator: 0 },
     };
     Training::new(setup, networks("begin")).unwrap()
 }
 
 #[test]
-fn patterns_masks_and_triggered_images_equal_pytorchs() {
+fn patterns_masks_and_triggered_images_equal_pytorchs_at_every_size() {
     let Networks { pattern, pattern_state, .. } = &networks("begin");
-    let own = Var::constant(images(0).narrow(0, 0, POISONED).unwrap().contiguous().unwrap());
-    let giver = Var::constant(images(1).narrow(0, POISONED, POISONED).unwrap().contiguous().unwrap());
-    let made = |images| {
-        let pass = Pass::new(pattern, pattern_state, Mode::Train);
-        normalized(&pattern.forward(&pass, images).unwrap(), &CIFAR10).unwrap()
-    };
-    let patterns = made(&own);
-    assert_close(&values(patterns.tensor()), &expected("step1.pattern"), 1e-9);
-    let masks = networks("begin").masks(own.tensor()).unwrap();
-    assert_close(&values(&masks), &expected("step1.mask"), 1e-9);
-    let stamped = values(stamped(&own, &patterns, &masks).unwrap().tensor());
-    assert_close(&stamped, &expected("step1.images")[..stamped.len()], 1e-9);
-    let diverse = diversity([&own, &giver], [&patterns, &made(&giver)]).unwrap();
-    assert_close(&values(diverse.tensor()), &expected("step1.losses")[1..], 1e-9);
-    let triggered = networks("begin").triggered(own.tensor(), &CIFAR10).unwrap();
-    assert_close(&values(&triggered), &expected("eval.triggered"), 1e-9);
+    for size in SIZES {
+        let part = |batch: usize, start: usize| {
+            Var::constant(images(batch, size).narrow(0, start, POISONED).unwrap().contiguous().unwrap())
+        };
+        let (own, giver) = (part(0, 0), part(1, POISONED));
+        let made = |images| {
+            let pass = Pass::new(pattern, pattern_state, Mode::Train);
+            normalized(&pattern.forward(&pass, images).unwrap(), &CIFAR10).unwrap()
+        };
+        let patterns = made(&own);
+        assert_images(patterns.tensor(), size, "step1.pattern");
+        let masks = networks("begin").masks(own.tensor()).unwrap();
+        assert_images(&masks, size, "step1.mask");
+        let triggered = stamped(&own, &patterns, &masks).unwrap();
+        let crossing = networks("begin").masks(giver.tensor()).unwrap();
+        let crossed = stamped(&part(0, POISONED), &made(&giver), &crossing).unwrap();
+        let rest = images(0, size).narrow(0, 2 * POISONED, 6 - 2 * POISONED).unwrap();
+        let batch = Tensor::cat(&[triggered.tensor(), crossed.tensor(), &rest], 0).unwrap();
+        assert_images(&batch, size, "step1.images");
+        let diverse = diversity([&own, &giver], [&patterns, &made(&giver)]).unwrap();
+        assert_close(&values(diverse.tensor()), &expected(size, "step1.losses")[1..], 1e-9);
+        let triggered = networks("begin").triggered(own.tensor(), &CIFAR10).unwrap();
+        assert_images(&triggered, size, "eval.triggered");
+    }
 }
 
 #[test]
@@ -185,53 +203,56 @@ fn patterns_stay_inside_and_masks_nearly_reach_their_ranges() {
     assert!((1.0 - squash(0.5 + edge) - 2.4e-7).abs() < 1e-7);
     let patterns = networks("begin");
     let pass = Pass::new(&patterns.pattern, &patterns.pattern_state, Mode::Train);
-    let output = patterns.pattern.forward(&pass, &Var::constant(images(0))).unwrap();
+    let output = patterns.pattern.forward(&pass, &Var::constant(images(0, SIZE))).unwrap();
     assert!(values(output.tensor()).iter().all(|value| (value - 0.5).abs() <= edge));
 }
 
 #[test]
-fn one_step_of_the_mask_phase_equals_pytorchs() {
-    let mut training = reference(GeneratorGradients::Accumulated);
-    let masks = {
-        let Networks { mask, mask_state, .. } = &training.networks;
-        let pass = Pass::new(mask, mask_state, Mode::Train);
-        threshold(&mask.forward(&pass, &Var::constant(images(0))).unwrap()).unwrap()
-    };
-    assert_close(&values(masks.tensor()), &expected("mask.m1"), 1e-9);
-    let losses = expected("mask.losses");
-    assert_close(&values(excess(&masks, 0.032).unwrap().tensor()), &losses[..1], 1e-9);
-    let loss = training.mask_step(&images(0), &images(1)).unwrap();
-    assert_close(&[loss], &losses[2..], 1e-9);
-    // Also the running estimates, which meet the first batch twice.
-    assert_equal(&training.networks.mask_state, &networks("mask").mask_state);
-    assert_equal(&training.networks.pattern_state, &networks("begin").pattern_state);
+fn one_step_of_the_mask_phase_equals_pytorchs_at_every_size() {
+    for size in SIZES {
+        let mut training = reference(GeneratorGradients::Accumulated);
+        let masks = {
+            let Networks { mask, mask_state, .. } = &training.networks;
+            let pass = Pass::new(mask, mask_state, Mode::Train);
+            threshold(&mask.forward(&pass, &Var::constant(images(0, size))).unwrap()).unwrap()
+        };
+        assert_images(masks.tensor(), size, "mask.m1");
+        let losses = expected(size, "mask.losses");
+        assert_close(&values(excess(&masks, 0.032).unwrap().tensor()), &losses[..1], 1e-9);
+        let loss = training.mask_step(&images(0, size), &images(1, size)).unwrap();
+        assert_close(&[loss], &losses[2..], 1e-9);
+        // Also the running estimates, which meet the first batch twice.
+        assert_state(&training.networks.mask_state, MASK, size, "mask");
+        assert_state(&training.networks.pattern_state, PATTERN, SIZE, "begin");
+    }
 }
 
 #[test]
-fn steps_of_the_classifier_phase_equal_pytorchs_with_gradients_accumulated_and_cleared() {
+fn steps_of_the_classifier_phase_equal_pytorchs_with_gradients_accumulated_and_cleared_at_every_size() {
     let model = Model::load(tiny(), golden("classifier")).unwrap();
     let model = Model { state: model.state.to_dtype(DType::F64).unwrap(), ..model };
     let labels = Tensor::new(&[0u32, 1, 2, 3, 0, 1], &Device::Cpu).unwrap();
-    for gradients in [GeneratorGradients::Accumulated, GeneratorGradients::Cleared] {
+    let both = [GeneratorGradients::Accumulated, GeneratorGradients::Cleared];
+    for (size, gradients) in SIZES.into_iter().flat_map(|size| both.map(|gradients| (size, gradients))) {
         let mut training = reference(gradients);
         for step in [1, 2] {
-            let batch = Batch { images: images(step - 1), labels: labels.clone(), indices: (0..6).collect() };
-            let made = training.classifier_step(&model, &batch, &images(2 - step), POISONED).unwrap();
+            let batch = Batch { images: images(step - 1, size), labels: labels.clone(), indices: (0..6).collect() };
+            let made = training.classifier_step(&model, &batch, &images(2 - step, size), POISONED).unwrap();
             training.pattern_step().unwrap();
             if gradients == GeneratorGradients::Accumulated {
-                assert_close(&[made.loss], &expected(&format!("step{step}.losses"))[..1], 1e-9);
+                assert_close(&[made.loss], &expected(size, &format!("step{step}.losses"))[..1], 1e-9);
                 let weight = made.gradients.get("conv1.weight").unwrap().permute((3, 2, 0, 1)).unwrap();
-                assert_close(&values(&weight.contiguous().unwrap()), &expected(&format!("step{step}.conv1")), 1e-9);
+                let theirs = expected(size, &format!("step{step}.conv1"));
+                assert_close(&values(&weight.contiguous().unwrap()), &theirs, 1e-9);
             }
             if gradients == GeneratorGradients::Accumulated || step == 1 {
-                let expected = networks(&format!("step{step}"));
-                assert_equal(&training.networks.pattern_state, &expected.pattern_state);
+                assert_state(&training.networks.pattern_state, PATTERN, size, &format!("step{step}"));
             }
         }
         if gradients == GeneratorGradients::Cleared {
-            assert_equal(&training.networks.pattern_state, &networks("cleared").pattern_state);
+            assert_state(&training.networks.pattern_state, PATTERN, size, "cleared");
         }
-        assert_equal(&training.networks.mask_state, &networks("begin").mask_state);
+        assert_state(&training.networks.mask_state, MASK, SIZE, "begin");
     }
     // What is compared tells the two rules apart.
     let differing = networks("step2").pattern_state.difference(&networks("cleared").pattern_state).unwrap();
@@ -241,7 +262,7 @@ fn steps_of_the_classifier_phase_equal_pytorchs_with_gradients_accumulated_and_c
 #[test]
 fn equal_images_in_both_loaders_leave_every_gradient_finite() {
     let mut training = reference(GeneratorGradients::Accumulated);
-    assert!(training.mask_step(&images(0), &images(0)).unwrap().is_finite());
+    assert!(training.mask_step(&images(0, SIZE), &images(0, SIZE)).unwrap().is_finite());
     let finite = |state: &StateDict| state.parameters().all(|(_, tensor)| values(tensor).iter().all(|v| v.is_finite()));
     assert!(finite(&training.networks.mask_state));
     let begin = networks("begin").mask_state.difference(&training.networks.mask_state).unwrap();
@@ -370,7 +391,7 @@ fn exactly_the_stated_number_of_images_of_each_batch_is_poisoned() {
     assert!((coins as f64 / 4000.0 - 0.5).abs() < 0.03);
     assert_eq!((0..100).map(|_| training.poisoned(1)).sum::<usize>(), 0, "there is no other image");
     // 44 images in batches of 16, 16 and 12.
-    assert_eq!(begun(json!({}), 0).1.facts().poison_count, 4 + 4 + 3);
+    assert_eq!(begun(json!({}), 0).1.facts().poison_count, Some(4 + 4 + 3));
     assert_eq!(poisoned_in_epoch(0.1, 50_000, 128), 390 * 12 + 8);
 }
 

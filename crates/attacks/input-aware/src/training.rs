@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
+use tsbd_attack::control::poisoned_in_batch;
 use tsbd_attack::{ControlledTraining, Error, PoisonFacts, Poisoning};
 use tsbd_data::{Loader, Normalization};
 use tsbd_nn::{
@@ -98,8 +99,11 @@ impl Training {
     /// How many of `size` images are poisoned. Where it is less than one on average, a coin decides; a poisoned image needs
     /// another for the cross trigger.
     pub(crate) fn poisoned(&mut self, size: usize) -> usize {
-        let mean = self.setup.poisoning.poisoning_ratio * size as f64;
-        let count = if mean < 1.0 { usize::from(self.now.coin.uniform() < mean) } else { mean as usize };
+        let ratio = self.setup.poisoning.poisoning_ratio;
+        let count = match poisoned_in_batch(ratio, size) {
+            0 => usize::from(self.now.coin.uniform() < ratio * size as f64),
+            count => count,
+        };
         count.min(size / 2)
     }
 
@@ -264,11 +268,18 @@ impl StepRule for Training {
         self.networks.mask_state.restore(MASK, &state)?;
         self.pattern_adam.restore(PATTERN, &state)?;
         self.mask_adam.restore(MASK, &state)?;
-        let parameters = self.networks.pattern_state.parameters();
-        let sums =
-            parameters.filter_map(|(name, _)| Some((name.to_owned(), state.get(&format!("{SUM}{name}"))?.clone())));
-        let sums: ParameterGradients = sums.collect();
-        self.accumulated = (!sums.is_empty()).then_some(sums);
+        // There are sums from the pattern generator's first step on.
+        let summed = self.setup.parameters.generator_gradients == GeneratorGradients::Accumulated
+            && self.pattern_adam.steps() > 0;
+        let sum = |(name, _): (&str, &Tensor)| match state.get(&format!("{SUM}{name}")) {
+            Some(sum) => Ok((name.to_owned(), sum.clone())),
+            None => {
+                let example = state.keys().next().cloned().unwrap_or_default();
+                Err(tsbd_nn::Error::UnknownTensor { name: format!("{SUM}{name}"), example })
+            }
+        };
+        let sums = || self.networks.pattern_state.parameters().map(sum).collect::<Result<ParameterGradients>>();
+        self.accumulated = summed.then(sums).transpose()?;
         Ok(())
     }
 }

@@ -23,7 +23,7 @@ use tsbd_attack::parameters::{join, read};
 use tsbd_attack::trigger::poison;
 use tsbd_attack::{
     Attack, AttackEntry, Candidates, DatasetFacts, Error, Groundwork, ImageTrigger, Material, ParameterError, Poisoner,
-    Poisoning,
+    Poisoning, picture,
 };
 use tsbd_data::{Dataset, Picture};
 use tsbd_nn::random::Streams;
@@ -52,7 +52,7 @@ pub struct Parameters {
     /// Digest of the pattern when `pattern` is a path: filled in when the file is read, compared when it is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pattern_digest: Option<String>,
-    /// Largest level of the searched pattern as a share of 255; greater than 0, at most 1.
+    /// Largest level of the searched pattern as a share of 255; at least 1/255, at most 1.
     pub amplitude: f64,
     /// Training images that the pattern is searched on.
     pub search_images: usize,
@@ -60,7 +60,7 @@ pub struct Parameters {
     pub fooling_rate: f64,
     /// Passes over the search images, at most.
     pub passes: usize,
-    /// DeepFool steps for one image, at most.
+    /// DeepFool steps for one image, at most; at least 3.
     pub steps: usize,
     /// What the clean model is shown while the pattern is searched: `unit` (levels from 0 to 1, as the published code
     /// does) or `normalized` (as the model was trained).
@@ -115,16 +115,24 @@ fn configure(poisoning: &Poisoning, own: Value) -> Result<Box<dyn Attack>, Param
     poisoning.check_ranges()?;
     let mut parameters: Parameters = read(&own)?;
     let Parameters { amplitude, search_images, fooling_rate, passes, steps, .. } = parameters;
-    if !(amplitude > 0.0 && amplitude <= 1.0) {
-        let way_out = "give a number greater than 0 and at most 1";
+    // Less than a level of 255 would leave every image as it is.
+    if !(1.0 / 255.0..=1.0).contains(&amplitude) {
+        let way_out = "give a number from 1/255 (0.00393) to 1";
         return Err(ParameterError::new("amplitude", amplitude, "out of range", way_out));
     }
     ParameterError::unless_within("fooling_rate", fooling_rate, 0.0, 1.0)?;
-    for (field, count) in [("search_images", search_images), ("passes", passes), ("steps", steps)] {
+    for (field, count) in [("search_images", search_images), ("passes", passes)] {
         ParameterError::unless_nonzero(field, count)?;
     }
+    if steps < search::LEAST_STEPS {
+        let reason = "an image that takes all steps, or all but one, does not count: none could";
+        return Err(ParameterError::new("steps", steps, reason, format!("give at least {}", search::LEAST_STEPS)));
+    }
     let source = match parameters.pattern.as_str() {
-        SEARCHED => Source::Searched(Search::new(poisoning.target_class, &parameters)),
+        SEARCHED => {
+            picture::refuse_digest("pattern", SEARCHED, parameters.pattern_digest.as_deref())?;
+            Source::Searched(Search::new(poisoning.target_class, &parameters))
+        }
         path => {
             let (pattern, digest) = pattern::read("pattern", path, parameters.pattern_digest.as_deref())?;
             parameters.pattern_digest = Some(digest);
@@ -139,7 +147,7 @@ impl Lf {
     fn pattern(&self, material: Option<&Material>) -> Result<Picture, Error> {
         match &self.source {
             Source::Given(pattern) => Ok(pattern.clone()),
-            Source::Searched(_) => search::pattern(material.ok_or(Error::NoMaterial)?),
+            Source::Searched(_) => material.ok_or(Error::NoMaterial)?.picture(search::PATTERN),
         }
     }
 }
@@ -199,5 +207,3 @@ impl Attack for Lf {
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tiny;

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+use tsbd_attack::picture::to_levels;
 use tsbd_attack::{ParameterError, picture};
 use tsbd_data::{CHANNELS, Picture};
 
@@ -65,9 +66,4 @@ fn from_array(array: Array) -> Result<Picture, String> {
         _ => levels.into_iter().flat_map(|level| [level; CHANNELS]).collect(),
     };
     Ok(Picture { pixels, height, width })
-}
-
-/// `trunc(255 * share)`, in single precision as numpy computes it.
-pub fn to_levels(shares: &[f32]) -> Vec<u8> {
-    shares.iter().map(|share| (share * 255.0) as u8).collect()
 }

@@ -9,13 +9,12 @@
 
 use serde_json::Value;
 use tsbd_attack::parameters::join;
-use tsbd_attack::{DatasetFacts, Error, Groundwork, GroundworkContext, Material, ParameterError};
-use tsbd_data::{CHANNELS, Dataset, ImageSource, Normalization, Picture, numpy_random};
+use tsbd_attack::picture::to_levels;
+use tsbd_attack::{DatasetFacts, Error, Groundwork, GroundworkContext, Material, ParameterError, selection};
+use tsbd_data::{CHANNELS, Dataset, ImageSource, Normalization, Picture};
 use tsbd_nn::Streams;
-use tsbd_tensor::Tensor;
 
 use crate::deepfool::{self, Network};
-use crate::pattern::to_levels;
 use crate::smoothing::smooth;
 use crate::{Input, Parameters};
 
@@ -24,8 +23,11 @@ const EVALUATION_PER_CLASS: usize = 10;
 /// The search ends when the fooling rates of so many passes differ by less than this.
 const STEADY_PASSES: usize = 5;
 const STEADY_RATE: f64 = 0.01;
-/// The material's only tensor.
-const PATTERN: &str = "pattern";
+/// The material's only tensor, a picture.
+pub const PATTERN: &str = "pattern";
+/// As the reference has it, an image that takes all steps, or all but one, has not arrived: with fewer than so many at
+/// most, only an image that has the target class from the beginning would have, and those leave the pattern at 0.
+pub const LEAST_STEPS: usize = 3;
 const STAGE: &str = "search";
 
 /// The search, configured.
@@ -55,15 +57,10 @@ impl Search {
     /// `numpy.random.seed(seed)`, as in the reference.
     fn draw(&self, clean: &Dataset, seed: u64) -> Result<Vec<usize>, ParameterError> {
         let (count, wanted) = (clean.train.len(), self.parameters.search_images);
-        let seed = u32::try_from(seed).map_err(|_| {
-            ParameterError::new("seed", seed, "the draw takes seeds of 32 bits", "give a seed below 4294967296")
-        })?;
-        let drawn = numpy_random::choice_without_replacement(seed, count as u32, wanted as u32);
-        let drawn = drawn.ok_or_else(|| {
+        selection::draw(count, wanted, seed)?.ok_or_else(|| {
             let reason = format!("the data set has {count} training images");
             ParameterError::new("search_images", wanted, reason, format!("give at most {count}"))
-        })?;
-        Ok(drawn.into_iter().map(|index| index as usize).collect())
+        })
     }
 }
 
@@ -118,7 +115,6 @@ impl Groundwork for Search {
             for (position, &place) in order.iter().enumerate() {
                 let triggered = added(&images[place], &pattern);
                 let way = deepfool::targeted(&network, &triggered, before[place], target, most)?;
-                // As the reference: one that takes all steps, or all but one, has not arrived.
                 if let Some(way) = way.filter(|way| way.steps + 1 < most) {
                     let smoothed = added(&smooth(&way.perturbation, shape), &pattern);
                     pattern = rescaled(&smooth(&smoothed, shape), amplitude as f32);
@@ -139,21 +135,13 @@ impl Groundwork for Search {
         if levels.iter().all(|level| *level == 0) {
             return Err(nothing_found(input));
         }
-        let tensor = Tensor::from_vec(levels, shape, &context.device).map_err(tsbd_nn::Error::from)?;
+        let pattern = Picture { pixels: levels, height: train.height(), width: train.width() };
         let rate = rates.last().copied().unwrap_or_default();
         Ok(Material::new()
-            .with_tensor(PATTERN, tensor)
+            .with_picture(PATTERN, pattern)?
             .with_metric("fooling_rate", rate)
             .with_fact("passes", rates.len()))
     }
-}
-
-/// The pattern that a search has made.
-pub fn pattern(material: &Material) -> Result<Picture, Error> {
-    let tensor = material.tensor(PATTERN)?;
-    let pixels = tensor.flatten_all().and_then(|levels| levels.to_vec1()).map_err(tsbd_nn::Error::from)?;
-    let (height, width, _) = tensor.dims3().map_err(tsbd_nn::Error::from)?;
-    Ok(Picture { pixels, height, width })
 }
 
 /// The levels of a training image, from 0 to 1.

@@ -7,11 +7,12 @@ use tsbd_attack::groundwork::NoObserver;
 use tsbd_attack::{GroundworkContext, GroundworkObserver, TrainingSource};
 use tsbd_data::{ImageSource, Images, Normalization, write_png};
 use tsbd_tensor::Device;
+use tsbd_testing::Golden;
+use tsbd_testing::groundwork::{dataset, model, numbers};
 
 use super::*;
 use crate::deepfool::{Network, targeted};
 use crate::smoothing::smooth;
-use crate::tiny::{Golden, dataset, model, numbers};
 
 fn configured(own: Value) -> Box<dyn Attack> {
     (LF.configure)(&Poisoning::default(), own).unwrap_or_else(|error| panic!("{error}"))
@@ -38,7 +39,7 @@ fn save(path: &Path, descr: &str, shape: &str, data: &[u8]) {
 
 #[test]
 fn poisoned_pixels_equal_numpys_at_both_sizes() {
-    let golden = Golden::read("lf");
+    let golden = Golden::read("groundwork/lf");
     for size in [32, 64] {
         let mut image = golden.bytes(&format!("image.{size}"));
         Addition::new(golden.bytes(&format!("given.{size}"))).apply(&mut image, 0);
@@ -48,7 +49,7 @@ fn poisoned_pixels_equal_numpys_at_both_sizes() {
 
 #[test]
 fn smoothing_equals_pytorchs_convolution() {
-    let golden = Golden::read("lf");
+    let golden = Golden::read("groundwork/lf");
     for name in ["8x8", "32x32", "20x33"] {
         let shape = golden.shape(&format!("smoothing.{name}"));
         let ours = smooth(&golden.floats(&format!("smoothing.{name}")), (shape[0], shape[1], shape[2]));
@@ -59,7 +60,7 @@ fn smoothing_equals_pytorchs_convolution() {
 
 #[test]
 fn targeted_deepfool_makes_pytorchs_steps() {
-    let (golden, numbers, clean, model) = (Golden::read("lf"), numbers(), dataset(), model());
+    let (golden, numbers, clean, model) = (Golden::read("groundwork/lf"), numbers(), dataset(), model());
     let network =
         Network { model: &model, normalization: Normalization::IDENTITY, height: 16, width: 16, device: Device::Cpu };
     for (place, case) in numbers["deepfool"].as_array().unwrap().iter().enumerate() {
@@ -111,7 +112,7 @@ fn gradients_are_those_of_the_levels_whatever_the_network_is_shown() {
 
 #[test]
 fn a_whole_search_equals_pytorchs_within_a_level() {
-    let (golden, numbers, clean) = (Golden::read("lf"), numbers(), dataset());
+    let (golden, numbers, clean) = (Golden::read("groundwork/lf"), numbers(), dataset());
     let orders: Vec<Vec<usize>> = (0..3)
         .map(|pass| {
             let mut order: Vec<usize> = (0..6).collect();
@@ -134,7 +135,7 @@ fn a_whole_search_equals_pytorchs_within_a_level() {
     assert_eq!(json!(rates.0), numbers["fooling_rates"]);
     assert_eq!(material.metrics["fooling_rate"], *rates.0.last().unwrap());
     assert_eq!(material.facts["passes"], json!(3));
-    let ours = search::pattern(&material).unwrap();
+    let ours = material.picture(search::PATTERN).unwrap();
     assert_eq!((ours.height, ours.width, *ours.pixels.iter().max().unwrap()), (16, 16, 51));
     let theirs = golden.bytes("pattern");
     let different = ours.pixels.iter().zip(&theirs).filter(|(a, b)| a != b).count();
@@ -142,7 +143,7 @@ fn a_whole_search_equals_pytorchs_within_a_level() {
     assert!(different <= 8, "{different} of 768 levels");
 
     let again = made(attack.as_ref(), &clean, &mut NoObserver).unwrap();
-    assert_eq!(search::pattern(&again).unwrap(), ours, "the same seed gives the same bits");
+    assert_eq!(again.picture(search::PATTERN).unwrap(), ours, "the same seed gives the same bits");
     let easy = configured(json!({"search_images": 6, "passes": 3, "fooling_rate": 0.1}));
     assert_eq!(made(easy.as_ref(), &clean, &mut NoObserver).unwrap().facts["passes"], json!(1));
 }
@@ -159,8 +160,8 @@ fn a_search_is_stopped_on_request_and_one_that_finds_nothing_says_the_way_out() 
     let attack = configured(json!({"search_images": 6}));
     let stopped = made(attack.as_ref(), &dataset(), &mut Impatient);
     assert!(matches!(stopped, Err(Error::Stopped { .. })), "{stopped:?}");
-    // One step is never enough to count: the search ends without a pattern.
-    let hopeless = configured(json!({"search_images": 6, "steps": 1}));
+    // No image arrives after one step: the search ends without a pattern.
+    let hopeless = configured(json!({"search_images": 6, "steps": 3}));
     let error = made(hopeless.as_ref(), &dataset(), &mut NoObserver).unwrap_err().to_string();
     assert!(error.contains("`input` = unit") && error.contains("input = \"normalized\""), "{error}");
 }
@@ -175,7 +176,7 @@ fn exactly_the_drawn_images_are_poisoned_with_the_pattern_of_the_material() {
     let material = Material::new().with_tensor("pattern", tensor);
     let poisoner = attack.prepare(&clean, &Streams::new(0), Some(&material)).unwrap();
     let TrainingSource::Static(train) = &poisoner.train else { panic!("not static") };
-    assert_eq!((train.poisoned().len(), poisoner.facts.poison_count), (6, 6));
+    assert_eq!((train.poisoned().len(), poisoner.facts.poison_count), (6, Some(6)));
     for index in 0..12 {
         let expected = clean.train.image(index).iter().zip(&pattern);
         match train.is_poisoned(index) {
@@ -263,11 +264,13 @@ fn patterns_that_cannot_be_used_are_refused_with_file_and_way_out() {
 fn numbers_out_of_range_are_refused_by_name() {
     for (field, value) in [
         ("amplitude", json!(0)),
+        ("amplitude", json!(0.0039)),
         ("amplitude", json!(1.5)),
         ("fooling_rate", json!(-0.1)),
         ("search_images", json!(0)),
         ("passes", json!(0)),
-        ("steps", json!(0)),
+        ("steps", json!(2)),
+        ("pattern_digest", json!("0a1b")),
         ("input", json!("raw")),
     ] {
         assert_eq!(refused(json!({field: value})).field, field);
@@ -289,28 +292,6 @@ fn parameters_are_canonical_and_those_of_the_search_leave_out_what_it_does_not_d
     }
     assert_eq!(attack.groundwork().unwrap().parameters(), search);
     assert!(attack.groundwork().unwrap().check(model().architecture.as_ref()).is_ok());
-}
-
-/// Real images, where they are on this machine: checksums computed with numpy.
-#[test]
-fn poisoned_cifar10_images_have_numpys_checksums() {
-    let root = tsbd_data::DataRoot::discover(None);
-    let Ok(cifar10) = tsbd_data::load(&tsbd_data::DatasetParameters::new("cifar10"), &root) else {
-        // Past the capture of `println!`: a skipped test should be seen.
-        writeln!(std::io::stderr(), "skipped: CIFAR-10 is not on this machine").unwrap();
-        return;
-    };
-    let pattern = (0..3072).map(|place| ((7 * (place / 96) + 3 * (place / 3 % 32) + 11 * (place % 3)) % 52) as u8);
-    let addition = Addition::new(pattern.collect());
-    let expected = numbers()["cifar10"].clone();
-    let sums: Vec<u64> = (0..10)
-        .map(|index| {
-            let mut image = cifar10.test.image(index).to_vec();
-            addition.apply(&mut image, index);
-            image.iter().zip(1u64..).map(|(level, place)| place * u64::from(*level)).sum()
-        })
-        .collect();
-    assert_eq!(json!(sums), expected);
 }
 
 /// The patterns that BackdoorBench ships are not part of this project: run with `TSBD_TRIGGERS` set to a folder that has

@@ -1,14 +1,13 @@
 use serde_json::json;
 use tsbd_attack::TrainingSource;
 use tsbd_data::{Images, Normalization};
+use tsbd_testing::Golden;
 
 use super::*;
 
 /// Values computed with numpy by `tools/reference/triggers.py`.
 fn golden(name: &str) -> Vec<u8> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../tools/reference/golden/triggers/triggers.safetensors");
-    let bytes = std::fs::read(path).unwrap();
-    safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor(name).unwrap().data().to_vec()
+    Golden::read("triggers/triggers").bytes(name)
 }
 
 fn configured(poisoning: Poisoning, own: Value) -> Box<dyn Attack> {

@@ -1,11 +1,13 @@
-use std::collections::HashMap;
+use std::ops::ControlFlow;
 
+use indexmap::IndexMap;
 use serde_json::json;
-use tsbd_attack::TrainingSource;
 use tsbd_attack::groundwork::NoObserver;
+use tsbd_attack::{GroundworkObserver, TrainingSource};
 use tsbd_data::Normalization;
 use tsbd_nn::{AdamConfig, Layout, Module};
 use tsbd_tensor::{DType, Device};
+use tsbd_testing::Golden;
 
 use super::*;
 use crate::networks::{BITS, Decoder};
@@ -13,24 +15,6 @@ use crate::training::{ImageWeight, Pair};
 
 fn sequence(count: usize, start: usize) -> Vec<f64> {
     (0..count).map(|index| ((index + start) as f64 * 0.7548).sin()).collect()
-}
-
-/// Values made with PyTorch by `tools/reference/ssba.py`, which says what they are.
-fn golden(size: usize) -> HashMap<String, Vec<f64>> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../tools/reference/golden/ssba");
-    let bytes = std::fs::read(format!("{path}/{size}.safetensors")).unwrap();
-    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let values = tensors.tensors().into_iter().map(|(name, view)| {
-        let data = view.data();
-        let values = match view.dtype() {
-            safetensors::Dtype::F32 => {
-                data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes).into()).collect()
-            }
-            _ => data.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect(),
-        };
-        (name, values)
-    });
-    values.collect()
 }
 
 /// The weights of the reference: a sine of each element's number, which goes on from tensor to tensor.
@@ -70,7 +54,8 @@ fn close(what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
 #[test]
 fn outputs_losses_gradients_and_a_step_of_training_are_pytorchs_at_both_sizes() {
     for size in [32, 64] {
-        let golden = golden(size);
+        // `tools/reference/ssba.py` says what they are.
+        let golden = Golden::read(&format!("ssba/{size}"));
         let (encoder, decoder) = (Encoder::new(4), Decoder::new(4, size));
         let mut start = 1;
         let encoder_state = weights(encoder.modules(), &mut start);
@@ -85,10 +70,10 @@ fn outputs_losses_gradients_and_a_step_of_training_are_pytorchs_at_both_sizes() 
         let pictures = pair.encoder.pictures(&pass, &Var::constant(bits.clone()), size).unwrap();
         let encoded = pair.encoder.encode(&pass, &Var::constant(images.clone()), &pictures).unwrap();
         let found = encoded.tensor().flatten_all().unwrap().to_vec1::<f64>().unwrap();
-        close("encoded", &found, &golden["encoded"], 1e-6);
+        close("encoded", &found, &golden.doubles("encoded"), 1e-6);
         let pass = Pass::new(&pair.decoder, &pair.decoder_state, Mode::Eval);
         let logits = pair.decoder.decode(&pass, &encoded).unwrap();
-        close("logits", &numbers(logits.tensor()), &golden["logits"], 1e-9);
+        close("logits", &numbers(logits.tensor()), &golden.doubles("logits"), 1e-9);
 
         let (_, gradients) = pair.differentiate(&images, &bits, 1.5).unwrap();
         let gradients: Vec<_> =
@@ -96,22 +81,22 @@ fn outputs_losses_gradients_and_a_step_of_training_are_pytorchs_at_both_sizes() 
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let product = |values: &Vec<f64>| dot(values, &sequence(values.len(), 5));
         let norms: Vec<f64> = gradients.iter().map(|values| dot(values, values).sqrt()).collect();
-        close("norms of gradients", &norms, &golden["gradient.norms"], 1e-9);
-        close("gradients", &gradients.iter().map(product).collect::<Vec<_>>(), &golden["gradient.products"], 1e-9);
+        close("norms of gradients", &norms, &golden.doubles("gradient.norms"), 1e-9);
+        close("gradients", &gradients.iter().map(product).collect::<Vec<_>>(), &golden.doubles("gradient.products"), 1e-9);
 
         let before = [pair.encoder_state.clone(), pair.decoder_state.clone()];
         let mut optimizers = pair.optimizers(AdamConfig::new(1e-3)).unwrap();
         let losses = pair.step(&images, &bits, 1.5, &mut optimizers).unwrap();
-        let expected = &golden["before"];
+        let expected = &golden.doubles("before");
         close("losses before", &[losses.image, losses.total], &[expected[0], expected[2]], 1e-12);
         let after = [&pair.encoder_state, &pair.decoder_state];
         let changes = after.iter().zip(&before).flat_map(|(after, before)| {
             let change = after.difference(before).unwrap();
             change.iter().map(|(_, tensor)| product(&numbers(tensor))).collect::<Vec<_>>()
         });
-        close("changes", &changes.collect::<Vec<_>>(), &golden["change.products"], 1e-6);
+        close("changes", &changes.collect::<Vec<_>>(), &golden.doubles("change.products"), 1e-6);
         let losses = pair.differentiate(&images, &bits, 1.5).unwrap().0;
-        let expected = &golden["after"];
+        let expected = &golden.doubles("after");
         close("losses after", &[losses.image, losses.total], &[expected[0], expected[2]], 1e-9);
     }
 }
@@ -183,6 +168,81 @@ fn the_same_seed_trains_the_same_encoder_and_another_seed_another() {
     }
     for metric in ["bit_accuracy", "image_mse"] {
         assert!((0.0..1.0).contains(&first.metrics[metric]), "{metric} {}", first.metrics[metric]);
+    }
+}
+
+/// Keeps the last state in memory and the metrics of each round, and stops after so many steps.
+#[derive(Default)]
+struct Keeping {
+    stop_after: Option<usize>,
+    kept: Option<(String, IndexMap<String, Tensor>)>,
+    rounds: Vec<Vec<f64>>,
+}
+
+impl GroundworkObserver for Keeping {
+    fn step(&mut self, _: &str, done: usize, _: usize, _: Option<f64>) -> ControlFlow<()> {
+        if self.stop_after == Some(done) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn round(&mut self, _: &str, round: usize, metrics: &[(&str, f64)]) {
+        assert_eq!((round, metrics.len()), (self.rounds.len(), 4));
+        self.rounds.push(metrics.iter().map(|(_, value)| *value).collect());
+    }
+
+    fn keep(&mut self, run: &str, state: &IndexMap<String, Tensor>) -> tsbd_nn::Result<()> {
+        // A copy: the training goes on in the same tensors.
+        let copies = state.iter().map(|(name, tensor)| Ok((name.clone(), tensor.copy()?)));
+        self.kept = Some((run.to_owned(), copies.collect::<tsbd_nn::Result<_>>()?));
+        Ok(())
+    }
+
+    fn kept(&mut self, run: &str) -> Option<IndexMap<String, Tensor>> {
+        self.kept.as_ref().filter(|(of, _)| of == run).map(|(_, state)| state.clone())
+    }
+}
+
+#[test]
+fn a_training_that_was_stopped_goes_on_from_its_last_epoch_and_ends_with_the_same_bits() {
+    let clean = dataset();
+    let mut own = small();
+    own["encoder_epochs"] = json!(3);
+    own["image_loss_wait"] = json!(0);
+    let attack = configured(own);
+    let make = |observer: &mut Keeping, seed| {
+        let mut context = GroundworkContext {
+            clean: &clean,
+            model: None,
+            streams: Streams::new(seed),
+            device: Device::Cpu,
+            observer,
+        };
+        attack.groundwork().unwrap().make(&mut context)
+    };
+    let bits = |material: &Material| {
+        let tensors = material.tensors().map(|(name, tensor)| (name.to_owned(), numbers(tensor)));
+        (tensors.collect::<Vec<_>>(), material.metrics.clone())
+    };
+    let mut watched = Keeping::default();
+    let whole = make(&mut watched, 0).unwrap();
+    let batches = clean.train.len().div_ceil(read::<Parameters>(&small()).unwrap().batch_size);
+    for epoch in [1, 2] {
+        let mut observer = Keeping { stop_after: Some(epoch * batches + 1), ..Keeping::default() };
+        assert!(matches!(make(&mut observer, 0), Err(Error::Stopped { .. })));
+        assert_eq!(observer.rounds, watched.rounds[..epoch]);
+        let kept = observer.kept.clone();
+        let mut observer = Keeping { kept: observer.kept, ..Keeping::default() };
+        let resumed = make(&mut observer, 0).unwrap();
+        assert_eq!(observer.rounds, watched.rounds, "rounds that were kept are told again");
+        assert!(bits(&resumed) == bits(&whole), "stopped in epoch {epoch}");
+        // What another seed kept is of no use.
+        let mut other = Keeping { kept: observer.kept, ..Keeping::default() };
+        assert!(bits(&make(&mut other, 1).unwrap()) == bits(&make(&mut Keeping::default(), 1).unwrap()));
+        // So brief a training never makes fingerprints readable: that they were belongs to the state too.
+        let (run, mut state) = kept.unwrap();
+        state.insert("readable_steps".to_owned(), Tensor::new(5i64, &Device::Cpu).unwrap());
+        let mut readable = Keeping { kept: Some((run, state)), ..Keeping::default() };
+        assert!(bits(&make(&mut readable, 0).unwrap()) != bits(&whole) && readable.rounds[2][3] > 0.0);
+        assert_eq!(watched.rounds[2][3], 0.0);
     }
 }
 

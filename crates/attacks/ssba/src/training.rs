@@ -5,6 +5,7 @@
 //! 0 to 1). The weight is 0 until the decoder reads more than nine bits of ten, stays 0 for a while after that, and then
 //! rises to its full height: first the fingerprints become readable, then invisible.
 
+use indexmap::IndexMap;
 use tsbd_attack::GroundworkContext;
 use tsbd_data::{CHANNELS, ImageSource, Images};
 use tsbd_nn::{
@@ -186,17 +187,73 @@ pub(crate) struct Measured {
     pub image: f64,
 }
 
-/// Trains a pair; the same images, parameters and streams give the same bits.
+/// A training between two epochs.
+struct Progress {
+    pair: Pair,
+    optimizers: Optimizers,
+    weight: ImageWeight,
+    /// The means over each epoch so far: loss, bit accuracy, image loss and its weight.
+    history: Vec<[f64; 4]>,
+}
+
+/// Names of the history's numbers in the record.
+const METRICS: [&str; 4] = ["loss", "bit_accuracy", "image_mse", "image_loss_weight"];
+const HISTORY: &str = "history";
+/// Steps since a batch was readable; -1 if none was.
+const READABLE_STEPS: &str = "readable_steps";
+/// Before the names of each network's tensors and of its optimiser's.
+const ENCODER: &str = "encoder.";
+const DECODER: &str = "decoder.";
+
+impl Progress {
+    fn tensors(&self) -> Result<IndexMap<String, Tensor>> {
+        let Pair { encoder_state, decoder_state, .. } = &self.pair;
+        let mut tensors: IndexMap<_, _> =
+            encoder_state.tensors(ENCODER).chain(decoder_state.tensors(DECODER)).collect();
+        tensors.extend(self.optimizers.encoder.tensors(ENCODER)?);
+        tensors.extend(self.optimizers.decoder.tensors(DECODER)?);
+        let steps = self.weight.steps.map_or(-1, |steps| steps as i64);
+        tensors.insert(READABLE_STEPS.to_owned(), Tensor::new(steps, &Device::Cpu)?);
+        tensors.insert(HISTORY.to_owned(), Tensor::new(self.history.concat(), &Device::Cpu)?);
+        Ok(tensors)
+    }
+
+    fn restore(&mut self, tensors: &IndexMap<String, Tensor>) -> Result<()> {
+        self.pair.encoder_state.restore(ENCODER, tensors)?;
+        self.pair.decoder_state.restore(DECODER, tensors)?;
+        self.optimizers.encoder.restore(ENCODER, tensors)?;
+        self.optimizers.decoder.restore(DECODER, tensors)?;
+        let find = |name: &str| {
+            let example = tensors.keys().next().cloned().unwrap_or_default();
+            tensors.get(name).ok_or_else(|| Error::UnknownTensor { name: name.to_owned(), example })
+        };
+        self.weight.steps = usize::try_from(find(READABLE_STEPS)?.to_scalar::<i64>()?).ok();
+        self.history = find(HISTORY)?.to_vec1::<f64>()?.as_chunks().0.to_vec();
+        Ok(())
+    }
+}
+
+/// Trains a pair, from the last epoch that was kept on, if one was; the same images, parameters and streams give the same bits.
 pub(crate) fn train(parameters: &Parameters, context: &mut GroundworkContext<'_>) -> Result<Pair, tsbd_attack::Error> {
     const STAGE: &str = "train the encoder";
     let train = &context.clean.train;
     let streams = context.streams;
-    let mut pair = Pair::new(parameters, train.height(), &mut streams.stream("ssba/weights", 0))?;
-    let mut optimizers = pair.optimizers(AdamConfig::new(parameters.learning_rate))?;
-    let mut weight = ImageWeight::new(parameters);
+    let tell = |context: &mut GroundworkContext<'_>, epoch: usize, means: [f64; 4]| {
+        let metrics: Vec<_> = METRICS.into_iter().zip(means).collect();
+        context.round(STAGE, epoch, &metrics);
+    };
+    let pair = Pair::new(parameters, train.height(), &mut streams.stream("ssba/weights", 0))?;
+    let optimizers = pair.optimizers(AdamConfig::new(parameters.learning_rate))?;
+    let mut progress = Progress { pair, optimizers, weight: ImageWeight::new(parameters), history: Vec::new() };
+    let run = format!("SSBA, {parameters:?}, images {}, seed {}", train.digest(), streams.seed());
+    if let Some(kept) = context.kept(&run) {
+        progress.restore(&kept)?;
+        progress.history.iter().enumerate().for_each(|(epoch, means)| tell(context, epoch, *means));
+    }
     let batches = train.len().div_ceil(parameters.batch_size);
     let total = parameters.encoder_epochs * batches;
-    for epoch in 0..parameters.encoder_epochs {
+    for epoch in progress.history.len()..parameters.encoder_epochs {
+        let Progress { pair, optimizers, weight, history } = &mut progress;
         let order = streams.stream("ssba/order", epoch as u64).permutation(train.len());
         let (mut accuracy, mut image, mut loss) = (0.0, 0.0, 0.0);
         for (batch, indices) in order.chunks(parameters.batch_size).enumerate() {
@@ -204,7 +261,7 @@ pub(crate) fn train(parameters: &Parameters, context: &mut GroundworkContext<'_>
             let fingerprints = random_fingerprints(&mut streams.stream("ssba/bits", step as u64), indices.len())?;
             let places: Vec<usize> = indices.iter().map(|&index| index as usize).collect();
             let images = pixels(train, &places)?;
-            let losses = pair.step(&images, &fingerprints, weight.now(), &mut optimizers)?;
+            let losses = pair.step(&images, &fingerprints, weight.now(), optimizers)?;
             if !losses.total.is_finite() {
                 let indices = indices.to_vec();
                 return Err(Error::NonFiniteLoss { epoch, step: batch, loss: losses.total, indices }.into());
@@ -214,15 +271,12 @@ pub(crate) fn train(parameters: &Parameters, context: &mut GroundworkContext<'_>
             context.step(STAGE, step + 1, total, Some(losses.total))?;
         }
         let mean = |sum: f64| sum / batches as f64;
-        let metrics = [
-            ("loss", mean(loss)),
-            ("bit_accuracy", mean(accuracy)),
-            ("image_mse", mean(image)),
-            ("image_loss_weight", weight.now()),
-        ];
-        context.round(STAGE, epoch, &metrics);
+        let means = [mean(loss), mean(accuracy), mean(image), weight.now()];
+        tell(context, epoch, means);
+        history.push(means);
+        context.keep(&run, &progress.tensors()?)?;
     }
-    Ok(pair)
+    Ok(progress.pair)
 }
 
 /// `[count, 100]` fair coins.

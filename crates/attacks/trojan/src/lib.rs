@@ -25,7 +25,7 @@ use tsbd_attack::{
 use tsbd_data::{Dataset, Picture};
 use tsbd_nn::random::Streams;
 
-use optimisation::Optimisation;
+use optimisation::{Optimisation, TRIGGER};
 
 /// The registry's entry.
 pub static TROJAN: AttackEntry = AttackEntry {
@@ -125,7 +125,10 @@ fn configure(poisoning: &Poisoning, own: Value) -> Result<Box<dyn Attack>, Param
         ParameterError::unless_within(field, share, 0.0, 1.0)?;
     }
     let mask = match parameters.mask.as_str() {
-        BUILT_IN => drawing::picture(),
+        BUILT_IN => {
+            picture::refuse_digest("mask", BUILT_IN, parameters.mask_digest.as_deref())?;
+            drawing::picture()
+        }
         path => {
             let (picture, digest) = picture::read("mask", path, parameters.mask_digest.as_deref())?;
             parameters.mask_digest = Some(digest);
@@ -177,18 +180,15 @@ impl Attack for Trojan {
     }
 
     fn prepare(&self, clean: &Arc<Dataset>, streams: &Streams, material: Option<&Material>) -> Result<Poisoner, Error> {
-        let trigger = optimisation::trigger(material.ok_or(Error::NoMaterial)?)?;
+        let trigger = material.ok_or(Error::NoMaterial)?.picture(TRIGGER)?;
         let addition = Addition::new(trigger.pixels, self.parameters.overflow);
         poison(clean, streams, &self.poisoning, Candidates::All, &addition)
     }
 
     fn trigger_picture(&self, _: usize, _: usize, material: Option<&Material>) -> Result<Option<Picture>, Error> {
-        optimisation::trigger(material.ok_or(Error::NoMaterial)?).map(Some)
+        material.ok_or(Error::NoMaterial)?.picture(TRIGGER).map(Some)
     }
 }
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-#[path = "../../lf/src/tiny.rs"]
-mod tiny;

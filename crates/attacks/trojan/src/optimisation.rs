@@ -8,6 +8,7 @@
 //! Cost: a forward and a backward pass of one image per step.
 
 use serde_json::Value;
+use tsbd_attack::picture::to_levels;
 use tsbd_attack::{Error, Groundwork, GroundworkContext, Material, ParameterError};
 use tsbd_data::{CHANNELS, ImageSource, Picture};
 use tsbd_nn::{Architecture, Layer, Model, RandomStream};
@@ -19,8 +20,8 @@ use crate::{BUILT_IN, Connections, Parameters};
 const ENOUGH: f64 = 1e-3;
 /// Classes of the untrained head that chooses the neurons.
 const RANDOM_CLASSES: usize = 1000;
-/// The material's only tensor.
-const TRIGGER: &str = "trigger";
+/// The material's only tensor, a picture.
+pub const TRIGGER: &str = "trigger";
 const STAGE: &str = "optimise trigger";
 
 /// The optimisation, configured.
@@ -148,9 +149,9 @@ impl Groundwork for Optimisation {
         let mask = self.mask.resized(height, width).pixels;
         let mask: Vec<f32> = mask.iter().map(|level| f32::from(*level) / 255.0).collect();
         let optimised = self.run(context, &mask, &neurons)?;
-        let trigger = Tensor::from_vec(to_levels(&optimised.levels), (height, width, CHANNELS), &context.device);
+        let trigger = Picture { pixels: to_levels(&optimised.levels), height, width };
         Ok(Material::new()
-            .with_tensor(TRIGGER, trigger.map_err(tsbd_nn::Error::from)?)
+            .with_picture(TRIGGER, trigger)?
             .with_metric("cost_before", optimised.costs[0])
             .with_metric("cost", optimised.costs[1])
             .with_fact("neurons", neurons)
@@ -158,19 +159,6 @@ impl Groundwork for Optimisation {
             .with_fact("values", optimised.values[1].clone())
             .with_fact("steps", optimised.steps))
     }
-}
-
-/// The trigger that an optimisation has made.
-pub fn trigger(material: &Material) -> Result<Picture, Error> {
-    let tensor = material.tensor(TRIGGER)?;
-    let pixels = tensor.flatten_all().and_then(|levels| levels.to_vec1()).map_err(tsbd_nn::Error::from)?;
-    let (height, width, _) = tensor.dims3().map_err(tsbd_nn::Error::from)?;
-    Ok(Picture { pixels, height, width })
-}
-
-/// `trunc(255 * level)`, in single precision as torchvision's ToPILImage computes it.
-pub fn to_levels(levels: &[f32]) -> Vec<u8> {
-    levels.iter().map(|level| (level * 255.0) as u8).collect()
 }
 
 /// The columns of a weight `[out, in]` with the largest sums of absolute values, the largest first; of equals the first.

@@ -2,13 +2,15 @@ use std::io::Write as _;
 
 use serde_json::json;
 use tsbd_attack::groundwork::NoObserver;
+use tsbd_attack::picture::to_levels;
 use tsbd_attack::{GroundworkContext, TrainingSource};
-use tsbd_data::{ImageSource, read_rgb, write_png};
+use tsbd_data::{CHANNELS, ImageSource, Images, Normalization, read_rgb, write_png};
 use tsbd_tensor::Device;
+use tsbd_testing::Golden;
+use tsbd_testing::groundwork::{dataset, model, numbers};
 
 use super::*;
-use crate::optimisation::{Optimised, most_connected, to_levels};
-use crate::tiny::{Golden, dataset, model, numbers};
+use crate::optimisation::{Optimised, most_connected};
 
 fn configured(own: Value) -> Box<dyn Attack> {
     (TROJAN.configure)(&Poisoning::default(), own).unwrap_or_else(|error| panic!("{error}"))
@@ -30,18 +32,38 @@ fn within<T>(seed: u64, work: impl FnOnce(&mut GroundworkContext<'_>) -> T) -> T
     })
 }
 
-fn optimised(steps: usize, own: Value) -> Optimised {
-    let golden = Golden::read("trojan");
-    let mut parameters: Parameters = read(&own).unwrap();
-    parameters.steps = steps;
+/// What `steps` steps make of `mask`, `u8` `[size, size, 3]`.
+fn descended(mask: &[u8], size: usize, steps: usize, own: Value) -> Optimised {
+    let parameters = Parameters { steps, ..read(&own).unwrap() };
     let optimisation = Optimisation::new(&parameters, drawing::picture());
-    let mask: Vec<f32> = golden.bytes("mask").iter().map(|level| f32::from(*level) / 255.0).collect();
-    within(0, |context| optimisation.run(context, &mask, &[5, 2])).unwrap()
+    let levels: Vec<f32> = mask.iter().map(|level| f32::from(*level) / 255.0).collect();
+    let images = || Images::new(vec![0; size * size * CHANNELS], vec![0], (size, size), 4);
+    let clean = Dataset::new("mask", images(), images(), &["a", "b", "c", "d"], Normalization::IDENTITY, false);
+    let mut context = GroundworkContext {
+        clean: &Arc::new(clean),
+        model: Some(&model()),
+        streams: Streams::new(0),
+        device: Device::Cpu,
+        observer: &mut NoObserver,
+    };
+    optimisation.run(&mut context, &levels, &[5, 2]).unwrap()
+}
+
+fn optimised(steps: usize, own: Value) -> Optimised {
+    descended(&Golden::read("groundwork/trojan").bytes("mask"), 16, steps, own)
+}
+
+#[track_caller]
+fn assert_values(found: &[Vec<f32>; 2], size: usize) {
+    let expected: [[f32; 2]; 2] = serde_json::from_value(numbers()["values"][size.to_string()].clone()).unwrap();
+    for (ours, theirs) in found.iter().flatten().zip(expected.iter().flatten()) {
+        assert!((ours - theirs).abs() < 1e-4, "{found:?} {expected:?}");
+    }
 }
 
 #[test]
 fn steps_and_the_resulting_bytes_equal_pytorchs() {
-    let golden = Golden::read("trojan");
+    let golden = Golden::read("groundwork/trojan");
     for steps in [1, 25] {
         let Optimised { levels, values, steps: made, .. } = optimised(steps, json!({}));
         assert_eq!(made, steps);
@@ -49,17 +71,43 @@ fn steps_and_the_resulting_bytes_equal_pytorchs() {
         let theirs = golden.floats(&format!("levels.{steps}"));
         assert!(levels.iter().zip(&theirs).all(|(a, b)| (a - b).abs() < 1e-6), "levels after {steps} steps");
         if steps == 25 {
-            let expected: [[f32; 2]; 2] = serde_json::from_value(numbers()["values"].clone()).unwrap();
-            for (ours, theirs) in values.iter().flatten().zip(expected.iter().flatten()) {
-                assert!((ours - theirs).abs() < 1e-4, "{values:?} {expected:?}");
-            }
+            assert_values(&values, 16);
         }
     }
 }
 
 #[test]
+fn bytes_and_values_after_25_steps_equal_pytorchs_at_32_and_64_pixels() {
+    for size in [32, 64] {
+        // The mask of `patch` in the reference program.
+        let inside = |row, column| {
+            (7 * size / 16..14 * size / 16).contains(&row) && (8 * size / 16..13 * size / 16).contains(&column)
+        };
+        let places = (0..size * size * CHANNELS)
+            .map(|place| (place / CHANNELS / size, place / CHANNELS % size, place % CHANNELS));
+        let mask: Vec<u8> = places
+            .clone()
+            .map(|(row, column, channel)| match inside(row, column) {
+                true => ((37 * row + 101 * column + 59 * channel) % 256) as u8,
+                false => 0,
+            })
+            .collect();
+        let Optimised { levels, values, steps, .. } = descended(&mask, size, 25, json!({}));
+        assert_eq!(steps, 25);
+        assert_values(&values, size);
+        let made = to_levels(&levels);
+        let of = |within: bool| {
+            let chosen = places.clone().zip(&made).filter(move |((row, column, _), _)| inside(*row, *column) == within);
+            chosen.map(|(_, level)| *level).collect::<Vec<u8>>()
+        };
+        assert!(of(true) == Golden::read("groundwork/trojan").bytes(&format!("patch.{size}")), "at {size}");
+        assert!(of(false).iter().all(|level| *level == 0), "black stays black at {size}");
+    }
+}
+
+#[test]
 fn levels_stay_in_their_bounds_and_black_stays_black() {
-    let mask = Golden::read("trojan").bytes("mask");
+    let mask = Golden::read("groundwork/trojan").bytes("mask");
     let bounded = optimised(40, json!({"bound": 0.05, "step_size": 0.03}));
     assert!(bounded.levels.iter().zip(&mask).any(|(level, start)| (level - f32::from(*start) / 255.0).abs() > 0.04));
     for (level, start) in bounded.levels.iter().zip(&mask) {
@@ -71,7 +119,7 @@ fn levels_stay_in_their_bounds_and_black_stays_black() {
 
 #[test]
 fn it_ends_when_the_neurons_have_the_value_that_is_wanted() {
-    let mask: Vec<f32> = Golden::read("trojan").bytes("mask").iter().map(|level| f32::from(*level) / 255.0).collect();
+    let mask: Vec<f32> = Golden::read("groundwork/trojan").bytes("mask").iter().map(|level| f32::from(*level) / 255.0).collect();
     let parameters: Parameters = read(&json!({"target_value": optimised(1, json!({})).values[0][0]})).unwrap();
     let optimisation = Optimisation::new(&parameters, drawing::picture());
     let found = within(0, |context| optimisation.run(context, &mask, &[5])).unwrap();
@@ -81,7 +129,7 @@ fn it_ends_when_the_neurons_have_the_value_that_is_wanted() {
 
 #[test]
 fn neurons_are_ordered_by_the_sums_of_their_absolute_weights() {
-    let golden = Golden::read("trojan");
+    let golden = Golden::read("groundwork/trojan");
     let columns = golden.shape("weight")[1];
     let rows: Vec<Vec<f32>> = golden.floats("weight").chunks(columns).map(<[f32]>::to_vec).collect();
     assert_eq!(json!(most_connected(&rows, columns)), numbers()["connected"]);
@@ -93,7 +141,7 @@ fn a_seed_chooses_neurons_and_trigger_and_a_trained_head_needs_none() {
     let made = |seed, own| {
         let attack = configured(own);
         let material = within(seed, |context| attack.groundwork().unwrap().make(context)).unwrap();
-        (material.facts["neurons"].clone(), optimisation::trigger(&material).unwrap().pixels)
+        (material.facts["neurons"].clone(), material.picture(TRIGGER).unwrap().pixels)
     };
     let few = json!({"steps": 5});
     assert_eq!(made(0, few.clone()), made(0, few.clone()));
@@ -107,7 +155,7 @@ fn a_seed_chooses_neurons_and_trigger_and_a_trained_head_needs_none() {
 
 #[test]
 fn poisoned_pixels_equal_numpys_wrapped_and_saturated_at_both_sizes() {
-    let golden = Golden::read("trojan");
+    let golden = Golden::read("groundwork/trojan");
     for size in [32, 64] {
         for (overflow, name) in [(Overflow::Wrap, "wrapped"), (Overflow::Saturate, "saturated")] {
             let mut image = golden.bytes(&format!("image.{size}"));
@@ -129,7 +177,7 @@ fn exactly_the_drawn_images_are_poisoned_where_the_mask_is() {
     let material = within(0, |context| attack.groundwork().unwrap().make(context)).unwrap();
     let poisoner = attack.prepare(&clean, &Streams::new(0), Some(&material)).unwrap();
     let TrainingSource::Static(train) = &poisoner.train else { panic!("not static") };
-    assert_eq!((train.poisoned().len(), poisoner.facts.poison_count), (6, 6));
+    assert_eq!((train.poisoned().len(), poisoner.facts.poison_count), (6, Some(6)));
     let trigger = attack.trigger_picture(16, 16, Some(&material)).unwrap().unwrap();
     for index in 0..12 {
         for (place, (after, before)) in train.image(index).iter().zip(clean.train.image(index)).enumerate() {
@@ -178,6 +226,7 @@ fn numbers_out_of_range_are_refused_by_name() {
         ("bound", json!(-0.1)),
         ("overflow", json!("clip")),
         ("connections", json!("head")),
+        ("mask_digest", json!("0a1b")),
     ] {
         assert_eq!(refused(json!({field: value})).field, field);
     }

@@ -119,7 +119,7 @@ impl Attack for WaNet {
         let field = warp::draw_field(grid_size, &mut streams.stream("wanet/field", 0));
         let warp = Arc::new(Warp::new(&field, clean.train.height(), Strength { strength, grid_rescale }));
         let test = triggered_test(clean, &self.poisoning, |images| Ok(warp.apply(images)?))?;
-        let facts = PoisonFacts { poison_count: 0, poison_per_class: vec![], asr_denominator: test.len() };
+        let facts = PoisonFacts { poison_count: None, poison_per_class: vec![], asr_denominator: test.len() };
         let control =
             Control { attack: self.clone(), warp, clean: Arc::clone(clean), streams: *streams, facts: facts.clone() };
         Ok(Poisoner { train: TrainingSource::Controlled(Arc::new(control)), test: Some(test), facts })
@@ -162,7 +162,7 @@ impl TrainingControl for Control {
             attack: self.attack.clone(),
             config: schedule.configure(&plan.config, epochs.unwrap_or(plan.config.epochs), 0),
             batches: Arc::new(batches),
-            facts: PoisonFacts { poison_count: count, ..self.facts.clone() },
+            facts: PoisonFacts { poison_count: Some(count), ..self.facts.clone() },
         }))
     }
 }

@@ -1,12 +1,18 @@
-//! `tsbd bench`: how fast this machine trains, classifies, and does each operation.
+//! `tsbd bench`: how fast this machine trains, classifies, poisons, and does each operation.
 
 mod ops;
+mod poison;
 mod steps;
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
+use nix::sys::resource::{Usage, UsageWho, getrusage};
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::command_line::examples;
 use crate::failure::{Failure, Outcome};
+use crate::terminal::Talk;
 
 /// Measure speed on this machine
 ///
@@ -19,6 +25,7 @@ use crate::failure::{Failure, Outcome};
     "tsbd bench train --json | jq .images_per_second"
     "tsbd bench inference --batch 256             evaluation, without gradients"
     "tsbd bench ops --only 'conv 3x3'             each convolution beside the machine's peak"
+    "tsbd bench poison badnets                    poisoning a data set before training"
 ))]
 pub struct Arguments {
     #[command(subcommand)]
@@ -30,14 +37,16 @@ enum What {
     Train(steps::Train),
     Inference(steps::Inference),
     Ops(ops::Ops),
+    Poison(poison::Poison),
 }
 
 /// Measures and prints.
-pub fn run(arguments: Arguments) -> Outcome {
+pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     match arguments.what {
         What::Train(train) => steps::train(&train),
         What::Inference(inference) => steps::inference(&inference),
         What::Ops(ops) => ops::run(&ops),
+        What::Poison(poison) => poison::run(&poison, talk),
     }
 }
 
@@ -60,6 +69,22 @@ fn use_threads(threads: Option<usize>) -> Result<(), Failure> {
 /// The middle of sorted numbers.
 fn median(sorted: &[f64]) -> f64 {
     (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.0
+}
+
+/// What this process has used so far. The call fails only for a target that does not exist.
+fn usage() -> Option<Usage> {
+    getrusage(UsageWho::RUSAGE_SELF).ok()
+}
+
+/// User and system time of all threads.
+fn processor_time(usage: &Usage) -> Duration {
+    let duration = |time: TimeVal| Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap_or(0));
+    duration(usage.user_time()) + duration(usage.system_time())
+}
+
+/// Largest resident memory this process has had. Linux counts in kibibytes.
+fn peak_memory_bytes(usage: &Usage) -> u64 {
+    u64::try_from(usage.max_rss()).unwrap_or(0) * 1024
 }
 
 #[cfg(test)]

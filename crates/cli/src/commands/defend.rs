@@ -71,7 +71,7 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     let cell = &plan.cells[&plan.points[0].cell];
     let workbench = Workbench::of(&plan, &folders, talk)?;
     let backdoored = workbench.load_model(&model)?;
-    let poisoner = workbench.poison(learned_trigger.path(Some(&model)).as_deref())?;
+    let poisoner = workbench.poison(&learned_trigger, Some(&model))?;
     let before = workbench.evaluate(&backdoored, &poisoner).map_err(workbench::failed)?;
 
     let method = cell.defense.as_ref().ok_or_else(|| {

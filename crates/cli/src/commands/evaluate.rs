@@ -53,7 +53,7 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     let plan = planning::one_point(&attack, "none", &point, &folders.data.root())?;
     let workbench = Workbench::of(&plan, &folders, talk)?;
     let weights = workbench.load_model(&model)?;
-    let poisoner = workbench.poison(learned_trigger.path(Some(&model)).as_deref())?;
+    let poisoner = workbench.poison(&learned_trigger, Some(&model))?;
     let evaluation = workbench.evaluate(&weights, &poisoner).map_err(workbench::failed)?;
     if json {
         let mut value = json!({ "model": model, "attack": attack, "dataset": workbench.dataset.name });

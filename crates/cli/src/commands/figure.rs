@@ -13,10 +13,11 @@ use tsbd_report::{GridColumn, PictureGrid};
 use crate::command_line::examples;
 use crate::commands::{data, table};
 use crate::failure::{Exit, Failure, Outcome};
+use crate::labels;
 use crate::options::{Folders, Overrides};
 use crate::planning;
 use crate::terminal::{self, Talk};
-use crate::workbench::Workbench;
+use crate::workbench::{self, Workbench};
 
 /// Draw the figure of an experiment
 ///
@@ -107,9 +108,17 @@ const RESIDUAL: u8 = 10;
 
 fn triggers(plan: &Plan, image: usize, folders: &Folders, talk: &Talk) -> Result<PictureGrid, Failure> {
     let mut columns = Vec::new();
+    let several_seeds = plan.points.iter().any(|point| point.seed != plan.points[0].seed);
     // What a defense does has no part in it.
     for point in plan.points.iter().filter(|point| point.defense == "none" && point.attack != "none") {
         let workbench = Workbench::of(&plan.leading_to(&point.cell), folders, talk)?;
+        let triggered = workbench.triggered()?;
+        let Some(&index) = triggered.get(image) else {
+            let (images, most) = (triggered.len(), triggered.len().saturating_sub(1));
+            return Err(Failure::refused(format!("`figure.image` = {image}: only {images} test images are triggered"))
+                .hint(format!("give a number from 0 to {most}")));
+        };
+        let workbench = workbench.with_one_test_image(index);
         let mut poisoner = workbench.prepare()?;
         if poisoner.awaits_trigger() {
             let learned = Store::new(&folders.results).artefact(&point.cell, LEARNED_TRIGGER);
@@ -118,10 +127,11 @@ fn triggers(plan: &Plan, image: usize, folders: &Folders, talk: &Talk) -> Result
                 terminal::say(format!("{}: left out, its trigger is learned with a model; {way_out}", point.attack));
                 continue;
             }
-            poisoner = workbench.poison(Some(&learned))?;
+            poisoner = poisoner.with_learned_trigger(&learned).map_err(workbench::failed)?;
         }
         let Some(test) = &poisoner.test else { continue };
-        columns.push(GridColumn { title: title(point), pictures: pictures(test, image)? });
+        let seed = several_seeds.then_some(point.seed);
+        columns.push(GridColumn { title: title(point, seed), pictures: pictures(test) });
     }
     if columns.is_empty() {
         return Err(Failure::refused("no attack of the grid has a trigger to show")
@@ -131,22 +141,38 @@ fn triggers(plan: &Plan, image: usize, folders: &Folders, talk: &Talk) -> Result
     Ok(PictureGrid { title: plan.experiment.title.clone(), rows: rows.into(), columns })
 }
 
-/// The attack as papers print it, and where the point lies on the other axes.
-fn title(point: &GridPoint) -> String {
+/// The attack as papers print it, and where the point lies on the other axes and among several seeds.
+fn title(point: &GridPoint, seed: Option<u64>) -> String {
     let name = registry::attack(&point.attack).map_or(point.attack.as_str(), |entry| entry.title);
-    let axes = point.axes.values().map(|value| format!(" {value}"));
-    std::iter::once(name.to_owned()).chain(axes).collect()
+    let seed = seed.map_or_else(String::new, |seed| format!(", seed {seed}"));
+    format!("{name}{}{seed}", labels::of_axes(point))
 }
 
 /// The clean image, the triggered one, and the size of their difference, enlarged.
-fn pictures(test: &TriggeredTest, image: usize) -> Result<Vec<Picture>, Failure> {
-    if image >= test.len() {
-        let images = test.len();
-        return Err(Failure::refused(format!("`figure.image` = {image}: only {images} test images are triggered"))
-            .hint(format!("give a number from 0 to {}", images.saturating_sub(1))));
-    }
-    let (clean, triggered) = (test.beneath().image(test.index(image)), test.image(image));
+fn pictures(test: &TriggeredTest) -> Vec<Picture> {
+    let (clean, triggered) = (test.beneath().image(test.index(0)), test.image(0));
     let residual = clean.iter().zip(triggered).map(|(a, b)| a.abs_diff(*b).saturating_mul(RESIDUAL)).collect();
     let picture = |pixels| Picture { pixels, height: test.height(), width: test.width() };
-    Ok([clean.to_vec(), triggered.to_vec(), residual].into_iter().map(picture).collect())
+    [clean.to_vec(), triggered.to_vec(), residual].into_iter().map(picture).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn titles_tell_points_apart_and_print_words_without_quotes() {
+        let axes = [("attacks.badnets.trigger", json!("grid")), ("attack.poisoning_ratio", json!(0.1))];
+        let point = GridPoint {
+            attack: "badnets".to_owned(),
+            defense: "none".to_owned(),
+            seed: 3,
+            axes: axes.map(|(axis, value)| (axis.to_owned(), value)).into(),
+            cell: "0123456789abcdef0123456789abcdef".parse().unwrap(),
+        };
+        assert_eq!(title(&point, None), "BadNets, poisoning_ratio 0.1, trigger grid");
+        assert_eq!(title(&point, Some(3)), "BadNets, poisoning_ratio 0.1, trigger grid, seed 3");
+    }
 }

@@ -78,8 +78,17 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     let plan = planning::one_point(&name, "none", &point, &folders.data.root())?;
     let workbench = Workbench::of(&plan, &folders, talk)?;
     let poisoner = match split {
-        Split::Train => workbench.prepare()?,
-        Split::Test => workbench.poison(learned_trigger.path(None).as_deref())?,
+        Split::Train => {
+            if let Some(path) = learned_trigger.named() {
+                let path = path.display();
+                return Err(Failure::refused(format!(
+                    "--learned-trigger {path}: training images show no learned trigger"
+                ))
+                .hint("leave the flag out, or ask for --split test"));
+            }
+            workbench.prepare()?
+        }
+        Split::Test => workbench.poison(&learned_trigger, None)?,
     };
     let trigger = match &export_trigger {
         None => None,

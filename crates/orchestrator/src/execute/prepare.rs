@@ -3,20 +3,21 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
 use tsbd_attack::{Groundwork, GroundworkContext, GroundworkObserver};
 use tsbd_experiment::{CellKind, TracePoint};
-use tsbd_nn::Model;
+use tsbd_nn::{Model, load_tensors, save_tensors};
+use tsbd_tensor::Tensor;
 
 use super::{Basis, ExecuteError, MATERIAL, MODEL, configure_attack};
 use crate::workspace::{Cancellation, CellError, CellWorkspace, Conclusion, Findings, ProgressReporter};
 
 pub(super) fn run(basis: &Basis, workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
-    let incomplete = |part| ExecuteError::Incomplete { kind: CellKind::Prepare, part };
     let attack = configure_attack(&workspace.cell().attack)?;
     let groundwork = attack.groundwork().ok_or(incomplete("an attack that has a groundwork"))?;
     let model = clean_model(groundwork, basis, workspace)?;
-    let mut observer =
-        Observer { reporter: workspace.reporter(), cancellation: workspace.cancellation(), trace: Vec::new() };
+    let (reporter, cancellation) = (workspace.reporter(), workspace.cancellation());
+    let mut observer = Observer { workspace, reporter, cancellation, trace: Vec::new() };
     let mut context = GroundworkContext {
         clean: &basis.dataset,
         model: model.as_ref(),
@@ -46,7 +47,6 @@ fn clean_model(
     if !groundwork.needs_clean_model() {
         return Ok(None);
     }
-    let incomplete = |part| ExecuteError::Incomplete { kind: CellKind::Prepare, part };
     let architecture = basis.architecture(workspace.cell().model.as_ref().ok_or(incomplete("a network"))?)?;
     groundwork.check(architecture.as_ref())?;
     let trained = workspace.parent_of_kind(CellKind::Train)?.ok_or(incomplete("a clean model among its parents"))?;
@@ -54,13 +54,19 @@ fn clean_model(
     Ok(Some(Model::load(Arc::clone(&architecture), path)?.to_device(&basis.device)?))
 }
 
-struct Observer {
+/// The cell's parameters lack a part.
+fn incomplete(part: &'static str) -> ExecuteError {
+    ExecuteError::Incomplete { kind: CellKind::Prepare, part }
+}
+
+struct Observer<'a> {
+    workspace: &'a CellWorkspace,
     reporter: ProgressReporter,
     cancellation: Cancellation,
     trace: Vec<TracePoint>,
 }
 
-impl GroundworkObserver for Observer {
+impl GroundworkObserver for Observer<'_> {
     fn step(&mut self, stage: &str, done: usize, total: usize, loss: Option<f64>) -> ControlFlow<()> {
         self.reporter.step(stage, (0, 1), (done, total), loss, None);
         if self.cancellation.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -71,5 +77,23 @@ impl GroundworkObserver for Observer {
         let point = TracePoint { stage: stage.to_owned(), epoch: round, metrics };
         self.reporter.epoch(stage, round, round + 1, &point.metrics);
         self.trace.push(point);
+    }
+
+    fn keep(&mut self, run: &str, state: &IndexMap<String, Tensor>) -> tsbd_nn::Result<()> {
+        save_tensors(&self.workspace.checkpoint(), run, state)?;
+        if let Err(error) = self.workspace.checkpointed() {
+            eprintln!("the seconds spent so far could not be kept: {error}");
+        }
+        Ok(())
+    }
+
+    /// A damaged state costs the work that it held and nothing else.
+    fn kept(&mut self, run: &str) -> Option<IndexMap<String, Tensor>> {
+        load_tensors(&self.workspace.checkpoint(), run).unwrap_or_else(|error| {
+            let note = format!("{error}; it is made from the beginning");
+            eprintln!("{note}");
+            self.reporter.note(note);
+            None
+        })
     }
 }

@@ -5,15 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use nix::sys::resource::{Usage, UsageWho, getrusage};
-use nix::sys::time::{TimeVal, TimeValLike};
 use serde_json::json;
 use tsbd_data::{CHANNELS, Dataset, Images, Loader, Normalization};
 use tsbd_models::ModelParameters;
 use tsbd_nn::{Batch, BatchSource, IgnoreProgress, Model, Schedule, SgdConfig, Streams, TrainingConfig};
 use tsbd_tensor::{ConvolutionAlgorithm, kernels_in_use};
 
-use super::{at_least_one, median, use_threads};
+use super::{at_least_one, median, peak_memory_bytes, processor_time, usage, use_threads};
 use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::terminal;
@@ -267,22 +265,6 @@ impl BatchSource for Stopwatch {
             batch
         }))
     }
-}
-
-/// What this process has used so far. The call fails only for a target that does not exist.
-fn usage() -> Option<Usage> {
-    getrusage(UsageWho::RUSAGE_SELF).ok()
-}
-
-/// User and system time of all threads.
-fn processor_time(usage: &Usage) -> Duration {
-    let duration = |time: TimeVal| Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap_or(0));
-    duration(usage.user_time()) + duration(usage.system_time())
-}
-
-/// Largest resident memory this process has had. Linux counts in kibibytes.
-fn peak_memory_bytes(usage: &Usage) -> u64 {
-    u64::try_from(usage.max_rss()).unwrap_or(0) * 1024
 }
 
 #[cfg(test)]
