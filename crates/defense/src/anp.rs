@@ -68,7 +68,7 @@ pub struct Parameters {
     pub variant: Variant,
     /// Share of the clean images that is held out with `selection = "validation"`; greater than 0, less than 1.
     pub validation_share: f64,
-    /// With `selection = "fixed"`: channels whose mask is at most this are pruned; from 0 to 1. 0.2 as in the authors' code.
+    /// With `selection = "fixed"`: channels whose mask is at most this are pruned; from 0 to 1.
     pub threshold: f64,
     /// With `validation` and `oracle`: the accuracy may lose less than this share of its first value.
     pub tolerance: f64,
@@ -114,7 +114,7 @@ impl Parameters {
         ParameterError::unless_within("epsilon", self.epsilon, 0.0, f64::MAX)?;
         ParameterError::unless_nonzero("iterations", self.iterations)?;
         ParameterError::unless_nonzero("perturbation_steps", self.perturbation_steps)?;
-        DefenseCommon::check_share("validation_share", self.validation_share)
+        ParameterError::unless_between("validation_share", self.validation_share, 0.0, 1.0)
     }
 }
 
@@ -279,7 +279,7 @@ impl Defense for Anp {
             ("clean_count", json!(clean.len())),
             ("selection", json!(selection)),
             ("variant", json!(variant)),
-            ("mask_images", json!(images_used)),
+            ("images_used", json!(images_used)),
             ("masks_seconds", json!(masks_seconds)),
             ("pruning_seconds", json!(start.elapsed().as_secs_f64())),
         ];

@@ -114,14 +114,6 @@ impl DefenseCommon {
             "give a greater share, a greater `clean_ratio`, or `selection = \"oracle\"`",
         ))
     }
-
-    /// Refuses a share that is all or nothing.
-    pub(crate) fn check_share(field: &str, share: f64) -> Result<(), ParameterError> {
-        if share > 0.0 && share < 1.0 {
-            return Ok(());
-        }
-        Err(ParameterError::new(field, share, "out of range", "give a number greater than 0 and less than 1"))
-    }
 }
 
 /// What a defense tunes itself on.

@@ -103,7 +103,7 @@ impl Parameters {
         for (field, share) in
             [("validation_share", self.validation_share), ("step", self.step), ("tolerance", self.tolerance)]
         {
-            DefenseCommon::check_share(field, share)?;
+            ParameterError::unless_between(field, share, 0.0, 1.0)?;
         }
         self.fine_tuning().check()
     }

@@ -221,6 +221,7 @@ impl Defense for FtSam {
         let facts = [
             ("clean_count", json!(clean.len())),
             ("variant", json!(variant)),
+            ("epochs", json!(stage.config.epochs)),
             ("fine_tuning_seconds", json!(start.elapsed().as_secs_f64())),
         ];
         let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();

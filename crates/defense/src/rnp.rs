@@ -141,7 +141,7 @@ impl Parameters {
         }
         ParameterError::unless_nonzero("unlearning_epochs", self.unlearning_epochs)?;
         ParameterError::unless_nonzero("recovering_epochs", self.recovering_epochs)?;
-        DefenseCommon::check_share("validation_share", self.validation_share)
+        ParameterError::unless_between("validation_share", self.validation_share, 0.0, 1.0)
     }
 }
 
@@ -324,7 +324,7 @@ impl Defense for Rnp {
             ("clean_count", json!(clean.len())),
             ("selection", json!(selection)),
             ("variant", json!(variant)),
-            ("mask_images", json!(used)),
+            ("images_used", json!(used)),
             ("unlearning_epochs", json!(unlearned.epochs)),
             ("unlearning_reached", json!(unlearned.accuracy <= self.parameters.unlearning_accuracy)),
             ("unlearning_accuracy", json!(unlearned.accuracy)),

@@ -138,7 +138,7 @@ fn the_chosen_threshold_prunes_weights_alone_and_is_in_the_record() {
     }
     let facts = &repaired.facts;
     assert_eq!((facts["selection"].as_str(), facts["variant"].as_str()), (Some("fixed"), Some("reference")));
-    assert_eq!((&facts["threshold"], &facts["mask_images"]), (&json!(0.99), &json!(24)));
+    assert_eq!((&facts["threshold"], &facts["images_used"]), (&json!(0.99), &json!(24)));
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn selection_on_held_out_images_never_measures_the_test_sets_and_keeps_them_from
         context.evaluate = &|_| unreachable!("the test sets were measured");
         defense.repair(&tiny::model("backdoored"), &tiny::clean(), context).unwrap()
     });
-    assert_eq!((repaired.facts["mask_images"].as_u64(), repaired.trace.len()), (Some(12), 1 + 19));
+    assert_eq!((repaired.facts["images_used"].as_u64(), repaired.trace.len()), (Some(12), 1 + 19));
     let check = |own| self::defense(own).check(tiny::architecture().as_ref(), &tiny::facts());
     assert_eq!(check(json!({})).unwrap_err().field, "validation_share");
     assert!(check(json!({"selection": "oracle"})).is_ok());

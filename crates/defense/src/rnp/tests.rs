@@ -90,7 +90,7 @@ fn a_repair_prunes_the_original_network_and_records_its_stages() {
         }
     }
     let facts = &repaired.facts;
-    assert_eq!((&facts["threshold"], &facts["mask_images"]), (&json!(0.7), &json!(24)));
+    assert_eq!((&facts["threshold"], &facts["images_used"]), (&json!(0.7), &json!(24)));
     assert_eq!((facts["unlearning_reached"].as_bool(), facts["unlearning_epochs"].as_u64()), (Some(true), Some(8)));
     assert_eq!((facts["selection"].as_str(), facts["variant"].as_str()), (Some("fixed"), Some("reference")));
 }
@@ -114,7 +114,7 @@ fn held_out_images_are_not_used_and_too_few_are_refused() {
         context.evaluate = &|_| unreachable!("the test sets were measured");
         defense(with.clone()).repair(&backdoored("reference"), &tiny::clean(), context).unwrap()
     });
-    assert_eq!(repaired.facts["mask_images"], 12, "half is held out, of all that would be used");
+    assert_eq!(repaired.facts["images_used"], 12, "half is held out, of all that would be used");
     let pruning = repaired.trace.iter().filter(|point| point.stage == "pruning");
     assert_eq!(pruning.count(), 19);
     let check = |own| defense(own).check(tiny::architecture().as_ref(), &tiny::facts());
