@@ -45,6 +45,15 @@ impl ParameterError {
         Err(ParameterError::new(field, value, "out of range", format!("give a number from {low} to {high}")))
     }
 
+    /// Refuses `value` unless it is greater than `low` and less than `high`.
+    pub fn unless_between(field: &str, value: f64, low: f64, high: f64) -> Result<(), ParameterError> {
+        if low < value && value < high {
+            return Ok(());
+        }
+        let way_out = format!("give a number greater than {low} and less than {high}");
+        Err(ParameterError::new(field, value, "out of range", way_out))
+    }
+
     /// Refuses `value` unless it is finite and greater than 0.
     pub fn unless_positive(field: &str, value: f64) -> Result<(), ParameterError> {
         if value.is_finite() && value > 0.0 {

@@ -1,8 +1,10 @@
 //! The few clean images that a defender has.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tsbd_attack::ParameterError;
+use tsbd_data::numpy_random::LegacyRandom;
 use tsbd_data::python_random::PythonRandom;
 use tsbd_data::{ImageSource, Subset};
 
@@ -32,6 +34,38 @@ impl CleanSubset {
         let indices = PythonRandom::new(seed)
             .sample(total as u32, count as u32)
             .ok_or_else(|| refuse(format!("{count} of {total} images cannot be drawn")))?;
+        Ok(CleanSubset { images: Arc::new(Subset::new(train, indices)) })
+    }
+
+    /// Draws the same number of each class that occurs, class after class, as BackdoorBench's `choose_by_class`:
+    /// `numpy.random.seed(seed)`, then for each class `numpy.random.choice(images, int(N * ratio / classes), False)`.
+    pub fn draw_by_class(
+        train: Arc<dyn ImageSource>,
+        common: &DefenseCommon,
+        seed: u64,
+    ) -> Result<CleanSubset, ParameterError> {
+        common.check_ranges()?;
+        let mut classes: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for index in 0..train.len() {
+            classes.entry(train.label(index)).or_default().push(index as u32);
+        }
+        let count = common.clean_count_per_class(train.len(), classes.len());
+        let refuse = |reason: String, way_out| ParameterError::new("clean_ratio", common.clean_ratio, reason, way_out);
+        if count == 0 {
+            let reason = format!("leaves no image of each class of {} training images", train.len());
+            return Err(refuse(reason, "give a greater ratio, or use more training images"));
+        }
+        let seed = u32::try_from(seed).map_err(|_| {
+            ParameterError::new("seed", seed, "numpy takes seeds of 32 bits", "give a seed below 4294967296")
+        })?;
+        let (mut random, mut indices) = (LegacyRandom::new(seed), Vec::new());
+        for (class, images) in &classes {
+            let drawn = random.choice_without_replacement(images.len() as u32, count as u32).ok_or_else(|| {
+                let reason = format!("{count} images of each class, and class {class} has {}", images.len());
+                refuse(reason, "give a smaller ratio")
+            })?;
+            indices.extend(drawn.into_iter().map(|position| images[position as usize]));
+        }
         Ok(CleanSubset { images: Arc::new(Subset::new(train, indices)) })
     }
 

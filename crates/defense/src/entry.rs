@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tsbd_attack::parameters::{read, split};
 use tsbd_attack::{DatasetFacts, Evaluation, ParameterError};
+use tsbd_data::ImageSource;
 use tsbd_nn::{Architecture, Model};
 
 use crate::{CleanSubset, Context, Error};
@@ -69,6 +71,11 @@ impl DefenseCommon {
         (train_images as f64 * self.clean_ratio) as usize
     }
 
+    /// Number of clean images of each class where every class has as many: `int(train_images * clean_ratio / classes)`.
+    pub fn clean_count_per_class(&self, train_images: usize, classes: usize) -> usize {
+        (train_images as f64 * self.clean_ratio / classes.max(1) as f64) as usize
+    }
+
     /// Refuses what no data set allows.
     pub fn check_ranges(&self) -> Result<(), ParameterError> {
         ParameterError::unless_nonzero("batch_size", self.batch_size)?;
@@ -91,6 +98,20 @@ impl DefenseCommon {
             self.clean_ratio,
             format!("{count} of {} training images, fewer than one for each class", dataset.train_images),
             format!("give at least {}", dataset.classes as f64 / dataset.train_images.max(1) as f64),
+        ))
+    }
+
+    /// Refuses a share of the clean images that leaves fewer than 10 to measure an accuracy on.
+    pub(crate) fn check_held_out(&self, dataset: &DatasetFacts, validation_share: f64) -> Result<(), ParameterError> {
+        let count = self.clean_count(dataset.train_images) as f64;
+        if count * validation_share >= 10.0 {
+            return Ok(());
+        }
+        Err(ParameterError::new(
+            "validation_share",
+            validation_share,
+            format!("of {count} clean images leaves fewer than 10 to measure an accuracy on"),
+            "give a greater share, a greater `clean_ratio`, or `selection = \"oracle\"`",
         ))
     }
 }
@@ -117,6 +138,11 @@ pub trait Defense: Send + Sync + Debug {
 
     /// Refuses what this network or data set does not allow.
     fn check(&self, architecture: &dyn Architecture, dataset: &DatasetFacts) -> Result<(), ParameterError>;
+
+    /// The clean images that the defender gets of the training set.
+    fn clean_subset(&self, train: Arc<dyn ImageSource>, seed: u64) -> Result<CleanSubset, ParameterError> {
+        CleanSubset::draw(train, self.common(), seed)
+    }
 
     /// Repairs `backdoored` with the images of `clean`. The same arguments give the same bits.
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error>;

@@ -103,10 +103,7 @@ impl Parameters {
         for (field, share) in
             [("validation_share", self.validation_share), ("step", self.step), ("tolerance", self.tolerance)]
         {
-            if !(share > 0.0 && share < 1.0) {
-                let way_out = "give a number greater than 0 and less than 1";
-                return Err(ParameterError::new(field, share, "out of range", way_out));
-            }
+            ParameterError::unless_between(field, share, 0.0, 1.0)?;
         }
         self.fine_tuning().check()
     }
@@ -134,16 +131,10 @@ impl Defense for Fp {
 
     fn check(&self, _: &dyn Architecture, dataset: &DatasetFacts) -> Result<(), ParameterError> {
         self.common.check(dataset)?;
-        let count = self.common.clean_count(dataset.train_images) as f64;
-        if self.parameters.selection == Selection::Validation && count * self.parameters.validation_share < 10.0 {
-            return Err(ParameterError::new(
-                "validation_share",
-                self.parameters.validation_share,
-                format!("of {count} clean images leaves fewer than 10 to measure an accuracy on"),
-                "give a greater share, a greater `clean_ratio`, or `selection = \"oracle\"`",
-            ));
+        match self.parameters.selection {
+            Selection::Validation => self.common.check_held_out(dataset, self.parameters.validation_share),
+            Selection::Oracle => Ok(()),
         }
-        Ok(())
     }
 
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {

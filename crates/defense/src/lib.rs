@@ -5,11 +5,19 @@
 //! sees the trigger. Those that the literature tunes on the test sets have `selection = "oracle"`, which does the same,
 //! and `selection = "validation"`, which uses clean images held out of the subset.
 
+pub mod anp;
 pub mod clean_subset;
+pub mod clp;
 pub mod context;
+#[cfg(test)]
+mod contract;
 pub mod entry;
 pub mod fp;
 pub mod ft;
+pub mod ft_sam;
+mod masks;
+pub mod pruning;
+pub mod rnp;
 #[cfg(test)]
 mod tiny;
 mod training;
@@ -21,7 +29,8 @@ pub use entry::{ChangedNeuron, Defense, DefenseCommon, DefenseEntry, Repaired, S
 pub use tsbd_attack::{DatasetFacts, Evaluation, ParameterError};
 
 /// All defenses, in the order of the paper's tables.
-pub static DEFENSES: &[&DefenseEntry] = &[&ft::FT, &fp::FP, &tsbd::TSBD];
+pub static DEFENSES: &[&DefenseEntry] =
+    &[&ft::FT, &fp::FP, &anp::ANP, &clp::CLP, &rnp::RNP, &ft_sam::FT_SAM, &tsbd::TSBD];
 
 /// The defense named `name`.
 pub fn find(name: &str) -> Option<&'static DefenseEntry> {

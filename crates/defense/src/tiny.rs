@@ -1,5 +1,6 @@
 //! The tiny network of `tools/reference/tsbd.py`, its data and its golden values: for tests.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use tsbd_data::{Augmentation, Images, Normalization};
 use tsbd_nn::{Architecture, Layer, Model, Module, Pass, StateDict, Streams};
 use tsbd_tensor::{Device, Var};
 
-use crate::{CleanSubset, Context, DefenseCommon, DefenseObserver};
+use crate::{CleanSubset, Context, DefenseCommon, DefenseObserver, Progress};
 
 /// Two convolutions with a shortcut between them, a batch norm each, and a linear layer.
 #[derive(Debug)]
@@ -58,7 +59,17 @@ pub(crate) fn architecture() -> Arc<dyn Architecture> {
 }
 
 fn path(file: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tools/reference/golden/tsbd")).join(file)
+    golden_path("tsbd").join(file)
+}
+
+/// A file that a program of `tools/reference` made.
+pub(crate) fn golden_path(file: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tools/reference/golden")).join(file)
+}
+
+/// A JSON file that a program of `tools/reference` made.
+pub(crate) fn golden_json(file: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(golden_path(file)).unwrap()).unwrap()
 }
 
 /// The model with the weights of a golden file.
@@ -119,6 +130,16 @@ pub(crate) fn in_context<T>(observer: &mut dyn DefenseObserver, with: impl FnOnc
         evaluate: &evaluate,
         observer,
     })
+}
+
+/// Stops a repair in the step with this number of whatever stage gets so far.
+pub(crate) struct StopAfter(pub(crate) usize);
+
+impl DefenseObserver for StopAfter {
+    fn progress(&mut self, progress: &Progress) -> ControlFlow<()> {
+        assert!(progress.done <= progress.total, "{progress:?}");
+        if progress.done >= self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
 }
 
 /// Fails unless every number of two state dicts differs by less than `tolerance`.

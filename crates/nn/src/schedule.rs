@@ -1,4 +1,4 @@
-//! Learning rates over the epochs, as PyTorch's schedulers stepped once per epoch.
+//! Learning rates over the epochs, as PyTorch's schedulers stepped once per epoch (one of them: once per step).
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +11,12 @@ pub enum Schedule {
     /// Half a cosine from the full rate in epoch 0 to zero in epoch `t_max`: `CosineAnnealingLR` with `eta_min` 0.
     Cosine {
         /// The epoch in which the rate would be 0; it need not be the number of epochs.
+        t_max: usize,
+    },
+    /// [`Schedule::Cosine`] over the optimiser's steps: down to zero in step `t_max`, then up again to the full rate, and so
+    /// on: `CosineAnnealingLR` stepped after every batch.
+    CosineOfSteps {
+        /// The step in which the rate is 0 for the first time.
         t_max: usize,
     },
     /// Lowered when the mean training loss of an epoch has not improved for a while: `ReduceLROnPlateau`.
@@ -45,6 +51,7 @@ const SMALLEST_CHANGE: f64 = 1e-8;
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScheduleState {
     base: f64,
+    /// Epochs made, or steps where the schedule counts those.
     epoch: usize,
     rate: f64,
     best: f64,
@@ -57,20 +64,33 @@ impl ScheduleState {
         ScheduleState { base: learning_rate, epoch: 0, rate: learning_rate, best: f64::INFINITY, bad_epochs: 0 }
     }
 
-    /// The learning rate of the current epoch.
+    /// The learning rate of the current epoch, or step.
     pub fn learning_rate(&self) -> f64 {
         self.rate
     }
 
+    /// Moves on to the next step within an epoch.
+    pub fn step_made(&mut self, schedule: &Schedule) {
+        if let Schedule::CosineOfSteps { t_max } = *schedule {
+            self.epoch += 1;
+            self.rate = self.cosine(t_max);
+        }
+    }
+
+    fn cosine(&self, t_max: usize) -> f64 {
+        let turn = std::f64::consts::PI * self.epoch as f64 / t_max as f64;
+        self.base * 0.5 * (1.0 + turn.cos())
+    }
+
     /// Moves on to the next epoch, after one whose mean training loss was `mean_loss`.
     pub fn step(&mut self, schedule: &Schedule, mean_loss: f64) {
+        if matches!(schedule, Schedule::CosineOfSteps { .. }) {
+            return;
+        }
         self.epoch += 1;
         match *schedule {
-            Schedule::Constant => {}
-            Schedule::Cosine { t_max } => {
-                let turn = std::f64::consts::PI * self.epoch as f64 / t_max as f64;
-                self.rate = self.base * 0.5 * (1.0 + turn.cos());
-            }
+            Schedule::Constant | Schedule::CosineOfSteps { .. } => {}
+            Schedule::Cosine { t_max } => self.rate = self.cosine(t_max),
             Schedule::MultiStep { ref milestones, gamma } => {
                 let passed = milestones.iter().filter(|&&milestone| milestone <= self.epoch).count();
                 self.rate = self.base * gamma.powi(passed as i32);
@@ -130,6 +150,29 @@ mod tests {
         // attacks.md and defenses.md F.4: about 2.5e-6 in epoch 99 of T_max 100, about .00516 in epoch 49.
         let rates = rates(Schedule::Cosine { t_max: 100 }, 0.01, &[1.0; 100]);
         assert!((rates[99] - 2.467e-6).abs() < 1e-9 && (rates[49] - 0.005157).abs() < 1e-6 && rates[0] == 0.01);
+    }
+
+    #[test]
+    fn a_cosine_of_steps_falls_and_rises_within_epochs_and_rests_between_them() {
+        let schedule = Schedule::CosineOfSteps { t_max: 4 };
+        let mut state = ScheduleState::new(1.0);
+        let mut rates = vec![];
+        for step in 0..10 {
+            rates.push(state.learning_rate());
+            state.step_made(&schedule);
+            if step % 3 == 2 {
+                state.step(&schedule, 0.5);
+            }
+        }
+        let middle = std::f64::consts::FRAC_1_SQRT_2 / 2.0;
+        let expected = [1.0, 0.5 + middle, 0.5, 0.5 - middle, 0.0, 0.5 - middle, 0.5, 0.5 + middle, 1.0, 0.5 + middle];
+        for (found, expected) in rates.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-15, "{rates:?}");
+        }
+        // Other schedules take no notice of steps.
+        let mut epochs = ScheduleState::new(1.0);
+        epochs.step_made(&Schedule::Cosine { t_max: 2 });
+        assert_eq!(epochs, ScheduleState::new(1.0));
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub struct StepReport {
 pub struct EpochReport {
     /// The epoch, from 0.
     pub epoch: usize,
-    /// Its learning rate.
+    /// Its learning rate (of its first step, where the rate changes within an epoch).
     pub learning_rate: f64,
     /// The mean over batches of the batch's mean cross-entropy; in the preparation, of the rule's own loss.
     pub mean_loss: f64,
@@ -240,8 +240,7 @@ pub fn train_with(
 
     let preparation = rule.preparation().map_or(0, |preparation| preparation.epochs());
     for epoch in history.len()..config.epochs {
-        let learning_rate = schedule.learning_rate();
-        let Some(report) = train_epoch(rule, model, source, config, &mut optimizer, learning_rate, epoch, observer)?
+        let Some(report) = train_epoch(rule, model, source, config, &mut optimizer, &mut schedule, epoch, observer)?
         else {
             return Ok(TrainingSummary { outcome: Outcome::Interrupted, history });
         };
@@ -265,11 +264,12 @@ fn train_epoch(
     source: &dyn BatchSource,
     config: &TrainingConfig,
     optimizer: &mut Sgd,
-    learning_rate: f64,
+    schedule: &mut ScheduleState,
     epoch: usize,
     observer: &mut dyn TrainingObserver,
 ) -> Result<Option<EpochReport>> {
     let begin = Instant::now();
+    let learning_rate = schedule.learning_rate();
     rule.begin_epoch(epoch)?;
     let (mut loss_sum, mut correct, mut images, mut steps_made) = (0.0, None, 0, 0);
     for (step, batch) in source.epoch(epoch).enumerate() {
@@ -284,7 +284,8 @@ fn train_epoch(
                 let Step { loss, correct: right, gradients, statistics } = rule.compute(model, &batch)?;
                 let loss = finite(loss)?;
                 model.absorb(&statistics)?;
-                optimizer.step_at(learning_rate, &mut model.state, &gradients)?;
+                optimizer.step_at(schedule.learning_rate(), &mut model.state, &gradients)?;
+                schedule.step_made(&config.schedule);
                 rule.after(model, &batch)?;
                 *correct.get_or_insert(0) += right;
                 loss

@@ -9,7 +9,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use tsbd_attack::{DatasetFacts, Evaluation};
-use tsbd_defense::{CleanSubset, Context, DefenseObserver, Progress, TracePoint};
+use tsbd_defense::{Context, DefenseObserver, Progress, TracePoint};
 use tsbd_tensor::Device;
 
 use crate::columns::Columns;
@@ -83,7 +83,7 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     let facts = DatasetFacts::of(&workbench.dataset);
     defense.check(workbench.architecture.as_ref(), &facts).map_err(workbench::parameter_failure)?;
     let train = Arc::clone(&workbench.dataset.train);
-    let clean = CleanSubset::draw(train, defense.common(), cell.seed).map_err(workbench::parameter_failure)?;
+    let clean = defense.clean_subset(train, cell.seed).map_err(workbench::parameter_failure)?;
 
     let begin = Instant::now();
     let mut watch = Watch::new(talk);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tsbd_attack::{Evaluation, LEARNED_TRIGGER, PoisonFacts};
-use tsbd_defense::{CleanSubset, Context, Defense, DefenseObserver, Progress};
+use tsbd_defense::{Context, Defense, DefenseObserver, Progress};
 use tsbd_experiment::{CellKind, MethodParameters, TracePoint};
 use tsbd_nn::Model;
 
@@ -23,7 +23,7 @@ pub(super) fn run(setting: Setting, workspace: &CellWorkspace) -> Result<Conclus
     let path = workspace.parent_artefact(&trained.key, MODEL);
     let backdoored = Model::load(Arc::clone(&setting.architecture), path)?.to_device(&setting.device)?;
 
-    let clean = CleanSubset::draw(Arc::clone(&setting.dataset.train) as _, defense.common(), cell.seed)?;
+    let clean = defense.clean_subset(Arc::clone(&setting.dataset.train) as _, cell.seed)?;
     let mut observer = Observer { reporter: workspace.reporter(), cancellation: workspace.cancellation() };
     let mut context = Context {
         streams: setting.streams.child(&method.name),
