@@ -10,6 +10,9 @@ pub mod context;
 pub mod entry;
 pub mod fp;
 pub mod ft;
+pub mod ibau;
+pub mod nad;
+pub mod nc;
 #[cfg(test)]
 mod tiny;
 mod training;
@@ -21,7 +24,7 @@ pub use entry::{ChangedNeuron, Defense, DefenseCommon, DefenseEntry, Repaired, S
 pub use tsbd_attack::{DatasetFacts, Evaluation, ParameterError};
 
 /// All defenses, in the order of the paper's tables.
-pub static DEFENSES: &[&DefenseEntry] = &[&ft::FT, &fp::FP, &tsbd::TSBD];
+pub static DEFENSES: &[&DefenseEntry] = &[&ft::FT, &fp::FP, &nad::NAD, &nc::NC, &ibau::IBAU, &tsbd::TSBD];
 
 /// The defense named `name`.
 pub fn find(name: &str) -> Option<&'static DefenseEntry> {

@@ -1,5 +1,6 @@
 //! The tiny network of `tools/reference/tsbd.py`, its data and its golden values: for tests.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use serde_json::{Map, Value};
 use tsbd_attack::{DatasetFacts, Evaluation};
 use tsbd_data::{Augmentation, Images, Normalization};
 use tsbd_nn::{Architecture, Layer, Model, Module, Pass, StateDict, Streams};
-use tsbd_tensor::{Device, Var};
+use tsbd_tensor::{Device, Tensor, Var};
 
 use crate::{CleanSubset, Context, DefenseCommon, DefenseObserver};
 
@@ -32,9 +33,13 @@ impl Architecture for Tiny {
     fn features(&self) -> &str {
         "features"
     }
+    fn attention(&self) -> &[&str] {
+        &["block", "features"]
+    }
     fn forward(&self, pass: &Pass, images: &Var) -> tsbd_nn::Result<Var> {
         let x = pass.batch_norm_relu("bn1", &pass.conv("conv1", images)?)?;
         let x = pass.conv("conv2", &x)?.add(&pass.conv("shortcut", &x)?)?;
+        pass.output("block", &x);
         let x = pass.batch_norm_relu("bn2", &x)?.global_average_pool()?;
         pass.output("features", &x);
         pass.linear("linear", &x)
@@ -59,6 +64,22 @@ pub(crate) fn architecture() -> Arc<dyn Architecture> {
 
 fn path(file: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tools/reference/golden/tsbd")).join(file)
+}
+
+/// The tensors of a file in the folder of golden values, as they are in it.
+pub(crate) fn tensors(file: &str) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(path("..").join(file), &Device::Cpu).unwrap()
+}
+
+/// The tiny model with the weights of a file in the folder of golden values.
+pub(crate) fn model_in(folder: &str, name: &str) -> Model {
+    model(&format!("../{folder}/{name}"))
+}
+
+/// golden.json of a folder.
+pub(crate) fn golden_in(folder: &str) -> Value {
+    let text = std::fs::read_to_string(path("..").join(folder).join("golden.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
 }
 
 /// The model with the weights of a golden file.
