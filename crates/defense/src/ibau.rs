@@ -248,18 +248,35 @@ fn perturbed(count: usize, share: f64, number: usize, context: &Context) -> Vec<
     drawn
 }
 
-/// What the perturbation descends: minus the cross-entropy of `images` plus the perturbation with `labels`, and the
-/// penalty on its square norm.
+/// Images that are differentiated at once. Products with second derivatives hold twice the activations of a gradient; in
+/// evaluation mode images do not act on each other, so that sums over pieces of a batch are exact.
+const PIECE: usize = 128;
+
+/// The pieces of a batch, each with its share of the batch.
+fn pieces(batch: &Batch) -> Result<Vec<(Batch, f64)>, Error> {
+    let count = batch.len();
+    (0..count)
+        .step_by(PIECE)
+        .map(|start| {
+            let length = PIECE.min(count - start);
+            let images = batch.images.narrow(0, start, length)?;
+            let labels = batch.labels.narrow(0, start, length)?;
+            let indices = batch.indices[start..start + length].to_vec();
+            Ok((Batch { images, labels, indices }, length as f64 / count as f64))
+        })
+        .collect()
+}
+
+/// A piece's part of what the perturbation descends: minus the cross-entropy of the images plus the perturbation, and the
+/// penalty on its square norm, both times the piece's share of the batch.
 fn inner_objective<'a>(
-    images: &'a Tensor,
-    labels: &'a Tensor,
+    (piece, share): &'a (Batch, f64),
     penalty: f64,
 ) -> impl Fn(&Pass, &Var) -> tsbd_nn::Result<Var> + 'a {
     move |pass, perturbation| {
-        let images = Var::constant(images.clone());
-        let moved = images.add(&perturbation.broadcast_batch(images.dims()[0])?)?;
-        let loss = pass.through(&moved)?.cross_entropy(labels, CrossEntropy::default())?.scale(-1.0)?;
-        Ok(loss.add(&perturbation.mul(perturbation)?.sum()?.scale(penalty)?)?)
+        let moved = Var::constant(piece.images.clone()).add(&perturbation.broadcast_batch(piece.len())?)?;
+        let loss = pass.through(&moved)?.cross_entropy(&piece.labels, CrossEntropy::default())?.scale(-share)?;
+        Ok(loss.add(&perturbation.mul(perturbation)?.sum()?.scale(share * penalty)?)?)
     }
 }
 
@@ -270,16 +287,18 @@ fn perturbation_gradient(
     batch: &Batch,
     parameters: &Parameters,
 ) -> Result<(f64, Tensor), Error> {
-    let labels = match parameters.variant {
-        Variant::Reference => model.logits(&batch.images, Mode::Eval)?.argmax(1)?,
-        Variant::Paper => batch.labels.clone(),
-    };
-    let tape = Tape::new();
-    let leaf = tape.leaf(perturbation);
-    let loss = inner_objective(&batch.images, &labels, parameters.penalty)(&model.pass(Mode::Eval), &leaf)?;
-    let value = scalar(loss.tensor())?;
-    let gradient = tape.backward(&loss)?.take(&leaf).ok_or(tsbd_nn::Error::InputUnused)?;
-    Ok((value, gradient))
+    let (mut value, mut sum) = (0.0, perturbation.zeros_like()?);
+    for (mut piece, share) in pieces(batch)? {
+        if parameters.variant == Variant::Reference {
+            piece.labels = model.logits(&piece.images, Mode::Eval)?.argmax(1)?;
+        }
+        let tape = Tape::new();
+        let leaf = tape.leaf(perturbation);
+        let loss = inner_objective(&(piece, share), parameters.penalty)(&model.pass(Mode::Eval), &leaf)?;
+        value += scalar(loss.tensor())?;
+        sum = (sum + tape.backward(&loss)?.take(&leaf).ok_or(tsbd_nn::Error::InputUnused)?)?;
+    }
+    Ok((value, sum))
 }
 
 /// Two perturbations nearer than this solve the fixed-point equation.
@@ -310,12 +329,16 @@ fn hypergradient(
     parameters: &Parameters,
 ) -> Result<Hypergradient, Error> {
     let (loss, direct, through) = outer_gradients(model, perturbation, outer, perturbed)?;
-    let inner = inner_objective(&inner.images, &inner.labels, parameters.penalty);
+    let (inner, penalty) = (pieces(inner)?, parameters.penalty);
     let (mut v, mut iterations) = (through.clone(), 1);
     if norm(&v)? >= SOLVED {
         while iterations < parameters.iterations {
-            let product = model.hessian_vector_product(Mode::Eval, perturbation, &v, &inner)?;
-            let change = (&through - (product * parameters.inner_step)?)?;
+            let mut change = through.clone();
+            for piece in &inner {
+                let objective = inner_objective(piece, penalty);
+                let product = model.hessian_vector_product(Mode::Eval, perturbation, &v, objective)?;
+                change = (change - (product * parameters.inner_step)?)?;
+            }
             v = (v + &change)?;
             iterations += 1;
             if norm(&change)? < SOLVED {
@@ -323,8 +346,12 @@ fn hypergradient(
             }
         }
     }
-    let mixed = model.mixed_product(Mode::Eval, perturbation, &v, &inner)?;
-    Ok(Hypergradient { gradients: direct.mix(1.0, &mixed, -parameters.inner_step)?, loss, iterations })
+    let mut gradients = direct;
+    for piece in &inner {
+        let mixed = model.mixed_product(Mode::Eval, perturbation, &v, inner_objective(piece, penalty))?;
+        gradients = gradients.mix(1.0, &mixed, -parameters.inner_step)?;
+    }
+    Ok(Hypergradient { gradients, loss, iterations })
 }
 
 /// The outer objective with its gradients with respect to the weights and to the perturbation.
@@ -334,22 +361,33 @@ fn outer_gradients(
     batch: &Batch,
     perturbed: &[u32],
 ) -> Result<(f64, ParameterGradients, Tensor), Error> {
-    let mut carries = vec![0f32; batch.len()];
-    for &image in perturbed {
-        carries[image as usize] = 1.0;
+    let (mut value, mut direct, mut through) = (0.0, None::<ParameterGradients>, perturbation.zeros_like()?);
+    for (number, (piece, share)) in pieces(batch)?.into_iter().enumerate() {
+        let mut carries = vec![0f32; piece.len()];
+        for &image in perturbed {
+            if let Some(carries) = (image as usize).checked_sub(number * PIECE).and_then(|place| carries.get_mut(place))
+            {
+                *carries = 1.0;
+            }
+        }
+        let carries = Tensor::from_vec(carries, (piece.len(), 1, 1, 1), perturbation.device())?;
+        let carries = carries.to_dtype(perturbation.dtype())?.broadcast_as(piece.images.dims())?.contiguous()?;
+        let tape = Tape::new();
+        let pass = model.pass(Mode::Eval).on_tape(&tape);
+        let leaf = tape.leaf(perturbation);
+        let patches = leaf.broadcast_batch(piece.len())?.mul(&Var::constant(carries))?;
+        let logits = pass.through(&Var::constant(piece.images.clone()).add(&patches)?)?;
+        let loss = logits.cross_entropy(&piece.labels, CrossEntropy::default())?.scale(share)?;
+        value += scalar(loss.tensor())?;
+        let mut gradients = tape.clone().backward(&loss)?;
+        through = (through + gradients.take(&leaf).ok_or(tsbd_nn::Error::InputUnused)?)?;
+        let of_piece = pass.gradients(&mut gradients)?;
+        direct = Some(match direct {
+            Some(direct) => direct.mix(1.0, &of_piece, 1.0)?,
+            None => of_piece,
+        });
     }
-    let carries = Tensor::from_vec(carries, (batch.len(), 1, 1, 1), perturbation.device())?;
-    let carries = carries.to_dtype(perturbation.dtype())?.broadcast_as(batch.images.dims())?.contiguous()?;
-    let tape = Tape::new();
-    let pass = model.pass(Mode::Eval).on_tape(&tape);
-    let leaf = tape.leaf(perturbation);
-    let patches = leaf.broadcast_batch(batch.len())?.mul(&Var::constant(carries))?;
-    let logits = pass.through(&Var::constant(batch.images.clone()).add(&patches)?)?;
-    let loss = logits.cross_entropy(&batch.labels, CrossEntropy::default())?;
-    let value = scalar(loss.tensor())?;
-    let mut gradients = tape.clone().backward(&loss)?;
-    let through = gradients.take(&leaf).ok_or(tsbd_nn::Error::InputUnused)?;
-    Ok((value, pass.gradients(&mut gradients)?, through))
+    Ok((value, direct.unwrap_or_default(), through))
 }
 
 fn scalar(tensor: &Tensor) -> Result<f64, Error> {

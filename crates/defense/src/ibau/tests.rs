@@ -87,6 +87,30 @@ fn hypergradients_are_those_of_pytorchs_double_backward() {
     }
 }
 
+#[test]
+fn a_large_batch_is_differentiated_in_pieces_with_the_same_result() {
+    let (model, batches) = (model(), batches());
+    let fixed = &tiny::tensors("ibau/perturbations.safetensors")["fixed"];
+    let (small, parameters) = (&batches[0], Parameters::default());
+    // Every image ten times: the same means.
+    let large = Batch {
+        images: Tensor::cat(&vec![&small.images; 10], 0).unwrap(),
+        labels: Tensor::cat(&vec![&small.labels; 10], 0).unwrap(),
+        indices: small.indices.repeat(10),
+    };
+    assert_eq!(pieces(&large).unwrap().iter().map(|(piece, _)| piece.len()).collect::<Vec<_>>(), [128, 32]);
+    let many: Vec<u32> = (0..10).flat_map(|copy| [1, 6].map(|image| copy * 16 + image)).collect();
+    let few = hypergradient(&model, fixed, small, small, &[1, 6], &parameters).unwrap();
+    let found = hypergradient(&model, fixed, &large, &large, &many, &parameters).unwrap();
+    assert!((few.loss - found.loss).abs() < 1e-12);
+    for (name, gradient) in found.gradients.iter() {
+        close(name, gradient, few.gradients.get(name).unwrap(), 1e-10);
+    }
+    let [few, found] = [small, &large].map(|batch| perturbation_gradient(&model, fixed, batch, &parameters).unwrap());
+    assert!((few.0 - found.0).abs() < 1e-12);
+    close("perturbation", &found.1, &few.1, 1e-10);
+}
+
 /// With a penalty that makes the inner objective convex, gradient descent finds the perturbation that belongs to any
 /// weights, and the outer objective there can be differenced.
 #[test]
@@ -98,8 +122,8 @@ fn with_enough_iterations_the_hypergradient_is_the_slope_of_the_solved_problem()
         for _ in 0..400 {
             let tape = Tape::new();
             let leaf = tape.leaf(&perturbation);
-            let inner = inner_objective(&batches[0].images, &batches[0].labels, parameters.penalty);
-            let loss = inner(&model.pass(Mode::Eval), &leaf).unwrap();
+            let whole = (batches[0].clone(), 1.0);
+            let loss = inner_objective(&whole, parameters.penalty)(&model.pass(Mode::Eval), &leaf).unwrap();
             let slope = tape.backward(&loss).unwrap().take(&leaf).unwrap();
             if norm(&slope).unwrap() < 1e-13 {
                 break;
