@@ -186,6 +186,16 @@ def adam():
             optimizer.step()
             tensors[f"after{step}"] = parameter.detach().clone()
         write(name, tensors, {"learning_rate": 0.1, "betas": betas, "epsilon": epsilon})
+    # Gradients that shrink, so that the largest second moment is soon an earlier one.
+    parameter = random(g, 6).requires_grad_(True)
+    optimizer = torch.optim.Adam([parameter], lr=0.1, betas=(0.9, 0.6), eps=1e-8, amsgrad=True)
+    tensors = {"before": parameter.detach().clone()}
+    for step in range(7):
+        parameter.grad = random(g, 6) * 2.0 ** (-abs(step - 2))
+        tensors[f"gradient{step}"] = parameter.grad.clone()
+        optimizer.step()
+        tensors[f"after{step}"] = parameter.detach().clone()
+    write("amsgrad", tensors, {"learning_rate": 0.1, "betas": [0.9, 0.6], "epsilon": 1e-8})
 
 
 if __name__ == "__main__":

@@ -225,4 +225,5 @@ def main():
     print(json.dumps(golden))
 
 
-main()
+if __name__ == "__main__":
+    main()

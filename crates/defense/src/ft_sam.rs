@@ -27,7 +27,7 @@ use crate::{CleanSubset, Context, Error};
 
 /// The registry's entry.
 pub static FT_SAM: DefenseEntry = DefenseEntry {
-    name: "ft_sam",
+    name: "ft-sam",
     title: "FT-SAM",
     paper: "Zhu et al., ICCV 2023, arXiv 2304.11823",
     summary: "trains the whole network further on the clean images with adaptive sharpness-aware minimisation",

@@ -15,7 +15,10 @@ pub mod entry;
 pub mod fp;
 pub mod ft;
 pub mod ft_sam;
+pub mod ibau;
 mod masks;
+pub mod nad;
+pub mod nc;
 pub mod pruning;
 pub mod rnp;
 #[cfg(test)]
@@ -30,7 +33,7 @@ pub use tsbd_attack::{DatasetFacts, Evaluation, ParameterError};
 
 /// All defenses, in the order of the paper's tables.
 pub static DEFENSES: &[&DefenseEntry] =
-    &[&ft::FT, &fp::FP, &anp::ANP, &clp::CLP, &rnp::RNP, &ft_sam::FT_SAM, &tsbd::TSBD];
+    &[&ft::FT, &fp::FP, &nad::NAD, &nc::NC, &anp::ANP, &clp::CLP, &ibau::IBAU, &rnp::RNP, &ft_sam::FT_SAM, &tsbd::TSBD];
 
 /// The defense named `name`.
 pub fn find(name: &str) -> Option<&'static DefenseEntry> {

@@ -1,5 +1,6 @@
 //! The tiny network of `tools/reference/tsbd.py`, its data and its golden values: for tests.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use serde_json::{Map, Value};
 use tsbd_attack::{DatasetFacts, Evaluation};
 use tsbd_data::{Augmentation, Images, Normalization};
 use tsbd_nn::{Architecture, Layer, Model, Module, Pass, StateDict, Streams};
-use tsbd_tensor::{Device, Var};
+use tsbd_tensor::{Device, Tensor, Var};
 
 use crate::{CleanSubset, Context, DefenseCommon, DefenseObserver, Progress};
 
@@ -33,9 +34,13 @@ impl Architecture for Tiny {
     fn features(&self) -> &str {
         "features"
     }
+    fn attention(&self) -> &[&str] {
+        &["block", "features"]
+    }
     fn forward(&self, pass: &Pass, images: &Var) -> tsbd_nn::Result<Var> {
         let x = pass.batch_norm_relu("bn1", &pass.conv("conv1", images)?)?;
         let x = pass.conv("conv2", &x)?.add(&pass.conv("shortcut", &x)?)?;
+        pass.output("block", &x);
         let x = pass.batch_norm_relu("bn2", &x)?.global_average_pool()?;
         pass.output("features", &x);
         pass.linear("linear", &x)
@@ -72,6 +77,21 @@ pub(crate) fn golden_json(file: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(golden_path(file)).unwrap()).unwrap()
 }
 
+/// The tensors of a file in the folder of golden values, as they are in it.
+pub(crate) fn tensors(file: &str) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(golden_path(file), &Device::Cpu).unwrap()
+}
+
+/// The tiny model with the weights of a file in the folder of golden values.
+pub(crate) fn model_in(folder: &str, name: &str) -> Model {
+    model(&format!("../{folder}/{name}"))
+}
+
+/// golden.json of a folder.
+pub(crate) fn golden_in(folder: &str) -> Value {
+    golden_json(&format!("{folder}/golden.json"))
+}
+
 /// The model with the weights of a golden file.
 pub(crate) fn model(name: &str) -> Model {
     Model::load(architecture(), path(&format!("{name}.safetensors"))).unwrap()
@@ -79,8 +99,7 @@ pub(crate) fn model(name: &str) -> Model {
 
 /// The numbers of golden.json.
 pub(crate) fn golden() -> Map<String, Value> {
-    let text = std::fs::read_to_string(path("golden.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
+    serde_json::from_value(golden_in("tsbd")).unwrap()
 }
 
 /// A list of numbers of golden.json.

@@ -74,6 +74,9 @@ impl Architecture for PreActResNet18 {
     fn features(&self) -> &str {
         "avgpool"
     }
+    fn attention(&self) -> &[&str] {
+        &["layer3", "layer4", "avgpool"]
+    }
 
     fn forward(&self, pass: &Pass, images: &Var) -> Result<Var> {
         let mut x = pass.conv("conv1", images)?;

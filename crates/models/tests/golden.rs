@@ -169,6 +169,22 @@ fn every_module_and_block_can_be_tapped_without_changing_the_logits() {
 }
 
 #[test]
+fn a_pass_knows_which_batch_norms_it_met_on_the_way_to_a_tap() {
+    let model = network(4, DType::F64);
+    assert_eq!(model.architecture.attention(), ["layer3", "layer4", "avgpool"]);
+    let pass = model.pass(Mode::Train).tapping(["conv1", "layer3", "layer4", "avgpool"]);
+    assert!(pass.statistics_before("layer3").is_none(), "nothing was met yet");
+    pass.forward(&batch(16, 1000, DType::F64).images).unwrap();
+    for (tap, met) in [("conv1", 0), ("layer3", 12), ("layer4", 16), ("avgpool", 16)] {
+        let names: Vec<_> = pass.statistics_before(tap).unwrap().iter().map(|(name, _)| name.to_owned()).collect();
+        assert_eq!(names.len(), met, "{tap}");
+        assert!(tap != "layer3" || names.iter().all(|name| !name.starts_with("layer4")), "{names:?}");
+    }
+    let met = pass.statistics_before("layer3").unwrap().then(pass.take_statistics());
+    assert_eq!(met.iter().count(), 28);
+}
+
+#[test]
 fn a_tap_that_does_not_exist_is_an_error_that_names_it() {
     let model = network(4, DType::F32);
     let images = batch(16, 1000, DType::F32).images;

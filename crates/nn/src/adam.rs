@@ -1,7 +1,7 @@
 //! Adam.
 
 use indexmap::IndexMap;
-use tsbd_tensor::{Device, Tensor, adam_step};
+use tsbd_tensor::{Device, Tensor, adam_step, amsgrad_step};
 
 use crate::{Error, ParameterGradients, Result, StateDict};
 
@@ -14,35 +14,42 @@ pub struct AdamConfig {
     pub betas: [f64; 2],
     /// Added to the root of the second moment.
     pub epsilon: f64,
+    /// Whether the largest second moment so far stands for the present one, so that steps never grow because gradients
+    /// have become small.
+    #[serde(default)]
+    pub amsgrad: bool,
 }
 
 impl AdamConfig {
-    /// This learning rate with PyTorch's other defaults: betas .9 and .999, epsilon 1e-8.
+    /// This learning rate with PyTorch's other defaults: betas .9 and .999, epsilon 1e-8, no AMSGrad.
     pub fn new(learning_rate: f64) -> AdamConfig {
-        AdamConfig { learning_rate, betas: [0.9, 0.999], epsilon: 1e-8 }
+        AdamConfig { learning_rate, betas: [0.9, 0.999], epsilon: 1e-8, amsgrad: false }
     }
 }
 
 /// The optimiser with its moments.
 ///
-/// As PyTorch's `Adam` without weight decay and AMSGrad; see [`tsbd_tensor::adam_step`]. Moments begin at 0.
+/// As PyTorch's `Adam` without weight decay; see [`tsbd_tensor::adam_step`] and [`tsbd_tensor::amsgrad_step`]. Moments
+/// begin at 0.
 #[derive(Debug)]
 pub struct Adam {
     config: AdamConfig,
     steps: u64,
-    /// The first and the second moment of each parameter.
-    moments: IndexMap<String, [Tensor; 2]>,
+    /// The first and the second moment of each parameter, and with AMSGrad the largest second one.
+    moments: IndexMap<String, Vec<Tensor>>,
 }
 
 /// The names of the moments, PyTorch's.
-const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
+const MOMENTS: [&str; 3] = ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"];
 
 impl Adam {
     /// An optimiser that has made no step yet.
     pub fn new(config: AdamConfig, state: &StateDict) -> Result<Adam> {
-        let zeros = state
-            .parameters()
-            .map(|(name, tensor)| Ok((name.to_owned(), [tensor.zeros_like()?, tensor.zeros_like()?])));
+        let kept = if config.amsgrad { 3 } else { 2 };
+        let zeros = state.parameters().map(|(name, tensor)| {
+            let moments: Result<_> = (0..kept).map(|_| Ok(tensor.zeros_like()?)).collect();
+            Ok((name.to_owned(), moments?))
+        });
         Ok(Adam { config, steps: 0, moments: zeros.collect::<Result<_>>()? })
     }
 
@@ -59,7 +66,7 @@ impl Adam {
     /// Moments (themselves, not copies) and step count under their names with `prefix` before them, as they lie in
     /// memory: for a state kept in a checkpoint with others.
     pub fn tensors(&self, prefix: &str) -> Result<IndexMap<String, Tensor>> {
-        let named = |(name, moments): (&String, &[Tensor; 2])| {
+        let named = |(name, moments): (&String, &Vec<Tensor>)| {
             let name = name.clone();
             let pairs = MOMENTS.iter().zip(moments.clone());
             pairs.map(|(kind, moment)| (format!("{prefix}{kind}.{name}"), moment)).collect::<Vec<_>>()
@@ -98,8 +105,14 @@ impl Adam {
         let AdamConfig { betas, epsilon, .. } = self.config;
         let options = tsbd_tensor::Adam { learning_rate, betas, epsilon };
         self.steps += 1;
-        for (name, [first, second]) in &self.moments {
-            adam_step(state.get(name)?, first, second, gradients.get(name)?, self.steps, options)?;
+        for (name, moments) in &self.moments {
+            let (parameter, gradient) = (state.get(name)?, gradients.get(name)?);
+            match moments.as_slice() {
+                [first, second, largest] => {
+                    amsgrad_step(parameter, first, second, largest, gradient, self.steps, options)?;
+                }
+                moments => adam_step(parameter, &moments[0], &moments[1], gradient, self.steps, options)?,
+            }
         }
         Ok(())
     }
@@ -118,11 +131,17 @@ mod tests {
 
     #[test]
     fn an_optimiser_restored_from_a_checkpoints_tensors_goes_on_with_the_same_bits() {
+        for amsgrad in [false, true] {
+            goes_on(AdamConfig { amsgrad, ..AdamConfig::new(0.01) });
+        }
+    }
+
+    fn goes_on(config: AdamConfig) {
         let (batches, mut model) = (batches(3), model(0));
-        let mut adam = Adam::new(AdamConfig::new(0.01), &model.state).unwrap();
+        let mut adam = Adam::new(config, &model.state).unwrap();
         step(&mut model, &mut adam, &batches[0]);
         let mut resumed = model.clone();
-        let mut forgetful = (model.clone(), Adam::new(AdamConfig::new(0.01), &model.state).unwrap());
+        let mut forgetful = (model.clone(), Adam::new(config, &model.state).unwrap());
         let mut restored = Adam::new(*adam.config(), &resumed.state).unwrap();
         restored.restore("a.", &adam.tensors("a.").unwrap()).unwrap();
         assert_eq!(restored.steps(), 1);

@@ -16,6 +16,11 @@ pub trait Architecture: Send + Sync + Debug {
     fn head(&self) -> &str;
     /// The name under which the input of the last linear layer, `[batch, features]`, can be tapped.
     fn features(&self) -> &str;
+    /// The outputs, early to late, whose attention a distillation compares (NAD): maps `[batch, height, width, channel]`
+    /// or vectors `[batch, features]`, by the names under which they can be tapped. None: not said for this network.
+    fn attention(&self) -> &[&str] {
+        &[]
+    }
     /// Takes images `[batch, height, width, channel]` to logits `[batch, classes]`, calling its layers by name.
     fn forward(&self, pass: &Pass, images: &Var) -> Result<Var>;
 }

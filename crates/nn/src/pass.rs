@@ -27,6 +27,13 @@ impl Statistics {
     pub fn iter(&self) -> impl Iterator<Item = (&str, &BatchStatistics)> {
         self.0.iter().map(|(name, statistics)| (name.as_str(), statistics))
     }
+
+    /// These and then those of another forward pass.
+    #[must_use]
+    pub fn then(mut self, others: Statistics) -> Statistics {
+        self.0.extend(others.0);
+        self
+    }
 }
 
 /// One forward pass: weights, mode, the tape when gradients are wanted, and the outputs to remember.
@@ -40,7 +47,8 @@ pub struct Pass<'a, N: ?Sized = dyn Architecture + 'a> {
     tape: Option<&'a Tape>,
     direction: Option<&'a ParameterGradients>,
     parameters: RefCell<IndexMap<String, Var>>,
-    taps: RefCell<HashMap<String, Option<Var>>>,
+    /// Tapped outputs, and how many batch norms the pass had met before each.
+    taps: RefCell<HashMap<String, Option<(Var, usize)>>>,
     statistics: RefCell<Vec<(String, BatchStatistics)>>,
 }
 
@@ -91,7 +99,14 @@ impl<'a, N: Network + ?Sized> Pass<'a, N> {
 
     /// The tapped output `name`, once the pass has been there.
     pub fn tap(&self, name: &str) -> Option<Var> {
-        self.taps.borrow().get(name).cloned().flatten()
+        self.taps.borrow().get(name).cloned().flatten().map(|(value, _)| value)
+    }
+
+    /// The batch statistics that [`Mode::Train`] met on the way to the tapped output `name`: those of a pass that goes
+    /// no further. To be asked for before [`Self::take_statistics`].
+    pub fn statistics_before(&self, name: &str) -> Option<Statistics> {
+        let (_, met) = self.taps.borrow().get(name).cloned().flatten()?;
+        Some(Statistics(self.statistics.borrow().get(..met)?.to_vec()))
     }
 
     /// The parameter `name` as it is used in this pass.
@@ -115,7 +130,7 @@ impl<'a, N: Network + ?Sized> Pass<'a, N> {
     /// Offers an output under `name`: it is remembered when the name was asked for. For outputs of blocks.
     pub fn output(&self, name: &str, value: &Var) {
         if let Some(tap) = self.taps.borrow_mut().get_mut(name) {
-            *tap = Some(value.clone());
+            *tap = Some((value.clone(), self.statistics.borrow().len()));
         }
     }
 

@@ -36,38 +36,64 @@ pub fn adam_step(
     step: u64,
     options: Adam,
 ) -> Result<()> {
-    const OPERATION: &str = "adam_step";
+    take_step("adam_step", [parameter, first_moment, second_moment, gradient], None, step, options)
+}
+
+/// [`adam_step`] whose steps never grow because the second moment shrinks: `largest = max(largest, v)`, and the parameter
+/// moves by `largest` in place of `v`. PyTorch's `amsgrad=True` (Reddi, Kale, Kumar 2018); begin with `largest` of zeros.
+pub fn amsgrad_step(
+    parameter: &Tensor,
+    first_moment: &Tensor,
+    second_moment: &Tensor,
+    largest: &Tensor,
+    gradient: &Tensor,
+    step: u64,
+    options: Adam,
+) -> Result<()> {
+    take_step("amsgrad_step", [parameter, first_moment, second_moment, gradient], Some(largest), step, options)
+}
+
+fn take_step(
+    operation: &'static str,
+    [parameter, first_moment, second_moment, gradient]: [&Tensor; 4],
+    largest: Option<&Tensor>,
+    step: u64,
+    options: Adam,
+) -> Result<()> {
     let Adam { learning_rate, betas, epsilon } = options;
     if step == 0 {
-        return Err(Error::value(OPERATION, "step", step, "the first step is 1"));
+        return Err(Error::value(operation, "step", step, "the first step is 1"));
     }
     if betas.iter().any(|beta| !(0. ..1.).contains(beta)) {
-        return Err(Error::value(OPERATION, "betas", format!("{betas:?}"), "use numbers of at least 0 and below 1"));
+        return Err(Error::value(operation, "betas", format!("{betas:?}"), "use numbers of at least 0 and below 1"));
     }
     if parameter.elem_count() == 0 {
         return Ok(());
     }
     let correction = betas.map(|beta| 1. - beta.powf(step as f64));
-    by_element!(OPERATION, "parameter", parameter, T => {
-        in_place::check::<T>(OPERATION, &[
+    by_element!(operation, "parameter", parameter, T => {
+        let mut tensors = vec![
             ("parameter", parameter),
             ("first_moment", first_moment),
             ("second_moment", second_moment),
             ("gradient", gradient),
-        ])?;
+        ];
+        tensors.extend(largest.map(|largest| ("largest", largest)));
+        in_place::check::<T>(operation, &tensors)?;
         let coefficients = AdamCoefficients {
             step_size: (learning_rate / correction[0]) as T,
             betas: betas.map(|beta| beta as T),
             root_correction: correction[1].sqrt() as T,
             epsilon: epsilon as T,
         };
-        Ok(first_moment.inplace_op1(&WithFirst { second_moment, parameter, gradient, coefficients })?)
+        Ok(first_moment.inplace_op1(&WithFirst { second_moment, largest, parameter, gradient, coefficients })?)
     })
 }
 
 /// Holds the first moment's memory and goes on to the second's.
 struct WithFirst<'a, T> {
     second_moment: &'a Tensor,
+    largest: Option<&'a Tensor>,
     parameter: &'a Tensor,
     gradient: &'a Tensor,
     coefficients: AdamCoefficients<T>,
@@ -84,7 +110,7 @@ impl<T: Element> InplaceOp1 for WithFirst<'_, T> {
     }
 }
 
-/// Holds both moments' memory and goes on to the parameter's.
+/// Holds both moments' memory and goes on to that of the largest second moment, if it is kept, and to the parameter's.
 struct WithMoments<'a, T> {
     first: RefCell<&'a mut [T]>,
     step: &'a WithFirst<'a, T>,
@@ -97,15 +123,44 @@ impl<T: Element> InplaceOp1 for WithMoments<'_, T> {
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
         let mut first = self.first.borrow_mut();
-        let moments = RefCell::new((&mut **first, slice_mut::<T>(storage, layout)?));
+        let (first, second) = (&mut **first, slice_mut::<T>(storage, layout)?);
+        let WithFirst { largest, parameter, gradient, coefficients, .. } = *self.step;
+        match largest {
+            None => {
+                parameter.inplace_op2(gradient, &Step { moments: RefCell::new((first, second, None)), coefficients })
+            }
+            Some(largest) => {
+                largest.inplace_op1(&WithLargest { moments: RefCell::new((first, second)), step: self.step })
+            }
+        }
+    }
+}
+
+/// Holds the memory of everything that is kept between steps and goes on to the parameter's.
+struct WithLargest<'a, T> {
+    moments: RefCell<(&'a mut [T], &'a mut [T])>,
+    step: &'a WithFirst<'a, T>,
+}
+
+impl<T: Element> InplaceOp1 for WithLargest<'_, T> {
+    fn name(&self) -> &'static str {
+        "amsgrad_step"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let (first, second) = &mut *self.moments.borrow_mut();
+        let moments = RefCell::new((&mut **first, &mut **second, Some(slice_mut::<T>(storage, layout)?)));
         let WithFirst { parameter, gradient, coefficients, .. } = *self.step;
         parameter.inplace_op2(gradient, &Step { moments, coefficients })
     }
 }
 
-/// Holds all four.
+/// First and second moment, and the largest second one where it is kept.
+type Moments<'a, T> = (&'a mut [T], &'a mut [T], Option<&'a mut [T]>);
+
+/// Holds all of it.
 struct Step<'a, T> {
-    moments: RefCell<(&'a mut [T], &'a mut [T])>,
+    moments: RefCell<Moments<'a, T>>,
     coefficients: AdamCoefficients<T>,
 }
 
@@ -121,9 +176,13 @@ impl<T: Element> InplaceOp2 for Step<'_, T> {
         gradient: &CpuStorage,
         gradient_layout: &Layout,
     ) -> candle_core::Result<()> {
-        let parameter = slice_mut::<T>(parameter, parameter_layout)?;
-        let (first, second) = &mut *self.moments.borrow_mut();
-        elementwise::adam(parameter, first, second, slice(gradient, gradient_layout)?, self.coefficients);
+        let (parameter, gradient) = (slice_mut::<T>(parameter, parameter_layout)?, slice(gradient, gradient_layout)?);
+        match &mut *self.moments.borrow_mut() {
+            (first, second, None) => elementwise::adam(parameter, first, second, gradient, self.coefficients),
+            (first, second, Some(largest)) => {
+                elementwise::amsgrad(parameter, first, second, largest, gradient, self.coefficients);
+            }
+        }
         Ok(())
     }
 }

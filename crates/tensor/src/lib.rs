@@ -36,7 +36,7 @@
 //! Second derivatives: a value may carry a tangent ([`Var::with_tangent`]), a direction in which it moves. What is
 //! computed from it then has a tangent too, and the gradient of a loss's tangent is a Hessian-vector product. An operation
 //! that has no rule for tangents (softmax and its logarithm, layer norm, GELU, sigmoid, tanh, quotients, roots, absolute
-//! values, sampling, bilinear change of size, transposed convolution, the losses per sample and of bits) refuses a value
+//! values, division by norms, sampling, bilinear change of size, transposed convolution, the losses per sample and of bits) refuses a value
 //! that has one.
 //!
 //! ```
@@ -73,7 +73,7 @@ mod tangent;
 mod tape;
 pub mod workload;
 
-pub use adam::{Adam, adam_step};
+pub use adam::{Adam, adam_step, amsgrad_step};
 pub use error::{Error, Result};
 pub use kernels::peak::{MachinePeak, machine_peak};
 pub use kernels::simd::InstructionSet;

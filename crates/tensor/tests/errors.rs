@@ -2,7 +2,7 @@
 
 use tsbd_tensor::{
     Adam, BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, DType, Device, GridPadding, GridSample, Result, Statistics,
-    Tensor, Var, adam_step,
+    Tensor, Var, adam_step, amsgrad_step,
 };
 
 fn zeros(dims: &[usize]) -> Var {
@@ -265,6 +265,14 @@ fn targets_that_are_no_probabilities_are_refused() {
         zeros(&[0, 2]).mean_per_sample(),
         "mean_per_sample: `self` has shape [0, 2], expected [batch, ...], none of them zero",
     );
+    refused(
+        zeros(&[2, 0]).divide_by_norm(1e-6),
+        "divide_by_norm: `self` has shape [2, 0], expected [batch, ...], none of them zero",
+    );
+    refused(
+        zeros(&[2, 2]).divide_by_norm(0.),
+        "divide_by_norm: epsilon = 0 is not possible: zeros would be divided by 0; use more than 0",
+    );
 }
 
 #[test]
@@ -287,5 +295,10 @@ fn adam_refuses_a_step_before_the_first_betas_out_of_range_and_shared_memory() {
     refused(
         step([0, 1, 2, 0], 1, options),
         "adam_step: `parameter` and `gradient` share their memory; copy one of them first",
+    );
+    let [p, m, v, g] = [0, 1, 2, 3].map(|index| &tensors[index]);
+    refused(
+        amsgrad_step(p, m, v, v, g, 1, options),
+        "amsgrad_step: `second_moment` and `largest` share their memory; copy one of them first",
     );
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use safetensors::SafeTensors;
 use tsbd_tensor::{
     Adam, BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, DType, Device, Gradients, GridPadding, GridSample, Result,
-    Sgd, Statistics, Tape, Tensor, Var, adam_step, sgd_step,
+    Sgd, Statistics, Tape, Tensor, Var, adam_step, amsgrad_step, sgd_step,
 };
 
 struct Golden(HashMap<String, Tensor>);
@@ -260,5 +260,25 @@ fn five_steps_of_adam_agree() {
                 assert!(error < tolerance, "{name} {dtype:?} step {step}: {error:e}");
             }
         }
+    }
+}
+
+#[test]
+fn seven_steps_of_adam_with_amsgrad_agree() {
+    let golden = Golden::read("amsgrad");
+    for (dtype, tolerance) in [(DType::F64, 1e-14), (DType::F32, 4e-6)] {
+        let parameter = golden.get("before", dtype).copy().unwrap();
+        let [first, second, largest] = [0; 3].map(|_| parameter.zeros_like().unwrap());
+        let options = Adam { learning_rate: 0.1, betas: [0.9, 0.6], epsilon: 1e-8 };
+        for step in 0..7 {
+            let gradient = golden.get(&format!("gradient{step}"), dtype);
+            amsgrad_step(&parameter, &first, &second, &largest, &gradient, step + 1, options).unwrap();
+            let error = distance(&parameter, &golden.get(&format!("after{step}"), dtype));
+            assert!(error < tolerance, "{dtype:?} step {step}: {error:e}");
+        }
+        assert!(
+            distance(&largest, &second) > 0.1,
+            "the gradients shrink, so that the largest moment is an earlier one"
+        );
     }
 }

@@ -161,6 +161,19 @@ fn gelu_has_the_right_gradient_over_its_whole_range() {
 }
 
 #[test]
+fn division_by_the_norm_of_each_sample_has_the_right_gradient_and_none_through_a_norm_of_zero() {
+    for dims in [&[3, 5][..], &[2, 3, 2, 2], &[4, 1]] {
+        check(&[values(dims, 1)], |v| v[0].divide_by_norm(1e-2));
+    }
+    let tape = tsbd_tensor::Tape::new();
+    let x = tape.leaf(&tsbd_tensor::Tensor::new(&[[0f32, 0.], [3., 4.]], &tsbd_tensor::Device::Cpu).unwrap());
+    let y = x.divide_by_norm(0.5).unwrap();
+    assert_eq!(y.tensor().to_vec2::<f32>().unwrap(), [[0., 0.], [3. / 5.5, 4. / 5.5]]);
+    let gradients = tape.backward(&y.sum().unwrap()).unwrap();
+    assert_eq!(gradients.get(&x).unwrap().to_vec2::<f32>().unwrap()[0], [2., 2.]);
+}
+
+#[test]
 fn grid_sample_has_the_right_gradients_with_every_option() {
     let x = values(&[2, 3, 5, 2], 1);
     // Inside and outside; no coordinate within 1e-4 of a pixel's middle, where the slope jumps.

@@ -250,6 +250,74 @@ pub(crate) fn adam<T: Element>(
         .for_each(|(((p, m), v), g)| piece(p, m, v, g, coefficients));
 }
 
+/// [`adam`] with the largest `v` there was so far in place of `v`, as PyTorch's `amsgrad=True`.
+pub(crate) fn amsgrad<T: Element>(
+    parameter: &mut [T],
+    first: &mut [T],
+    second: &mut [T],
+    largest: &mut [T],
+    gradient: &[T],
+    coefficients: AdamCoefficients<T>,
+) {
+    multiversion! {
+        fn piece<T>(
+            parameter: &mut [T],
+            first: &mut [T],
+            second: &mut [T],
+            largest: &mut [T],
+            gradient: &[T],
+            c: AdamCoefficients<T>,
+        ) {
+            let [new_first, new_second] = [T::one() - c.betas[0], T::one() - c.betas[1]];
+            let kept = first.iter_mut().zip(second).zip(largest);
+            for ((p, ((m, v), l)), &gradient) in parameter.iter_mut().zip(kept).zip(gradient) {
+                *m += new_first * (gradient - *m);
+                *v = c.betas[1] * *v + new_second * (gradient * gradient);
+                if *v > *l {
+                    *l = *v;
+                }
+                let root = T::from_f64(l.to_f64().sqrt());
+                *p -= c.step_size * (*m / (root / c.root_correction + c.epsilon));
+            }
+        }
+    }
+    parameter
+        .par_chunks_mut(PIECE)
+        .zip(first.par_chunks_mut(PIECE))
+        .zip(second.par_chunks_mut(PIECE))
+        .zip(largest.par_chunks_mut(PIECE))
+        .zip(gradient.par_chunks(PIECE))
+        .for_each(|((((p, m), v), l), g)| piece(p, m, v, l, g, coefficients));
+}
+
+/// Every row of `columns` elements divided by its Euclidean norm plus `epsilon`.
+pub(crate) fn normalized_rows<T: Element>(x: &[T], columns: usize, epsilon: f64) -> Vec<T> {
+    x.par_chunks_exact(columns)
+        .flat_map_iter(|row| {
+            let divisor = T::from_f64(norm(row) + epsilon);
+            row.iter().map(move |&value| value / divisor)
+        })
+        .collect()
+}
+
+/// The gradient of [`normalized_rows`]. A norm of 0 has a gradient of 0, as in PyTorch.
+pub(crate) fn normalized_rows_backward<T: Element>(dy: &[T], x: &[T], columns: usize, epsilon: f64) -> Vec<T> {
+    dy.par_chunks_exact(columns)
+        .zip(x.par_chunks_exact(columns))
+        .flat_map_iter(|(dy, x)| {
+            let norm = norm(x);
+            let divisor = norm + epsilon;
+            let along: f64 = dy.iter().zip(x).map(|(dy, x)| dy.to_f64() * x.to_f64()).sum();
+            let pull = if norm > 0. { along / (norm * divisor * divisor) } else { 0. };
+            dy.iter().zip(x).map(move |(dy, x)| T::from_f64(dy.to_f64() / divisor - x.to_f64() * pull))
+        })
+        .collect()
+}
+
+fn norm<T: Element>(row: &[T]) -> f64 {
+    row.iter().map(|value| value.to_f64() * value.to_f64()).sum::<f64>().sqrt()
+}
+
 /// The sum of the blocks of `size` elements of which `blocks` consists, first to last.
 pub(crate) fn sum_blocks<T: Element>(mut blocks: Vec<T>, size: usize) -> Vec<T> {
     multiversion! {

@@ -231,6 +231,37 @@ impl Var {
         })
     }
 
+    /// Each element of a batch divided by its Euclidean norm plus `epsilon`: `[batch, ...]`, a direction for each. An
+    /// element of zeros stays so; its norm has no slope, as in PyTorch.
+    pub fn divide_by_norm(&self, epsilon: f64) -> Result<Var> {
+        const OPERATION: &str = "divide_by_norm";
+        let x = self.tensor();
+        let count = x.elem_count();
+        let Some(&batch) = x.dims().first().filter(|_| count > 0) else {
+            return Err(Error::shape(OPERATION, "self", "[batch, ...], none of them zero", x.dims()));
+        };
+        if !(epsilon > 0. && epsilon.is_finite()) {
+            return Err(Error::value(OPERATION, "epsilon", epsilon, "zeros would be divided by 0; use more than 0"));
+        }
+        let size = count / batch;
+        let y = by_element!(OPERATION, "self", x, T => {
+            let values = Operand::<T>::read(OPERATION, "self", x)?;
+            tensor(elementwise::normalized_rows(&values, size, epsilon), x.dims())
+        })?;
+        Var::computed(OPERATION, y, &[self], || {
+            let (node, x) = (self.node(), x.clone());
+            Box::new(move |dy, flow| {
+                let Some(node) = node else { return Ok(()) };
+                let dx = by_element!(OPERATION, "self", x, T => {
+                    let (dy, x_values) =
+                        (Operand::<T>::read(OPERATION, "dy", &dy)?, Operand::<T>::read(OPERATION, "self", &x)?);
+                    tensor(elementwise::normalized_rows_backward(&dy, &x_values, size, epsilon), x.dims())
+                })?;
+                flow.add(node, dx)
+            })
+        })
+    }
+
     /// The same elements in another shape; nothing is moved.
     pub fn reshape(&self, dims: &[usize]) -> Result<Var> {
         const OPERATION: &str = "reshape";
