@@ -12,6 +12,7 @@ pub mod correlation;
 pub mod coverage;
 #[cfg(test)]
 mod golden;
+pub mod neuron_vector;
 pub mod neurons;
 mod outputs;
 pub mod rating;
@@ -24,6 +25,7 @@ pub use activeness::activeness;
 pub use context::{Context, NoObserver, Observer};
 pub use correlation::{median, pearson, slope, spearman};
 pub use coverage::coverage;
+pub use neuron_vector::{NeuronVector, NeuronVectors};
 pub use neurons::{Neuron, NeuronLayer, Neurons};
 pub use rating::der;
 pub use tac::{Tac, TacForm, tac};

@@ -83,6 +83,10 @@ impl Unlearning {
     /// The random streams of an unlearning are this child of the cell's, whoever asks for it: so TSBD, the measurements and
     /// the cell that does it for all of them unlearn the same.
     pub const STREAMS: &'static str = "tsbd";
+    /// What it is called in cells.
+    pub const NAME: &'static str = "unlearning";
+    /// Raised whenever the same numbers give other results; part of a cell's key.
+    pub const REVISION: u32 = 1;
 
     /// The same on triggered images: until the attack success rate is at most `asr`.
     pub fn of_poison(&self, asr: f64) -> Unlearning {

@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tsbd_analysis::{NeuronVector, Unlearning};
 use tsbd_attack::parameters::{read, split};
 use tsbd_attack::{DatasetFacts, Evaluation, ParameterError};
 use tsbd_nn::{Architecture, Model};
@@ -118,6 +119,12 @@ pub trait Defense: Send + Sync + Debug {
     /// Refuses what this network or data set does not allow.
     fn check(&self, architecture: &dyn Architecture, dataset: &DatasetFacts) -> Result<(), ParameterError>;
 
+    /// The clean unlearning that the repair starts from, for a defense that does. It depends on nothing else, so it is done
+    /// once for all repairs that ask for the same, and handed over as [`Context::unlearned`].
+    fn unlearning(&self) -> Option<Unlearning> {
+        None
+    }
+
     /// Repairs `backdoored` with the images of `clean`. The same arguments give the same bits.
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error>;
 }
@@ -133,6 +140,9 @@ pub struct Repaired {
     pub trace: Vec<TracePoint>,
     /// Counts, thresholds and choices, for the record.
     pub facts: serde_json::Map<String, Value>,
+    /// How the defense ordered the neurons, where it did: the larger the number, the sooner it prunes the neuron. By
+    /// convolution, or by the batch norm whose channels it scores.
+    pub scores: Option<NeuronVector>,
 }
 
 /// A neuron that a defense pruned or reset.

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde_json::Value;
+use tsbd_analysis::Unlearning;
 use tsbd_attack::{AttackEntry, DatasetFacts, Groundwork, TrainingFacts};
 use tsbd_data::DatasetParameters;
 use tsbd_nn::Architecture;
@@ -87,8 +88,9 @@ pub fn plan(request: &Request) -> Result<Plan, Refusal> {
     };
     let points = planner.points(&layers.table, &grid, &seeds);
     planner.problems.refuse_if_any()?;
-    // Each cell was added after its parents, and stays after them when all models come before all repairs.
-    let (models, repairs): (Vec<_>, Vec<_>) = planner.cells.into_iter().partition(|(_, cell)| cell.defense.is_none());
+    // Each cell was added after its parents, and stays after them when all trained models come before all else.
+    let is_trained = |cell: &Cell| matches!(cell.kind, CellKind::Prepare | CellKind::Train);
+    let (models, repairs): (Vec<_>, Vec<_>) = planner.cells.into_iter().partition(|(_, cell)| is_trained(cell));
     Ok(Plan { experiment, cells: models.into_iter().chain(repairs).collect(), points, images: planner.images })
 }
 
@@ -191,6 +193,14 @@ struct Planner<'a> {
     images: KnownImages,
     cells: IndexMap<CellKey, Cell>,
     problems: Problems,
+}
+
+fn unlearning_method(unlearning: &Unlearning) -> MethodParameters {
+    MethodParameters {
+        name: Unlearning::NAME.to_owned(),
+        revision: Unlearning::REVISION,
+        parameters: serde_json::to_value(unlearning).expect("an unlearning consists of names and numbers"),
+    }
 }
 
 /// What all points of one choice share.
@@ -315,11 +325,9 @@ impl Planner<'_> {
             let configured = methods::defense(entry, root, defense.1, problems)?;
             let checked = configured.check(basis.architecture.as_ref(), &basis.facts);
             methods::check(checked, &methods::DEFENSE, entry.name, root, defense.1, problems);
-            Some(MethodParameters {
-                name: entry.name.to_owned(),
-                revision: entry.revision,
-                parameters: configured.parameters(),
-            })
+            let parameters = configured.parameters();
+            let method = MethodParameters { name: entry.name.to_owned(), revision: entry.revision, parameters };
+            Some((method, configured.unlearning()))
         });
         let configured = configured?;
         methods::check(configured.check(&basis.facts), &methods::ATTACK, entry.name, root, attack.1, problems);
@@ -339,14 +347,17 @@ impl Planner<'_> {
         match repaired {
             None => Some(train_key),
             Some(None) => None,
-            Some(defense @ Some(_)) => Some(self.insert(Cell {
-                kind: CellKind::Defend,
-                training: None,
-                // What the trigger is made of is needed to measure the repaired model.
-                parents: std::iter::once(train_key).chain(prepare).collect(),
-                defense,
-                ..train
-            })),
+            Some(Some((defense, unlearning))) => {
+                let unlearned = unlearning.map(|unlearning| self.unlearn(&train, Vec::new(), &unlearning));
+                Some(self.insert(Cell {
+                    kind: CellKind::Defend,
+                    training: None,
+                    // What the trigger is made of is needed to measure the repaired model.
+                    parents: std::iter::once(train_key).chain(prepare).chain(unlearned).collect(),
+                    defense: Some(defense),
+                    ..train
+                }))
+            }
         }
     }
 
@@ -363,7 +374,20 @@ impl Planner<'_> {
             training: Some(basis.training.clone()),
             attack: MethodParameters { name: entry.name.to_owned(), revision: entry.revision, parameters },
             defense: None,
+            unlearning: None,
+            measurement: None,
         }
+    }
+
+    /// The cell in which the model of `subject` unlearns. What else it starts from is in `parents`.
+    fn unlearn(&mut self, subject: &Cell, parents: Vec<CellKey>, unlearning: &Unlearning) -> CellKey {
+        self.insert(Cell {
+            kind: CellKind::Unlearn,
+            training: None,
+            parents: std::iter::once(subject.key()).chain(parents).collect(),
+            unlearning: Some(unlearning_method(unlearning)),
+            ..subject.clone()
+        })
     }
 
     /// The cell that makes what an attack starts from, and the clean model below it if it needs one: the same cells for

@@ -1,4 +1,5 @@
-//! What a cell does: makes what an attack starts from, trains an attacked model, or repairs one.
+//! What a cell does: makes what an attack starts from, trains an attacked model, makes it unlearn, repairs it, or
+//! measures something in it.
 //!
 //! This runs in the cell's own process, inside the folder of a [`CellWorkspace`]. It reads the cell's parameters and
 //! its parent's model, writes a checkpoint and a model into the folder, and returns numbers; the workspace publishes
@@ -7,6 +8,7 @@
 mod defend;
 mod prepare;
 mod train;
+mod unlearn;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,6 +28,9 @@ pub const MODEL: &str = "model.safetensors";
 
 /// Name of the file with what a Prepare cell made.
 pub const MATERIAL: &str = "material.safetensors";
+
+/// Name of the file with what a cell found out about each neuron.
+pub const NEURONS: &str = "neurons.json";
 
 /// Images per batch when a model is measured: changes speed and memory, not results.
 const EVALUATION_BATCH: usize = 500;
@@ -57,6 +62,7 @@ pub fn execute(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
     match workspace.cell().kind {
         CellKind::Prepare => prepare::run(&basis, workspace),
         CellKind::Train => train::run(Setting::of(basis, workspace)?, workspace),
+        CellKind::Unlearn => unlearn::run(basis, workspace),
         CellKind::Defend => defend::run(Setting::of(basis, workspace)?, workspace),
         CellKind::Measure => Err(ExecuteError::NoMeasurement.into()),
     }

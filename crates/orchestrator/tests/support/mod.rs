@@ -72,5 +72,7 @@ fn cell(attack: &str) -> Cell {
         }),
         attack: MethodParameters { name: attack.into(), revision: 1, parameters: json!({}) },
         defense: None,
+        unlearning: None,
+        measurement: None,
     }
 }
