@@ -10,7 +10,8 @@ tsbd.py; images are divided by 255 and not normalised further; nothing is augmen
 - images: `u8` `[24, 8, 8, 3]` `images`, the same with a white 3 x 3 corner (`triggered`), and `labels`.
 - backdoored: a state dict trained on the clean images. planted: the same trained on, half of it triggered images with
   label 0. poison-unlearned: planted after unlearning the triggered images of classes 1 and 2 with label 0 in batches of
-  16 (SGD 0.05, momentum 0.9) until at most 5 % of them get label 0.
+  16 (SGD 0.05, momentum 0.9) until at most 5 % of them get label 0. unlearned: planted after unlearning the clean images
+  likewise until at most half of them get their label.
 - golden.json: mean activations (ReLU of a convolution's output, mean over images and positions), TAC in BackdoorBench's
   form and in the CLP paper's, activeness (one epoch of unlearning, batches of 16), weight changes, correlations (ranks
   by counting), coverage (sets).
@@ -150,6 +151,7 @@ def main():
     save("backdoored", model.state_dict())
     save("planted", planted.state_dict())
     save("poison-unlearned", poison_unlearned.state_dict())
+    save("unlearned", clean_unlearned.state_dict())
 
     model.eval()
     with torch.no_grad():

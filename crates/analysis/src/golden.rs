@@ -1,5 +1,6 @@
 //! The golden values of `tools/reference/analysis.py` and the tiny network they belong to: for tests.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,7 +10,8 @@ use tsbd_data::{Augmentation, ImageSource, Images, Loader, Normalization};
 use tsbd_nn::{Architecture, Layer, Model, Module, Pass, Streams};
 use tsbd_tensor::{Device, Var};
 
-use crate::context::{Context, Observer};
+use crate::context::{Context, NoObserver, Observer};
+use crate::{Measured, MeasurementEntry, NeuronVector, Pairs, Subject, Unlearned, Unlearning};
 
 /// The network of `tools/reference/tsbd.py`: two convolutions with a shortcut between them, and a linear layer.
 #[derive(Debug)]
@@ -121,4 +123,56 @@ pub(crate) fn assert_close(found: &[f64], expected: &[f64], tolerance: f64) {
     for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
         assert!((found - expected).abs() <= tolerance * expected.abs().max(1.0), "{place}: {found}, not {expected}");
     }
+}
+
+/// The triggered images of other classes than 0, and the same without the trigger.
+pub(crate) fn pairs() -> Pairs {
+    let clean = images("images");
+    let others = (0..clean.len() as u32).filter(|index| clean.label(*index as usize) != 0).collect();
+    Pairs { clean: Arc::new(tsbd_data::Subset::new(clean, others)), triggered: images("poison") }
+}
+
+/// Scores of three defenses: two by batch norm, one by convolution.
+pub(crate) fn subject_scores() -> BTreeMap<String, NeuronVector> {
+    let scores = |first: &str, second: &str, sign: f64| {
+        let part =
+            |name: &str, count: i32| (name.to_owned(), (0..count).map(|place| sign * f64::from(place)).collect());
+        [part(first, 4), part(second, 12)].into_iter().collect()
+    };
+    let of = [
+        ("clp", scores("bn1", "bn2", 1.0)),
+        ("anp", scores("conv1", "conv2", -1.0)),
+        ("rnp", scores("bn1", "bn2", -2.0)),
+    ];
+    of.into_iter().map(|(name, vector)| (name.to_owned(), vector)).collect()
+}
+
+/// Gives the backdoored model `planted` with everything that a measurement may need to `with`.
+pub(crate) fn with_subject<T>(with: impl FnOnce(&Subject) -> T) -> T {
+    let [planted, clean, unlearned, poison_unlearned] =
+        ["planted", "backdoored", "unlearned", "poison-unlearned"].map(model);
+    let unlearning = Unlearning {
+        of: Unlearned::Clean,
+        clean_ratio: Some(1.0),
+        batch_size: 16,
+        learning_rate: 0.05,
+        momentum: 0.9,
+        stop_at: 0.5,
+        epochs: 50,
+    };
+    with(&Subject {
+        model: Some(&planted),
+        clean_model: Some(&clean),
+        unlearning: Some((&unlearning, images("images"))),
+        unlearned: Some(&unlearned),
+        poison_unlearned: Some(&poison_unlearned),
+        pairs: Some(pairs()),
+        scores: subject_scores(),
+    })
+}
+
+/// What a measurement with these parameters finds out about that model.
+pub(crate) fn measured(entry: &MeasurementEntry, own: Value) -> Measured {
+    let measurement = (entry.configure)(&own).unwrap();
+    with_subject(|subject| in_context(&mut NoObserver, |context| measurement.measure(subject, context).unwrap()))
 }

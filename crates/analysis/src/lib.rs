@@ -2,7 +2,7 @@
 //! neuron its weight change and activeness during unlearning, what a trigger changes of its output, how strongly it
 //! answers to images.
 //!
-//! All are pure functions of models and images. Accuracy, attack success rate and recovery accuracy are measured where
+//! All are pure functions of models and images; [`MEASUREMENTS`] are what an experiment can ask for, each a cell. Accuracy, attack success rate and recovery accuracy are measured where
 //! the triggered test set is made, in `tsbd-attack`; they are re-exported here.
 
 pub mod activations;
@@ -12,6 +12,8 @@ pub mod correlation;
 pub mod coverage;
 #[cfg(test)]
 mod golden;
+pub mod measurement;
+pub mod measurements;
 pub mod neuron_vector;
 pub mod neurons;
 mod outputs;
@@ -25,6 +27,8 @@ pub use activeness::activeness;
 pub use context::{Context, NoObserver, Observer};
 pub use correlation::{median, pearson, slope, spearman};
 pub use coverage::coverage;
+pub use measurement::{Measured, Measurement, MeasurementEntry, Needs, Pairs, Scalar, Subject};
+pub use measurements::{MEASUREMENTS, find};
 pub use neuron_vector::{NeuronVector, NeuronVectors};
 pub use neurons::{Neuron, NeuronLayer, Neurons};
 pub use rating::der;
@@ -50,6 +54,18 @@ pub enum Error {
     /// Images with and without the trigger that do not come in pairs.
     #[error("the images with the trigger and those without are not as many in each batch: give the same images twice")]
     Unpaired,
+    /// A measurement was not given what it needs.
+    #[error("the measurement needs {part} and was given none")]
+    NotGiven {
+        /// What is missing.
+        part: &'static str,
+    },
+    /// A defense that was to be compared and ordered no neurons.
+    #[error("`{method}` left no scores of neurons: take it out of `measures.coverage.methods`")]
+    NoScores {
+        /// The defense.
+        method: String,
+    },
     /// A loss that is no number.
     #[error("{stage}: {source}; lower `unlearning_learning_rate`")]
     Diverged {

@@ -3,6 +3,7 @@
 //! It has been published in two forms whose values and orders differ, so whoever prints one names it. Both are taken on
 //! the convolution's raw output in evaluation mode, over pairs of an image and its triggered version.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tsbd_nn::{BatchSource, Model};
 
@@ -10,7 +11,7 @@ use crate::outputs::outputs;
 use crate::{Error, Neurons};
 
 /// Which of the two published forms.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TacForm {
     /// BackdoorBench's `analysis/visual_tac.py`: the mean over images of the absolute difference at each position,
