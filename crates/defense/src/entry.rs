@@ -119,6 +119,11 @@ pub trait Defense: Send + Sync + Debug {
     /// Refuses what this network or data set does not allow.
     fn check(&self, architecture: &dyn Architecture, dataset: &DatasetFacts) -> Result<(), ParameterError>;
 
+    /// Whether [`Repaired::scores`] will be there.
+    fn scores_neurons(&self) -> bool {
+        false
+    }
+
     /// The clean unlearning that the repair starts from, for a defense that does. It depends on nothing else, so it is done
     /// once for all repairs that ask for the same, and handed over as [`Context::unlearned`].
     fn unlearning(&self) -> Option<Unlearning> {

@@ -122,6 +122,11 @@ impl Cell {
         self.defense.as_ref().map_or("none", |defense| &defense.name)
     }
 
+    /// Name of the measurement, `none` for a cell without one.
+    pub fn measurement_name(&self) -> &str {
+        self.measurement.as_ref().map_or("none", |measurement| &measurement.name)
+    }
+
     /// What a person calls the cell: `lf groundwork`, `badnets`, `badnets + tsbd`, `badnets unlearned`, `badnets: tac`.
     pub fn label(&self) -> String {
         let attack = &self.attack.name;

@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use tsbd_analysis::Unlearned;
 use tsbd_attack::{Evaluation, LEARNED_TRIGGER, PoisonFacts};
 use tsbd_defense::{CleanSubset, Context, Defense, DefenseObserver, Progress};
-use tsbd_experiment::{CellKind, MethodParameters, TracePoint};
+use tsbd_experiment::{CellKind, MethodParameters, NEURONS, TracePoint};
 use tsbd_nn::Model;
 
 use super::unlearn::{self, save_neurons};
-use super::{ExecuteError, MODEL, NEURONS, Setting, other_method, rates};
+use super::{ExecuteError, MODEL, Setting, other_method, rates};
 use crate::workspace::{Cancellation, CellError, CellWorkspace, Conclusion, Findings, ProgressReporter};
 
 /// Name of the vector with the scores that a defense ordered neurons by.

@@ -6,6 +6,7 @@
 //! them. It knows no other cell.
 
 mod defend;
+mod measure;
 mod prepare;
 mod train;
 mod unlearn;
@@ -29,9 +30,6 @@ pub const MODEL: &str = "model.safetensors";
 /// Name of the file with what a Prepare cell made.
 pub const MATERIAL: &str = "material.safetensors";
 
-/// Name of the file with what a cell found out about each neuron.
-pub const NEURONS: &str = "neurons.json";
-
 /// Images per batch when a model is measured: changes speed and memory, not results.
 const EVALUATION_BATCH: usize = 500;
 
@@ -47,9 +45,6 @@ enum ExecuteError {
     /// The cell lacks a part that its kind needs.
     #[error("a {kind:?} cell without {part}: its cell.toml was changed; remove the cell's folder and run again")]
     Incomplete { kind: CellKind, part: &'static str },
-    /// Measurements have no program yet.
-    #[error("this program cannot run cells of kind `measure`")]
-    NoMeasurement,
     /// A device that this program cannot compute on.
     #[error("device `{device}`: this program computes on `cpu` only")]
     Device { device: String },
@@ -64,7 +59,7 @@ pub fn execute(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
         CellKind::Train => train::run(Setting::of(basis, workspace)?, workspace),
         CellKind::Unlearn => unlearn::run(basis, workspace),
         CellKind::Defend => defend::run(Setting::of(basis, workspace)?, workspace),
-        CellKind::Measure => Err(ExecuteError::NoMeasurement.into()),
+        CellKind::Measure => measure::run(Setting::of(basis, workspace)?, workspace),
     }
 }
 

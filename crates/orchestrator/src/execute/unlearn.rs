@@ -11,11 +11,11 @@ use tsbd_analysis::{
 use tsbd_attack::LEARNED_TRIGGER;
 use tsbd_data::ImageSource;
 use tsbd_defense::{CleanSubset, DefenseCommon};
-use tsbd_experiment::{CellKind, CellRecord, MethodParameters, TracePoint};
+use tsbd_experiment::{CellKind, CellRecord, MethodParameters, NEURONS, TracePoint};
 use tsbd_nn::{Architecture, Model};
 use tsbd_tensor::Device;
 
-use super::{Basis, ExecuteError, MODEL, NEURONS, Setting, other_method};
+use super::{Basis, ExecuteError, MODEL, Setting, other_method};
 use crate::workspace::{Cancellation, CellError, CellWorkspace, Conclusion, Findings, ProgressReporter};
 
 /// Fact with the seconds that an unlearning took.

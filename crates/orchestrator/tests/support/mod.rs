@@ -44,6 +44,7 @@ fn add(plan: &mut Plan, cell: Cell, defense: &str) -> CellKey {
     plan.points.push(GridPoint {
         attack: cell.attack.name.clone(),
         defense: defense.to_owned(),
+        measure: "none".into(),
         seed: 0,
         axes: BTreeMap::new(),
         cell: key.clone(),
