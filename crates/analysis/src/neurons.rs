@@ -12,6 +12,8 @@ pub struct NeuronLayer {
     pub filters: usize,
     /// Number of weights of each filter: input channels times kernel area.
     pub weights_per_filter: usize,
+    /// Names of the batch norms that come after it in definition order, before the next such convolution.
+    pub norms: Vec<String>,
 }
 
 impl NeuronLayer {
@@ -41,19 +43,23 @@ impl Neurons {
     /// The neurons of `architecture`: filters of the convolutions whose name does not contain `shortcut`, in definition
     /// order (as the released code of TSBD enumerates them).
     pub fn of(architecture: &dyn Architecture) -> Neurons {
-        let layers: Vec<NeuronLayer> = architecture
-            .modules()
-            .iter()
-            .filter(|module| !module.name.contains("shortcut"))
-            .filter_map(|module| match module.layer {
-                Layer::Conv2d { in_channels, out_channels, kernel, .. } => Some(NeuronLayer {
+        let mut layers: Vec<NeuronLayer> = Vec::new();
+        for module in architecture.modules().iter().filter(|module| !module.name.contains("shortcut")) {
+            match module.layer {
+                Layer::Conv2d { in_channels, out_channels, kernel, .. } => layers.push(NeuronLayer {
                     module: module.name.clone(),
                     filters: out_channels,
                     weights_per_filter: in_channels * kernel * kernel,
+                    norms: Vec::new(),
                 }),
-                _ => None,
-            })
-            .collect();
+                Layer::BatchNorm2d { .. } => {
+                    if let Some(before) = layers.last_mut() {
+                        before.norms.push(module.name.clone());
+                    }
+                }
+                _ => {}
+            }
+        }
         let all = layers
             .iter()
             .enumerate()

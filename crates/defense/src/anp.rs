@@ -254,6 +254,10 @@ impl Defense for Anp {
         require_batch_norms(architecture, ANP.name)
     }
 
+    fn scores_neurons(&self) -> bool {
+        true
+    }
+
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         let Parameters { selection, variant, validation_share, threshold, tolerance, .. } = self.parameters;
         let start = Instant::now();
@@ -284,7 +288,13 @@ impl Defense for Anp {
             ("pruning_seconds", json!(start.elapsed().as_secs_f64())),
         ];
         let facts = facts.into_iter().chain(pruned.facts()).map(|(name, value)| (name.to_owned(), value)).collect();
-        Ok(Repaired { changed: pruned.changed(), model: pruned.model, trace, facts })
+        Ok(Repaired {
+            changed: pruned.changed(),
+            model: pruned.model,
+            trace,
+            facts,
+            scores: Some(masks.scores(|_, mask| 1.0 - mask)),
+        })
     }
 }
 

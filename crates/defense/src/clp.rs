@@ -116,6 +116,10 @@ impl Defense for Clp {
         pairs(architecture, self.parameters.variant).map(drop)
     }
 
+    fn scores_neurons(&self) -> bool {
+        true
+    }
+
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         let Parameters { selection, variant, tolerance, .. } = self.parameters;
         let start = Instant::now();
@@ -142,19 +146,36 @@ impl Defense for Clp {
             ("pruning_seconds", json!(start.elapsed().as_secs_f64())),
         ];
         let facts = facts.into_iter().chain(pruned.facts()).map(|(name, value)| (name.to_owned(), value)).collect();
-        Ok(Repaired { changed: pruned.changed(), model: pruned.model, trace, facts })
+        Ok(Repaired {
+            changed: pruned.changed(),
+            model: pruned.model,
+            trace,
+            facts,
+            scores: Some(bounds.scores(above_mean)),
+        })
     }
 }
 
 /// The channels that `deviations` prunes: in each layer those above the mean plus so many unbiased standard deviations.
 fn candidate(bounds: &ChannelScores, deviations: f64) -> Candidate {
     let channels = bounds.select(|layer, bound| {
-        let mean = layer.iter().sum::<f64>() / layer.len() as f64;
-        let squares: f64 = layer.iter().map(|bound| (bound - mean).powi(2)).sum();
-        // A layer of one channel has no deviation (0 / 0): nothing of it is pruned.
-        bound > mean + deviations * (squares / (layer.len() as f64 - 1.0)).sqrt()
+        let (mean, deviation) = moments(layer);
+        bound > mean + deviations * deviation
     });
     Candidate { threshold: deviations, channels }
+}
+
+/// Mean and unbiased standard deviation. A layer of one channel has no deviation (0 / 0): nothing of it is pruned.
+fn moments(layer: &[f64]) -> (f64, f64) {
+    let mean = layer.iter().sum::<f64>() / layer.len() as f64;
+    let squares: f64 = layer.iter().map(|bound| (bound - mean).powi(2)).sum();
+    (mean, (squares / (layer.len() as f64 - 1.0)).sqrt())
+}
+
+/// By how many deviations a channel lies above its layer's mean: the sooner it is pruned, the more. 0 where there is none.
+fn above_mean(layer: &[f64], bound: f64) -> f64 {
+    let (mean, deviation) = moments(layer);
+    if deviation > 0.0 { (bound - mean) / deviation } else { 0.0 }
 }
 
 /// The Lipschitz bound of every channel of every batch norm.

@@ -3,12 +3,13 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use tsbd_analysis::{UnlearnedModel, Unlearning};
 use tsbd_attack::Evaluation;
 use tsbd_data::{Augmentation, ImageSource, Normalization};
 use tsbd_nn::{Model, Streams};
 use tsbd_tensor::Device;
 
-use crate::{Error, TracePoint};
+use crate::{CleanSubset, Error, TracePoint};
 
 /// What surrounds a repair.
 pub struct Context<'a> {
@@ -24,6 +25,8 @@ pub struct Context<'a> {
     pub clean_test: Arc<dyn ImageSource>,
     /// Measures a model on the test sets: for traces and for `selection = "oracle"`, never for anything else.
     pub evaluate: &'a dyn Fn(&Model) -> Result<Evaluation, tsbd_attack::Error>,
+    /// What [`crate::Defense::unlearning`] asks for, if somebody has already done it: so a sweep does it once.
+    pub unlearned: Option<&'a UnlearnedModel>,
     /// Who watches.
     pub observer: &'a mut dyn DefenseObserver,
 }
@@ -70,9 +73,63 @@ impl Context<'_> {
         }
     }
 
+    /// Does the unlearning that a defense starts from, with the streams of this context. Those of a repair that is to be
+    /// the same as in a grid are the child [`Unlearning::STREAMS`] of the cell's.
+    pub fn unlearn(
+        &mut self,
+        unlearning: &Unlearning,
+        backdoored: &Model,
+        clean: &CleanSubset,
+        trace: &mut Vec<TracePoint>,
+    ) -> Result<UnlearnedModel, Error> {
+        let steps = unlearning.epochs * clean.len().div_ceil(unlearning.batch_size);
+        self.observer.stage(unlearning.of.stage(), steps);
+        let mut observer = UnlearningObserver { observer: self.observer, trace };
+        let mut context = tsbd_analysis::Context {
+            streams: self.streams,
+            device: self.device.clone(),
+            normalization: self.normalization,
+            augmentation: self.augmentation,
+            observer: &mut observer,
+        };
+        Ok(unlearning.run(backdoored, clean.images(), &mut context)?)
+    }
+
+    /// What was unlearned for this repair, or else unlearns it here.
+    pub(crate) fn unlearned(
+        &mut self,
+        unlearning: &Unlearning,
+        backdoored: &Model,
+        clean: &CleanSubset,
+        trace: &mut Vec<TracePoint>,
+    ) -> Result<UnlearnedModel, Error> {
+        match self.unlearned {
+            Some(unlearned) => Ok(unlearned.clone()),
+            None => self.unlearn(unlearning, backdoored, clean, trace),
+        }
+    }
+
     /// Reports a point and keeps it.
     pub(crate) fn trace(&mut self, trace: &mut Vec<TracePoint>, point: TracePoint) {
         self.observer.trace(&point);
         trace.push(point);
+    }
+}
+
+/// Tells the progress of an unlearning to whoever watches the repair.
+struct UnlearningObserver<'o> {
+    observer: &'o mut dyn DefenseObserver,
+    trace: &'o mut Vec<TracePoint>,
+}
+
+impl tsbd_analysis::Observer for UnlearningObserver<'_> {
+    fn step(&mut self, stage: &'static str, done: usize, total: usize, loss: Option<f64>) -> ControlFlow<()> {
+        self.observer.progress(&Progress { stage, done, total, loss })
+    }
+
+    fn epoch(&mut self, stage: &'static str, epoch: usize, metrics: &[(&'static str, f64)]) {
+        let point = TracePoint::new(stage, epoch, metrics.iter().copied());
+        self.observer.trace(&point);
+        self.trace.push(point);
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tsbd_analysis::{NeuronVector, Unlearning};
 use tsbd_attack::parameters::{read, split};
 use tsbd_attack::{DatasetFacts, Evaluation, ParameterError};
 use tsbd_data::ImageSource;
@@ -144,6 +145,17 @@ pub trait Defense: Send + Sync + Debug {
         CleanSubset::draw(train, self.common(), seed)
     }
 
+    /// Whether [`Repaired::scores`] will be there.
+    fn scores_neurons(&self) -> bool {
+        false
+    }
+
+    /// The clean unlearning that the repair starts from, for a defense that does. It depends on nothing else, so it is done
+    /// once for all repairs that ask for the same, and handed over as [`Context::unlearned`].
+    fn unlearning(&self) -> Option<Unlearning> {
+        None
+    }
+
     /// Repairs `backdoored` with the images of `clean`. The same arguments give the same bits.
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error>;
 }
@@ -159,6 +171,9 @@ pub struct Repaired {
     pub trace: Vec<TracePoint>,
     /// Counts, thresholds and choices, for the record.
     pub facts: serde_json::Map<String, Value>,
+    /// How the defense ordered the neurons, where it did: the larger the number, the sooner it prunes the neuron. By
+    /// convolution, or by the batch norm whose channels it scores.
+    pub scores: Option<NeuronVector>,
 }
 
 /// A neuron that a defense pruned or reset.

@@ -10,21 +10,26 @@
 //! 3. All parameters are fine-tuned, pruned columns stay zero.
 //!
 //! Only the last layer changes in step 2, so the features are computed once.
+//!
+//! With `order = "nwc"` step 1 is another: features are removed by the weight change that clean unlearning makes in the
+//! filters they come from, the largest first (NWC-FP, Figure 8 of the TSBD paper, arXiv 2405.20291).
 
 use std::time::Instant;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tsbd_analysis::{Neurons, Unlearning, descending, weight_change};
 use tsbd_attack::parameters::{join, read};
 use tsbd_attack::{DatasetFacts, ParameterError};
 use tsbd_data::Loader;
-use tsbd_nn::{Architecture, Batch, BatchSource, CrossEntropyStep, Mode, Model, Step, StepRule};
+use tsbd_nn::{Architecture, Batch, BatchSource, CrossEntropyStep, Layer, Mode, Model, Step, StepRule};
 use tsbd_tensor::Tensor;
 
 use crate::entry::{ChangedNeuron, Defense, DefenseCommon, DefenseEntry, Repaired, Selection, TracePoint};
 use crate::training::{FineTuning, nothing};
-use crate::{CleanSubset, Context, Error};
+use crate::tsbd::parameters::check_unlearning;
+use crate::{CleanSubset, Context, Error, tsbd};
 
 /// The registry's entry.
 pub static FP: DefenseEntry = DefenseEntry {
@@ -35,7 +40,7 @@ pub static FP: DefenseEntry = DefenseEntry {
     revision: 1,
     schema: || schemars::schema_for!(Parameters),
     configure: |common, own| {
-        let parameters: Parameters = read(&own)?;
+        let parameters = read::<Parameters>(&own)?.canonical();
         common.check_ranges()?;
         parameters.check()?;
         Ok(Box::new(Fp { common: common.clone(), parameters }))
@@ -54,6 +59,16 @@ pub enum Variant {
     Paper,
 }
 
+/// What orders the features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// Their mean over clean images, the smallest first: FP.
+    Activation,
+    /// The weight change in clean unlearning of the filters they come from, the largest first: NWC-FP.
+    Nwc,
+}
+
 /// FP's own parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -63,6 +78,16 @@ pub struct Parameters {
     pub selection: Selection,
     /// `reference` or `paper`.
     pub variant: Variant,
+    /// `activation` (the default) or `nwc`.
+    pub order: Option<Order>,
+    /// Learning rate of clean unlearning, for `order = "nwc"`; this and the next three as TSBD's, and with its defaults.
+    pub unlearning_learning_rate: Option<f64>,
+    /// Momentum of clean unlearning, for `order = "nwc"`.
+    pub unlearning_momentum: Option<f64>,
+    /// Accuracy at which unlearning stops, for `order = "nwc"`.
+    pub unlearning_accuracy: Option<f64>,
+    /// Epochs of unlearning at most, for `order = "nwc"`.
+    pub unlearning_epochs: Option<usize>,
     /// Share of the clean images that is held out with `selection = "validation"`; greater than 0, less than 1.
     pub validation_share: f64,
     /// Share of the features that each step prunes (rounded up to a whole feature).
@@ -86,6 +111,11 @@ impl Default for Parameters {
         Parameters {
             selection: Selection::Validation,
             variant: Variant::Reference,
+            order: None,
+            unlearning_learning_rate: None,
+            unlearning_momentum: None,
+            unlearning_accuracy: None,
+            unlearning_epochs: None,
             validation_share: 0.2,
             step: 0.01,
             tolerance: 0.1,
@@ -99,11 +129,42 @@ impl Default for Parameters {
 }
 
 impl Parameters {
+    /// One form for everything that means the same: what is not used is not there, what is used is. FP without
+    /// unlearning has the parameters, and so the results, that it had before there was another order.
+    fn canonical(self) -> Parameters {
+        let nwc = self.order == Some(Order::Nwc);
+        let usual = tsbd::parameters::Parameters::default();
+        let number = |given: Option<f64>, usual: f64| nwc.then(|| given.unwrap_or(usual));
+        Parameters {
+            order: nwc.then_some(Order::Nwc),
+            unlearning_learning_rate: number(self.unlearning_learning_rate, usual.unlearning_learning_rate),
+            unlearning_momentum: number(self.unlearning_momentum, usual.unlearning_momentum),
+            unlearning_accuracy: number(self.unlearning_accuracy, usual.unlearning_accuracy),
+            unlearning_epochs: nwc.then(|| self.unlearning_epochs.unwrap_or(usual.unlearning_epochs)),
+            ..self
+        }
+    }
+
+    /// The unlearning that orders the features, if one does.
+    fn unlearning(&self, common: &DefenseCommon) -> Option<Unlearning> {
+        let of_tsbd = tsbd::parameters::Parameters {
+            unlearning_learning_rate: self.unlearning_learning_rate?,
+            unlearning_momentum: self.unlearning_momentum?,
+            unlearning_accuracy: self.unlearning_accuracy?,
+            unlearning_epochs: self.unlearning_epochs?,
+            ..tsbd::parameters::Parameters::default()
+        };
+        Some(of_tsbd.unlearning(common))
+    }
+
     fn check(&self) -> Result<(), ParameterError> {
         for (field, share) in
             [("validation_share", self.validation_share), ("step", self.step), ("tolerance", self.tolerance)]
         {
             ParameterError::unless_between(field, share, 0.0, 1.0)?;
+        }
+        if let Some(unlearning) = self.unlearning(&DefenseCommon::default()) {
+            check_unlearning(&unlearning)?;
         }
         self.fine_tuning().check()
     }
@@ -129,8 +190,15 @@ impl Defense for Fp {
         &self.common
     }
 
-    fn check(&self, _: &dyn Architecture, dataset: &DatasetFacts) -> Result<(), ParameterError> {
+    fn unlearning(&self) -> Option<Unlearning> {
+        self.parameters.unlearning(&self.common)
+    }
+
+    fn check(&self, architecture: &dyn Architecture, dataset: &DatasetFacts) -> Result<(), ParameterError> {
         self.common.check(dataset)?;
+        if self.parameters.order == Some(Order::Nwc) {
+            check_last_filters(architecture)?;
+        }
         match self.parameters.selection {
             Selection::Validation => self.common.check_held_out(dataset, self.parameters.validation_share),
             Selection::Oracle => Ok(()),
@@ -145,12 +213,18 @@ impl Defense for Fp {
             Selection::Oracle => (clean.images(), context.clean_test.clone()),
             Selection::Validation => clean.hold_out(validation_share),
         };
-        let order = activation_order(backdoored, &context.augmented(used.clone(), "fp/activations", batch_size))?;
+        let mut trace = Vec::new();
+        let order = match self.unlearning() {
+            None => activation_order(backdoored, &context.augmented(used.clone(), "fp/activations", batch_size))?,
+            Some(unlearning) => {
+                let unlearned = context.unlearned(&unlearning, backdoored, clean, &mut trace)?;
+                change_order(backdoored, &unlearned.model)?
+            }
+        };
         let features = HeadInputs::of(backdoored, &context.plain(measured, batch_size))?;
         let head = format!("{}.weight", backdoored.architecture.head());
 
         let mut model = backdoored.clone();
-        let mut trace = Vec::new();
         let pruning = self.prune(&order, &features, &mut model, &head, context, &mut trace)?;
         let pruning_seconds = start.elapsed().as_secs_f64();
 
@@ -164,6 +238,7 @@ impl Defense for Fp {
             ("clean_count", json!(clean.len())),
             ("selection", json!(selection)),
             ("variant", json!(variant)),
+            ("order", json!(self.parameters.order.unwrap_or(Order::Activation))),
             ("selection_images", json!(features.labels.len())),
             ("features", json!(order.len())),
             ("features_pruned", json!(pruning.pruned.len())),
@@ -180,7 +255,7 @@ impl Defense for Fp {
             .into_iter()
             .map(|neuron| ChangedNeuron { layer: layer.to_owned(), neuron, what: "input feature pruned".to_owned() })
             .collect();
-        Ok(Repaired { model, changed, trace, facts })
+        Ok(Repaired { model, changed, trace, facts, scores: None })
     }
 }
 
@@ -240,6 +315,32 @@ pub fn activation_order(model: &Model, source: &Loader) -> Result<Vec<usize>, Er
     let mut order: Vec<usize> = (0..means.len()).collect();
     order.sort_by(|a, b| means[*a].total_cmp(&means[*b]));
     Ok(order)
+}
+
+/// Refuses a network whose features are not one for each filter of its last convolution.
+fn check_last_filters(architecture: &dyn Architecture) -> Result<(), ParameterError> {
+    let filters = Neurons::of(architecture).layers().last().map(|layer| layer.filters);
+    let features = architecture.modules().iter().find_map(|module| match module.layer {
+        Layer::Linear { in_features, .. } if module.name == architecture.head() => Some(in_features),
+        _ => None,
+    });
+    if filters.is_some() && filters == features {
+        return Ok(());
+    }
+    Err(ParameterError::new(
+        "order",
+        "\"nwc\"",
+        format!("the features of {} are not the filters of its last convolution", architecture.name()),
+        "take order = \"activation\", or a residual network",
+    ))
+}
+
+/// The input features of the last linear layer, each the mean of one filter of the last convolution, by descending change
+/// of the filter's weights; ties in the layer's order.
+fn change_order(backdoored: &Model, unlearned: &Model) -> Result<Vec<usize>, Error> {
+    let change = weight_change(backdoored.architecture.as_ref(), &backdoored.state, &unlearned.state)?;
+    let filters = change.neurons.layers().last().map_or(0, |layer| layer.filters);
+    Ok(descending(&change.per_neuron[change.per_neuron.len() - filters..], None))
 }
 
 /// A linear layer's weight `[out, in]` with zeros in the columns `pruned`.

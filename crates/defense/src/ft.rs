@@ -91,7 +91,7 @@ impl Defense for Ft {
             ("clean_count".to_owned(), json!(clean.len())),
             ("fine_tuning_seconds".to_owned(), json!(start.elapsed().as_secs_f64())),
         ];
-        Ok(Repaired { model, changed: Vec::new(), trace, facts: facts.into_iter().collect() })
+        Ok(Repaired { model, changed: Vec::new(), trace, facts: facts.into_iter().collect(), scores: None })
     }
 }
 

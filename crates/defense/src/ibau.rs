@@ -212,7 +212,7 @@ impl Defense for Ibau {
             ("unlearning_seconds", json!(unlearning_seconds)),
         ];
         let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Ok(Repaired { model, changed: Vec::new(), trace, facts })
+        Ok(Repaired { model, changed: Vec::new(), trace, facts, scores: None })
     }
 }
 

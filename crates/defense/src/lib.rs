@@ -29,6 +29,7 @@ pub mod tsbd;
 pub use clean_subset::CleanSubset;
 pub use context::{Context, DefenseObserver, NoObserver, Progress};
 pub use entry::{ChangedNeuron, Defense, DefenseCommon, DefenseEntry, Repaired, Selection, TracePoint};
+pub use tsbd_analysis::{UnlearnedModel, Unlearning};
 pub use tsbd_attack::{DatasetFacts, Evaluation, ParameterError};
 
 /// All defenses, in the order of the paper's tables.
@@ -51,7 +52,7 @@ pub enum Error {
     Evaluation(#[from] tsbd_attack::Error),
     /// A measurement inside the network failed.
     #[error(transparent)]
-    Analysis(#[from] tsbd_analysis::Error),
+    Analysis(tsbd_analysis::Error),
     /// The network or its training failed.
     #[error(transparent)]
     Network(#[from] tsbd_nn::Error),
@@ -74,6 +75,15 @@ pub enum Error {
         /// Where it happened.
         source: Box<tsbd_nn::Error>,
     },
+}
+
+impl From<tsbd_analysis::Error> for Error {
+    fn from(error: tsbd_analysis::Error) -> Error {
+        match error {
+            tsbd_analysis::Error::Stopped { stage } => Error::Stopped { stage },
+            error => Error::Analysis(error),
+        }
+    }
 }
 
 impl From<candle_core::Error> for Error {

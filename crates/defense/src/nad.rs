@@ -201,7 +201,7 @@ impl Defense for Nad {
             ("distillation_seconds", json!(start.elapsed().as_secs_f64())),
         ];
         let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Ok(Repaired { model, changed: Vec::new(), trace, facts })
+        Ok(Repaired { model, changed: Vec::new(), trace, facts, scores: None })
     }
 }
 

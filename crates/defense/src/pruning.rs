@@ -6,6 +6,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tsbd_analysis::NeuronVector;
 use tsbd_attack::ParameterError;
 use tsbd_data::ImageSource;
 use tsbd_nn::{Architecture, Layer, Model};
@@ -74,6 +75,12 @@ pub struct ChannelScores {
 }
 
 impl ChannelScores {
+    /// How soon each channel is pruned: `order` of a layer's scores and of the channel's; the larger, the sooner.
+    pub(crate) fn scores(&self, order: impl Fn(&[f64], f64) -> f64) -> NeuronVector {
+        let layers = self.layers.iter();
+        layers.map(|(norm, layer)| (norm.clone(), layer.iter().map(|score| order(layer, *score)).collect())).collect()
+    }
+
     /// The channels whose score is at most `threshold`.
     pub fn at_most(&self, threshold: f64) -> Vec<Channel> {
         self.select(|_, score| score <= threshold)

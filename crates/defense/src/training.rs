@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tsbd_attack::ParameterError;
 use tsbd_data::{ImageSource, Loader, Order};
 use tsbd_nn::{
-    Batch, BatchSource, EpochReport, Model, Outcome, Schedule, SgdConfig, StepReport, StepRule, TrainingConfig,
+    BatchSource, EpochReport, Model, Outcome, Schedule, SgdConfig, StepReport, StepRule, TrainingConfig,
     TrainingObserver, train_with,
 };
 
@@ -111,26 +111,6 @@ impl Context<'_> {
     /// In order, as they are.
     pub(crate) fn plain(&self, images: Arc<dyn ImageSource>, batch_size: usize) -> Loader {
         Loader::evaluation(images, self.normalization, batch_size).on(&self.device)
-    }
-}
-
-/// One epoch of another source, whichever is asked for.
-pub(crate) struct OneEpoch<'a> {
-    pub(crate) source: &'a Loader,
-    pub(crate) epoch: usize,
-}
-
-impl BatchSource for OneEpoch<'_> {
-    fn images_per_epoch(&self) -> usize {
-        self.source.images_per_epoch()
-    }
-
-    fn batches_per_epoch(&self) -> usize {
-        self.source.batches_per_epoch()
-    }
-
-    fn epoch<'a>(&'a self, _: usize) -> Box<dyn Iterator<Item = tsbd_nn::Result<Batch>> + 'a> {
-        self.source.epoch(self.epoch)
     }
 }
 

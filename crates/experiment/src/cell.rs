@@ -62,22 +62,12 @@ pub enum CellKind {
     Prepare,
     /// Trains a model on poisoned (or, with the attack `none`, clean) images.
     Train,
-    /// Repairs the model of its parent.
+    /// Makes the model of its first parent unlearn: what repairs and measurements start from.
+    Unlearn,
+    /// Repairs the model of its first parent.
     Defend,
-    /// Measures something inside the model of its parent.
+    /// Measures something inside the model of its first parent.
     Measure,
-}
-
-impl CellKind {
-    /// What a person calls a cell of this kind: `lf groundwork`, `badnets`, `badnets + tsbd`. The defense of a cell
-    /// without one is `none`.
-    pub fn label(self, attack: &str, defense: &str) -> String {
-        match (self, defense) {
-            (Self::Prepare, _) => format!("{attack} groundwork"),
-            (_, "none") => attack.to_owned(),
-            (_, defense) => format!("{attack} + {defense}"),
-        }
-    }
 }
 
 /// Everything that determines a result, and nothing else: no time, no code revision, no experiment name.
@@ -92,9 +82,11 @@ pub struct Cell {
     pub seed: u64,
     /// Digest of the images, as `tsbd-data` gives it.
     pub data_digest: String,
-    /// The cells whose results this one starts from. For [`CellKind::Defend`] its Train cell; for a Prepare cell the
-    /// Train cell of the clean model, if it needs one; for Train and Defend cells of an attack with a groundwork its
-    /// Prepare cell too.
+    /// The cells whose results this one starts from. For a Prepare cell the Train cell of the clean model, if it needs
+    /// one; for a Train cell of an attack with a groundwork its Prepare cell. For all others first the cell whose model
+    /// they are about, then what else they need: the Train cell below a repaired model and the Prepare cell, for the
+    /// trigger; an Unlearn cell; for a Measure cell the Train cell of the clean model and the Defend cells whose scores
+    /// it compares.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parents: Vec<CellKey>,
     /// The images.
@@ -107,9 +99,15 @@ pub struct Cell {
     pub training: Option<TrainingParameters>,
     /// The attack; `none` for clean training. A Prepare cell has those parameters alone that its result depends on.
     pub attack: MethodParameters,
-    /// The defense; Defend cells only.
+    /// The defense: of a Defend cell, and of a cell about the model that one left.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub defense: Option<MethodParameters>,
+    /// The unlearning: of an Unlearn cell, and of a Measure cell that depends on its numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unlearning: Option<MethodParameters>,
+    /// The measurement; Measure cells only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measurement: Option<MethodParameters>,
 }
 
 impl Cell {
@@ -124,9 +122,24 @@ impl Cell {
         self.defense.as_ref().map_or("none", |defense| &defense.name)
     }
 
-    /// What a person calls the cell: [`CellKind::label`].
+    /// Name of the measurement, `none` for a cell without one.
+    pub fn measurement_name(&self) -> &str {
+        self.measurement.as_ref().map_or("none", |measurement| &measurement.name)
+    }
+
+    /// What a person calls the cell: `lf groundwork`, `badnets`, `badnets + tsbd`, `badnets unlearned`, `badnets: tac`.
     pub fn label(&self) -> String {
-        self.kind.label(&self.attack.name, self.defense_name())
+        let attack = &self.attack.name;
+        let model = match self.defense_name() {
+            "none" => attack.clone(),
+            defense => format!("{attack} + {defense}"),
+        };
+        match (self.kind, &self.unlearning, &self.measurement) {
+            (CellKind::Prepare, ..) => format!("{attack} groundwork"),
+            (CellKind::Unlearn, Some(unlearning), _) => format!("{model} after {}", unlearning.name),
+            (CellKind::Measure, _, Some(measurement)) => format!("{model}: {}", measurement.name),
+            _ => model,
+        }
     }
 
     /// The cell as TOML, for `cell.toml`. [`Cell::from_toml`] reads it back to a cell of the same key.
@@ -232,6 +245,8 @@ pub(crate) mod tests {
                 parameters: json!({"poisoning_ratio": 0.1, "target_class": 0, "trigger": null}),
             },
             defense: None,
+            unlearning: None,
+            measurement: None,
         }
     }
 
@@ -282,7 +297,17 @@ pub(crate) mod tests {
     fn a_cell_survives_its_toml_form() {
         let train = train_cell("blended", 3);
         let encoder = Cell { kind: CellKind::Prepare, model: None, training: None, ..train.clone() };
-        for cell in [encoder, defend_cell(&train, "tsbd"), train] {
+        let method = |name: &str| {
+            Some(MethodParameters { name: name.into(), revision: 1, parameters: json!({"layer": null, "x": 1e-4}) })
+        };
+        let unlearn =
+            Cell { kind: CellKind::Unlearn, training: None, unlearning: method("unlearning"), ..train.clone() };
+        let measure = Cell { kind: CellKind::Measure, measurement: method("nwc"), ..unlearn.clone() };
+        assert_eq!(
+            [&encoder, &unlearn, &measure, &train].map(Cell::label),
+            ["blended groundwork", "blended after unlearning", "blended: nwc", "blended"]
+        );
+        for cell in [encoder, defend_cell(&train, "tsbd"), unlearn, measure, train] {
             let read = Cell::from_toml(&cell.to_toml()).unwrap();
             assert_eq!(read.key(), cell.key(), "{}", cell.to_toml());
         }

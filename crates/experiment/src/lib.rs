@@ -36,9 +36,9 @@ pub use parameters::{
 pub use plan::{Experiment, FigureSpec, GridPoint, Plan, TableSpec, outstanding};
 pub use planning::{ExperimentSource, ImagesFrom, Request, plan};
 pub use record::{
-    Artefact, CellRecord, Failure, Outcome, OutcomeKind, Provenance, RECORD_FORMAT, TracePoint, Versions,
+    Artefact, CellRecord, Failure, NEURONS, Outcome, OutcomeKind, Provenance, RECORD_FORMAT, TracePoint, Versions,
 };
 pub use registry::ATTACKS;
-pub use row::{ResultRow, RowState, result_rows};
+pub use row::{NeuronRows, ResultRow, RowState, measurement_gives, neuron_rows, result_rows};
 pub use setting::Setting;
 pub use store::{Attempt, CoordinatorLock, Damage, Found, Published, Store, StoreError, Survey, Verification};

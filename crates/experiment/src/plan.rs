@@ -73,6 +73,8 @@ pub struct GridPoint {
     pub attack: String,
     /// Name of the defense; `none` for the backdoored model itself.
     pub defense: String,
+    /// Name of the measurement; `none` for the model and its rates.
+    pub measure: String,
     /// Seed.
     pub seed: u64,
     /// The other axes of `[grid]` that apply to this point, by dotted key.
@@ -116,6 +118,7 @@ impl Plan {
         let point = GridPoint {
             attack: cell.attack.name.clone(),
             defense: cell.defense_name().to_owned(),
+            measure: cell.measurement_name().to_owned(),
             seed: cell.seed,
             axes: BTreeMap::new(),
             cell: key.clone(),
@@ -175,6 +178,7 @@ pub(crate) mod tests {
                 plan.points.push(GridPoint {
                     attack: (*attack).into(),
                     defense: (*defense).into(),
+                    measure: "none".into(),
                     seed: 0,
                     axes: BTreeMap::new(),
                     cell: key.clone(),
@@ -202,6 +206,7 @@ pub(crate) mod tests {
                     plan.points.push(GridPoint {
                         attack: "badnets".into(),
                         defense: "none".into(),
+                        measure: "none".into(),
                         seed: seed as u64,
                         axes: BTreeMap::new(),
                         cell: key,

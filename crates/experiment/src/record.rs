@@ -12,6 +12,10 @@ use crate::cell::{Cell, CellKey, canonical_json};
 /// Version of the record on disk. A record of another version is treated as not there.
 pub const RECORD_FORMAT: u32 = 1;
 
+/// Name of the file with what a cell found out about each neuron: a JSON object of vectors by name, each an object of
+/// numbers by layer.
+pub const NEURONS: &str = "neurons.json";
+
 /// A cell's result, published as `record.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CellRecord {
@@ -24,7 +28,8 @@ pub struct CellRecord {
     /// How it ended. A published record is always [`Outcome::Done`].
     pub outcome: Outcome,
     /// Fractions in [0, 1]: `acc`, `asr`, `ra`; for Defend cells also `der`, `acc_before`, `asr_before`.
-    /// What is undefined (the ASR of a clean model) is left out.
+    /// What is undefined (the ASR of a clean model) is left out. Of Measure cells the numbers of the measurement, which
+    /// need not be fractions.
     pub metrics: BTreeMap<String, f64>,
     /// What a reader wants to know beside the metrics: `poison_count`, `poison_per_class`, `asr_denominator`,
     /// `clean_count`, `train_images`, `test_images`, `selection`, ...

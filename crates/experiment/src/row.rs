@@ -1,12 +1,15 @@
 //! One grid point joined with its record: what tables are made of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use tsbd_analysis::NeuronVectors;
+
 use crate::cell::CellKey;
 use crate::plan::Plan;
+use crate::record::NEURONS;
 use crate::store::{Found, Store, StoreError, Verification};
 
 /// Whether a grid point has a result.
@@ -35,6 +38,8 @@ pub struct ResultRow {
     pub attack: String,
     /// Name of the defense; `none` for the backdoored model itself.
     pub defense: String,
+    /// Name of the measurement; `none` for the model and its rates.
+    pub measure: String,
     /// Seed.
     pub seed: u64,
     /// The other axes of the grid that apply, as text.
@@ -43,7 +48,7 @@ pub struct ResultRow {
     pub key: CellKey,
     /// Whether there is a result.
     pub state: RowState,
-    /// Fractions; empty unless done.
+    /// Fractions; of a measurement numbers as they are. Empty unless done.
     pub metrics: BTreeMap<String, f64>,
     /// Counts and choices beside the metrics; empty unless done.
     pub facts: Map<String, Value>,
@@ -51,6 +56,51 @@ pub struct ResultRow {
     pub seconds: Option<f64>,
     /// Largest resident memory of its process, in MB (10^6 bytes).
     pub peak_memory_mb: Option<f64>,
+}
+
+impl ResultRow {
+    /// A metric as it is shown: rates in percent, the numbers of measurements as they are.
+    pub fn shown(&self, metric: &str) -> Option<f64> {
+        let scale = if self.measure == "none" { 100.0 } else { 1.0 };
+        self.metrics.get(metric).map(|value| value * scale)
+    }
+}
+
+/// Whether the measurement `measure` gives a number named `metric`.
+pub fn measurement_gives(measure: &str, metric: &str) -> bool {
+    tsbd_analysis::find(measure).is_some_and(|entry| entry.gives(metric))
+}
+
+/// One vector of one finished cell.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NeuronRows {
+    /// The point of the grid.
+    pub row: ResultRow,
+    /// Its vectors by name.
+    pub vectors: NeuronVectors,
+}
+
+/// What the finished cells among `rows` found out about each neuron; cells without such a file are left out, and a cell
+/// that several rows share is there once.
+pub fn neuron_rows(rows: &[ResultRow], store: &Store) -> Result<Vec<NeuronRows>, StoreError> {
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    for row in rows.iter().filter(|row| row.state == RowState::Done && seen.insert(&row.key)) {
+        // Verified by its digest: the numbers are those that the record was sealed with.
+        let record = store.result(&row.key)?;
+        if !record.artefacts.contains_key(NEURONS) {
+            continue;
+        }
+        let path = store.artefact(&row.key, NEURONS);
+        let text = fs_err::read_to_string(&path).map_err(StoreError::File)?;
+        let vectors = serde_json::from_str(&text).map_err(|error| {
+            let reason =
+                format!("{}: no vectors of neurons: {error}; remove the cell's folder and run again", path.display());
+            StoreError::File(std::io::Error::other(reason))
+        })?;
+        found.push(NeuronRows { row: row.clone(), vectors });
+    }
+    Ok(found)
 }
 
 /// The rows of a plan, in the order of its points. Reads, never writes; a damaged record counts as missing.
@@ -66,6 +116,7 @@ pub fn result_rows(plan: &Plan, store: &Store) -> Result<Vec<ResultRow>, StoreEr
             model: cell.model.as_ref().map_or(String::new(), |model| format!("{}/{}", model.name, model.width)),
             attack: point.attack.clone(),
             defense: point.defense.clone(),
+            measure: point.measure.clone(),
             seed: point.seed,
             axes: point.axes.iter().map(|(axis, value)| (axis.clone(), plain(value))).collect(),
             key: point.cell.clone(),

@@ -229,6 +229,7 @@ impl Dispatcher<'_> {
         let status = RunningCell {
             key: key.clone(),
             kind: cell.kind,
+            label: cell.label(),
             attack: cell.attack.name.clone(),
             defense: cell.defense_name().to_owned(),
             seed: cell.seed,

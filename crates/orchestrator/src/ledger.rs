@@ -156,6 +156,8 @@ mod tests {
                 }),
                 attack: MethodParameters { name: "none".into(), revision: 1, parameters: serde_json::json!({}) },
                 defense: None,
+                unlearning: None,
+                measurement: None,
             };
             plan.cells.insert(cell.key(), cell);
         }

@@ -60,6 +60,8 @@ pub struct RunningCell {
     pub key: CellKey,
     /// What it does.
     pub kind: CellKind,
+    /// What a person calls it.
+    pub label: String,
     /// Name of its attack.
     pub attack: String,
     /// Name of its defense, `none` without one.

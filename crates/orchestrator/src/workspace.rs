@@ -121,15 +121,14 @@ impl CellWorkspace {
         self.store.result(key)
     }
 
-    /// The result of the parent that is of kind `kind`, its files verified; `None` if no parent is.
+    /// The results of all cells that this one starts from, in the cell's order, their files verified.
+    pub fn parents(&self) -> Result<Vec<CellRecord>, StoreError> {
+        self.cell.parents.iter().map(|key| self.parent(key)).collect()
+    }
+
+    /// The result of the first parent that is of kind `kind`, its files verified; `None` if no parent is.
     pub fn parent_of_kind(&self, kind: CellKind) -> Result<Option<CellRecord>, StoreError> {
-        for key in &self.cell.parents {
-            let record = self.parent(key)?;
-            if record.cell.kind == kind {
-                return Ok(Some(record));
-            }
-        }
-        Ok(None)
+        Ok(self.parents()?.into_iter().find(|record| record.cell.kind == kind))
     }
 
     /// Path of a published file of a parent, e.g. `model.safetensors`. Verified by [`CellWorkspace::parent`].

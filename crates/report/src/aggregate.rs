@@ -9,7 +9,7 @@ use tsbd_experiment::{ResultRow, RowState};
 use crate::error::Result;
 use crate::metric::Metric;
 
-/// A mean and a sample standard deviation (`None` over fewer than two values), in percent.
+/// A mean and a sample standard deviation (`None` over fewer than two values), as shown.
 pub(crate) type Mean = (f64, Option<f64>);
 
 /// The points of one place in the table.
@@ -82,7 +82,7 @@ pub(crate) fn averages(
     Ok(over_seeds.collect())
 }
 
-/// One row per point: `line`, `column`, `seed`, `state`, and for each metric its percent and whether it can exist.
+/// One row per point: `line`, `column`, `seed`, `state`, and for each metric its value as shown and whether it can exist.
 /// A point that stands in the grid twice counts once.
 fn frame(
     points: &[&ResultRow],
@@ -107,9 +107,9 @@ fn frame(
         Column::new("state".into(), placed.iter().map(|(_, row)| state(row)).collect::<Vec<_>>()),
     ];
     for (position, metric) in metrics.iter().enumerate() {
-        let percent = placed.iter().map(|(_, row)| row.metrics.get(&metric.name).map(|fraction| fraction * 100.0));
-        columns.push(Column::new(metric_column(position).into(), percent.collect::<Vec<Option<f64>>>()));
-        let defined = placed.iter().map(|(_, row)| metric.is_defined(&row.attack, &row.defense));
+        let shown = placed.iter().map(|(_, row)| row.shown(&metric.name));
+        columns.push(Column::new(metric_column(position).into(), shown.collect::<Vec<Option<f64>>>()));
+        let defined = placed.iter().map(|(_, row)| metric.is_defined(row));
         columns.push(Column::new(defined_column(position).into(), defined.collect::<Vec<bool>>()));
     }
     Ok(DataFrame::new(placed.len(), columns)?)

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use tsbd_experiment::ResultRow;
 
 /// Axes that every row has, in the order in which they name a panel.
-const ALWAYS: [&str; 5] = ["attack", "defense", "dataset", "model", "seed"];
+const ALWAYS: [&str; 6] = ["attack", "defense", "measure", "dataset", "model", "seed"];
 
 /// The value of a row on an axis; `None` where the axis does not apply to the point.
 pub(crate) fn value(row: &ResultRow, axis: &str) -> Option<String> {
     match axis {
         "attack" => Some(row.attack.clone()),
         "defense" => Some(row.defense.clone()),
+        "measure" => Some(row.measure.clone()),
         "dataset" => Some(row.dataset.clone()),
         "model" => Some(row.model.clone()),
         "seed" => Some(row.seed.to_string()),

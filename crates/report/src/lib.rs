@@ -3,6 +3,7 @@
 //! ```text
 //! &[ResultRow] --- table ---> Table      per attack a row, per defense ACC, ASR, DER    table, aggregate
 //!              \-- long ----> LongTable  one row per finished cell                     long
+//! &[NeuronRows] --- neurons -> NeuronTable  one row per neuron                          neurons
 //!                               |
 //!                    render(Format, Emphasis) -> bytes                                  render/
 //!
@@ -27,6 +28,7 @@ mod format;
 mod lettering;
 mod long;
 mod metric;
+mod neurons;
 pub mod page;
 mod picture_grid;
 mod render;
@@ -37,8 +39,9 @@ pub use error::{Error, Result};
 pub use format::{Emphasis, Format};
 pub use long::{COLUMNS, ColumnDescription, LongTable, long};
 pub use metric::{Better, Metric};
+pub use neurons::{NEURON_COLUMNS, NeuronTable, neurons};
 pub use picture_grid::{GridColumn, PictureGrid};
-pub use table::{Column, Count, Entry, FailedCell, Line, Panel, Table, Value, table};
+pub use table::{Column, Count, Entry, FailedCell, Line, Panel, Table, Unit, Value, table};
 pub use titles::Titles;
 
 #[cfg(test)]

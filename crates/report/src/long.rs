@@ -52,6 +52,7 @@ pub const COLUMNS: &[ColumnDescription] = &[
     column("train_images", "uint64", "training images"),
     column("test_images", "uint64", "test images"),
     column("selection", "string", "how the defense chose among its candidates, e.g. `oracle` or `validation`"),
+    column("measure", "string", "name of the measurement; `none` for a model and its rates"),
     column("facts", "string", "everything the cell noted beside its metrics, as one JSON object"),
 ];
 
@@ -155,6 +156,7 @@ fn text(row: &ResultRow, name: &str) -> Option<String> {
         "model" => row.model.clone(),
         "attack" => row.attack.clone(),
         "defense" => row.defense.clone(),
+        "measure" => row.measure.clone(),
         "key" => row.key.to_string(),
         "facts" => Json::Object(row.facts.clone()).to_string(),
         fact => match row.facts.get(fact)? {
@@ -170,7 +172,8 @@ fn double(row: &ResultRow, name: &str) -> Option<f64> {
         "seconds" => row.seconds.map(|value| rounded(value, 1e3)),
         "peak_memory_mb" => row.peak_memory_mb.map(|value| rounded(value, 1e3)),
         // Metrics are counts over counts: six decimals of a percent lose nothing and hide 91.23000000000002.
-        metric => row.metrics.get(metric).map(|fraction| rounded(fraction * 100.0, 1e6)),
+        metric if row.measure == "none" => row.shown(metric).map(|percent| rounded(percent, 1e6)),
+        number => row.shown(number),
     }
 }
 

@@ -1,5 +1,7 @@
 //! What is known of each metric: its title, and whether more of it is better.
 
+use tsbd_experiment::ResultRow;
+
 /// Which end of the scale a defense wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Better {
@@ -35,9 +37,13 @@ impl Metric {
         Self { name: name.to_owned(), title: title.to_owned(), better }
     }
 
-    /// Whether the metric can exist for a model under this attack and this defense. DER compares a repaired model
-    /// with the backdoored one, so there is none without a defense; ASR and RA need a trigger.
-    pub(crate) fn is_defined(&self, attack: &str, defense: &str) -> bool {
+    /// Whether the metric can exist for this point. DER compares a repaired model with the backdoored one, so there is
+    /// none without a defense; ASR and RA need a trigger. A measurement gives its own numbers and no others.
+    pub(crate) fn is_defined(&self, row: &ResultRow) -> bool {
+        let ResultRow { attack, defense, measure, .. } = row;
+        if measure != "none" {
+            return tsbd_experiment::measurement_gives(measure, &self.name);
+        }
         let needs_trigger = matches!(self.name.as_str(), "asr" | "ra" | "der" | "asr_before");
         let needs_repair = matches!(self.name.as_str(), "der" | "acc_before" | "asr_before");
         !(needs_trigger && attack == "none" || needs_repair && defense == "none")
@@ -47,17 +53,25 @@ impl Metric {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::missing;
 
     #[test]
     fn der_needs_an_attack_and_a_defense() {
         let der = Metric::named("der");
-        assert!(der.is_defined("badnets", "ft"));
-        assert!(!der.is_defined("badnets", "none"));
-        assert!(!der.is_defined("none", "ft"));
+        assert!(der.is_defined(&missing("badnets", "ft", 0)));
+        assert!(!der.is_defined(&missing("badnets", "none", 0)));
+        assert!(!der.is_defined(&missing("none", "ft", 0)));
     }
 
     #[test]
     fn accuracy_is_always_defined() {
-        assert!(Metric::named("acc").is_defined("none", "none"));
+        assert!(Metric::named("acc").is_defined(&missing("none", "none", 0)));
+    }
+
+    #[test]
+    fn a_measurement_gives_its_own_numbers_alone() {
+        let row = ResultRow { measure: "nwc".into(), ..missing("badnets", "none", 0) };
+        let defined = |name: &str| Metric::named(name).is_defined(&row);
+        assert_eq!(["pearson", "acc", "activeness_ratio"].map(defined), [true, false, false]);
     }
 }

@@ -26,6 +26,7 @@ pub(crate) fn missing(attack: &str, defense: &str, seed: u64) -> ResultRow {
         model: "preact-resnet18/8".into(),
         attack: attack.into(),
         defense: defense.into(),
+        measure: "none".into(),
         seed,
         axes: BTreeMap::new(),
         key: key(attack, defense, seed),

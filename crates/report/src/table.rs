@@ -32,6 +32,8 @@ pub struct Table {
     pub count: Count,
     /// Cells that failed.
     pub failed: Vec<FailedCell>,
+    /// What its numbers are.
+    pub unit: Unit,
     /// The axis that rows are made of.
     pub row_axis: String,
     /// The axis that columns are made of.
@@ -40,6 +42,17 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// One panel for each choice of the remaining axes; nearly always one without a name.
     pub panels: Vec<Panel>,
+}
+
+/// What the numbers of a table are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Rates in percent.
+    Percent,
+    /// Numbers of measurements, as they are.
+    Plain,
+    /// Both.
+    Mixed,
 }
 
 /// How many of the experiment's cells have a result. A cell that several points share counts once.
@@ -114,9 +127,9 @@ pub struct Entry {
 pub enum Value {
     /// A mean over the seeds that are done.
     Measured {
-        /// In percent.
+        /// In percent; of a measurement as it is.
         mean: f64,
-        /// Sample standard deviation over the seeds in percentage points; `None` with one seed.
+        /// Sample standard deviation over the seeds in the same unit; `None` with one seed.
         deviation: Option<f64>,
         /// Seeds with a result.
         seeds: usize,
@@ -198,9 +211,9 @@ pub fn table(rows: &[ResultRow], experiment: &Experiment, titles: &Titles) -> Re
         .map(|name| {
             let of_this = |row: &&ResultRow| axis::value(row, &spec.columns) == name;
             let can_exist = |metric: &&Metric| {
-                rows.iter().filter(of_this).any(|row| {
-                    metric.is_defined(&row.attack, &row.defense) || row.metrics.contains_key(metric.name.as_str())
-                })
+                rows.iter()
+                    .filter(of_this)
+                    .any(|row| metric.is_defined(row) || row.metrics.contains_key(metric.name.as_str()))
             };
             let title = title(&spec.columns, &name);
             let metrics = metrics.iter().filter(can_exist).cloned().collect();
@@ -245,6 +258,11 @@ pub fn table(rows: &[ResultRow], experiment: &Experiment, titles: &Titles) -> Re
     let material = format!("data {} · model {}", joined("dataset", &datasets), joined("model", &models));
     let seeds: BTreeSet<u64> = rows.iter().map(|row| row.seed).collect();
     let (count, failed) = survey(rows, titles);
+    let unit = match (rows.iter().any(|row| row.measure == "none"), rows.iter().any(|row| row.measure != "none")) {
+        (true, true) => Unit::Mixed,
+        (false, true) => Unit::Plain,
+        _ => Unit::Percent,
+    };
     Ok(Table {
         experiment: first.experiment.clone(),
         title: experiment.title.clone(),
@@ -255,6 +273,7 @@ pub fn table(rows: &[ResultRow], experiment: &Experiment, titles: &Titles) -> Re
         seeds: seeds.into_iter().collect(),
         count,
         failed,
+        unit,
         row_axis: spec.rows.clone(),
         column_axis: spec.columns.clone(),
         columns,
@@ -325,7 +344,11 @@ fn survey(rows: &[ResultRow], titles: &Titles) -> (Count, Vec<FailedCell>) {
             RowState::Failed(reason) => {
                 count.failed += 1;
                 let (attack, defense) = (titles.of("attack", &row.attack), titles.of("defense", &row.defense));
-                let place = format!("{attack}, {defense}, seed {}", row.seed);
+                let measure = match row.measure.as_str() {
+                    "none" => String::new(),
+                    measure => format!(", {}", titles.of("measure", measure)),
+                };
+                let place = format!("{attack}, {defense}{measure}, seed {}", row.seed);
                 failed.push(FailedCell { place, key: row.key.clone(), reason: reason.clone() });
             }
         }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 pub struct Titles {
     attacks: BTreeMap<String, String>,
     defenses: BTreeMap<String, String>,
+    measures: BTreeMap<String, String>,
     datasets: BTreeMap<String, String>,
     models: BTreeMap<String, String>,
 }
@@ -26,6 +27,12 @@ impl Titles {
     /// With the titles of defenses.
     pub fn defenses<N: Into<String>, T: Into<String>>(mut self, pairs: impl IntoIterator<Item = (N, T)>) -> Self {
         self.defenses.extend(owned(pairs));
+        self
+    }
+
+    /// With the titles of measurements.
+    pub fn measures<N: Into<String>, T: Into<String>>(mut self, pairs: impl IntoIterator<Item = (N, T)>) -> Self {
+        self.measures.extend(owned(pairs));
         self
     }
 
@@ -51,6 +58,7 @@ impl Titles {
         match axis {
             "attack" => title(&self.attacks, "No attack"),
             "defense" => title(&self.defenses, "No defense"),
+            "measure" => title(&self.measures, "Rates"),
             "dataset" => title(&self.datasets, "none"),
             "model" => match value.rsplit_once('/') {
                 Some((name, width)) => {

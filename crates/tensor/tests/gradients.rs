@@ -166,7 +166,7 @@ fn division_by_the_norm_of_each_sample_has_the_right_gradient_and_none_through_a
         check(&[values(dims, 1)], |v| v[0].divide_by_norm(1e-2));
     }
     let tape = tsbd_tensor::Tape::new();
-    let x = tape.leaf(&tsbd_tensor::Tensor::new(&[[0f32, 0.], [3., 4.]], &tsbd_tensor::Device::Cpu).unwrap());
+    let x = tape.leaf(&Tensor::new(&[[0f32, 0.], [3., 4.]], &Device::Cpu).unwrap());
     let y = x.divide_by_norm(0.5).unwrap();
     assert_eq!(y.tensor().to_vec2::<f32>().unwrap(), [[0., 0.], [3. / 5.5, 4. / 5.5]]);
     let gradients = tape.backward(&y.sum().unwrap()).unwrap();

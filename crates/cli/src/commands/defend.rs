@@ -9,7 +9,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use tsbd_attack::{DatasetFacts, Evaluation};
-use tsbd_defense::{Context, DefenseObserver, Progress, TracePoint};
+use tsbd_defense::{Context, DefenseObserver, Progress, TracePoint, Unlearning};
 use tsbd_tensor::Device;
 
 use crate::columns::Columns;
@@ -88,16 +88,24 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     let begin = Instant::now();
     let mut watch = Watch::new(talk);
     let mut context = Context {
-        // As in a cell of a grid, so that the same model and seed give the same repair.
-        streams: workbench.streams.child(&method.name),
+        // As in the cells of a grid, so that the same model and seed give the same repair.
+        streams: workbench.streams.child(Unlearning::STREAMS),
         device: Device::Cpu,
         normalization: workbench.dataset.normalization,
         augmentation: workbench.dataset.augmentation(),
         clean_test: Arc::clone(&workbench.dataset.test) as _,
         evaluate: &|model| workbench.evaluate(model, &poisoner),
+        unlearned: None,
         observer: &mut watch,
     };
+    let mut trace = Vec::new();
+    let unlearned =
+        defense.unlearning().map(|unlearning| context.unlearn(&unlearning, &backdoored, &clean, &mut trace));
+    let unlearned = unlearned.transpose().map_err(workbench::failed)?;
+    context.unlearned = unlearned.as_ref();
+    context.streams = workbench.streams.child(&method.name);
     let repaired = defense.repair(&backdoored, &clean, &mut context).map_err(workbench::failed)?;
+    trace.extend(repaired.trace);
     watch.bar.finish_and_clear();
     let seconds = begin.elapsed().as_secs_f64();
     let after = workbench.evaluate(&repaired.model, &poisoner).map_err(workbench::failed)?;
@@ -109,7 +117,7 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
         terminal::print_json(&json!({
             "defense": method, "model": model, "out": out, "attack": attack, "dataset": cell.dataset.name,
             "before": before, "after": after, "der": der, "clean_images": clean.len(), "seconds": seconds,
-            "facts": repaired.facts, "changed": repaired.changed, "trace": repaired.trace,
+            "facts": repaired.facts, "changed": repaired.changed, "trace": trace,
         }));
         return Ok(Exit::Done);
     }

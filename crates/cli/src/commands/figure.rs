@@ -169,6 +169,7 @@ mod tests {
             attack: "badnets".to_owned(),
             defense: "none".to_owned(),
             seed: 3,
+            measure: "none".to_owned(),
             axes: axes.map(|(axis, value)| (axis.to_owned(), value)).into(),
             cell: "0123456789abcdef0123456789abcdef".parse().unwrap(),
         };

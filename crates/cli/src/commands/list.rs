@@ -12,7 +12,7 @@ use crate::failure::{Exit, Failure, Outcome};
 use crate::parameters;
 use crate::terminal;
 
-/// List attacks, defenses, models, data sets or experiments
+/// List attacks, defenses, measurements, models, data sets or experiments
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd list attacks                       names and what they do"
@@ -34,6 +34,9 @@ enum What {
     /// Defenses: how a backdoored model is repaired
     #[command(after_help = examples!("tsbd list defenses" "tsbd list defenses tsbd" "tsbd list defenses --parameters"))]
     Defenses(Detail),
+    /// Measurements: what can be found out about the neurons of a model
+    #[command(after_help = examples!("tsbd list measures" "tsbd list measures nwc" "tsbd list measures --parameters"))]
+    Measures(Detail),
     /// Networks
     #[command(after_help = examples!("tsbd list models" "tsbd list models --json"))]
     Models(Format),
@@ -80,6 +83,7 @@ pub fn run(arguments: Arguments) -> Outcome {
     match arguments.what {
         What::Attacks(detail) => methods(&attacks(), &detail)?,
         What::Defenses(detail) => methods(&defenses(), &detail)?,
+        What::Measures(detail) => methods(&measures(), &detail)?,
         What::Models(format) => models(&format),
         What::Datasets(format) => datasets(&format),
         What::Experiments(wanted) => experiments::list(&wanted.folder, wanted.format.json)?,
@@ -87,16 +91,15 @@ pub fn run(arguments: Arguments) -> Outcome {
     Ok(Exit::Done)
 }
 
-/// Attacks or defenses: what their registries have in common.
+/// Attacks, defenses or measurements: what their registries have in common.
 struct Methods {
     kind: &'static str,
-    /// Section of an experiment file with the parameters that all share.
-    shared_section: &'static str,
-    shared: schemars::Schema,
+    /// Section of an experiment file with the parameters that all share, and these, if they share any.
+    shared: Option<(&'static str, schemars::Schema)>,
     entries: Vec<Method>,
 }
 
-/// One attack or defense.
+/// One attack, defense or measurement.
 struct Method {
     name: &'static str,
     title: &'static str,
@@ -115,12 +118,7 @@ fn attacks() -> Methods {
         revision: entry.revision,
         schema: entry.schema,
     });
-    Methods {
-        kind: "attack",
-        shared_section: "attack",
-        shared: schemars::schema_for!(Poisoning),
-        entries: entries.collect(),
-    }
+    Methods { kind: "attack", shared: Some(("attack", schemars::schema_for!(Poisoning))), entries: entries.collect() }
 }
 
 fn defenses() -> Methods {
@@ -134,10 +132,21 @@ fn defenses() -> Methods {
     });
     Methods {
         kind: "defense",
-        shared_section: "defense",
-        shared: schemars::schema_for!(DefenseCommon),
+        shared: Some(("defense", schemars::schema_for!(DefenseCommon))),
         entries: entries.collect(),
     }
+}
+
+fn measures() -> Methods {
+    let entries = tsbd_analysis::MEASUREMENTS.iter().map(|entry| Method {
+        name: entry.name,
+        title: entry.title,
+        paper: entry.paper,
+        summary: entry.summary,
+        revision: entry.revision,
+        schema: entry.schema,
+    });
+    Methods { kind: "measure", shared: None, entries: entries.collect() }
 }
 
 fn methods(methods: &Methods, detail: &Detail) -> Result<(), Failure> {
@@ -150,7 +159,8 @@ fn methods(methods: &Methods, detail: &Detail) -> Result<(), Failure> {
         })?],
     };
     if detail.format.json {
-        let list = chosen.iter().map(|method| describe(method, &methods.shared)).collect();
+        let list =
+            chosen.iter().map(|method| describe(method, methods.shared.as_ref().map(|(_, schema)| schema))).collect();
         terminal::print_json(&Value::Array(list));
         return Ok(());
     }
@@ -164,8 +174,8 @@ fn methods(methods: &Methods, detail: &Detail) -> Result<(), Failure> {
     }
     let texts: Vec<_> = chosen.iter().map(|method| page(method, methods, detail.name.is_some())).collect();
     terminal::print(&texts.join("\n"));
-    if detail.name.is_none() {
-        terminal::print(&format!("\n{}", shared_page(methods)));
+    if let (None, Some(page)) = (&detail.name, shared_page(methods)) {
+        terminal::print(&format!("\n{page}"));
     }
     Ok(())
 }
@@ -182,24 +192,21 @@ fn page(method: &Method, methods: &Methods, with_shared: bool) -> String {
         text.push_str(&format!("\n  [{}s.{name}]\n", methods.kind));
         text.push_str(&parameters::render(&own, "", 2, width));
     }
-    if with_shared {
-        text.push_str(&format!("\n{}", shared_page(methods)));
+    if let (true, Some(page)) = (with_shared, shared_page(methods)) {
+        text.push_str(&format!("\n{page}"));
     }
     text
 }
 
 /// The parameters that all attacks, or all defenses, share.
-fn shared_page(methods: &Methods) -> String {
-    let shared = parameters::of_schema(&methods.shared);
-    format!(
-        "  [{}]    shared by every {}\n{}",
-        methods.shared_section,
-        methods.kind,
-        parameters::render(&shared, "", 2, terminal::stdout_width())
-    )
+fn shared_page(methods: &Methods) -> Option<String> {
+    let (section, schema) = methods.shared.as_ref()?;
+    let shared = parameters::of_schema(schema);
+    let parameters = parameters::render(&shared, "", 2, terminal::stdout_width());
+    Some(format!("  [{section}]    shared by every {}\n{parameters}", methods.kind))
 }
 
-fn describe(method: &Method, shared: &schemars::Schema) -> Value {
+fn describe(method: &Method, shared: Option<&schemars::Schema>) -> Value {
     json!({
         "name": method.name,
         "title": method.title,

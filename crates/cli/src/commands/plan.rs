@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Value, json};
-use tsbd_experiment::{Cell, CellKey, CellKind, CellRecord, Found, Plan, Store, Verification, outstanding};
+use tsbd_experiment::{
+    Cell, CellKey, CellKind, CellRecord, Found, MethodParameters, Plan, Store, Verification, outstanding,
+};
 
 use crate::columns::Columns;
 use crate::command_line::examples;
@@ -139,16 +141,18 @@ pub fn survey(plan: &Plan, store: &Store) -> Result<Vec<Line>, crate::failure::F
     Ok(lines)
 }
 
-/// The mean of the cells that do the same work: the same network, images and training or defense, whatever the attack
-/// and the seed.
+/// The mean of the cells that do the same work: the same network, images and training, defense, unlearning or
+/// measurement, whatever the attack and the seed.
 fn estimate<'a>(cell: &Cell, records: impl Iterator<Item = &'a CellRecord>) -> Option<f64> {
-    let defense = |cell: &Cell| cell.defense.as_ref().map(|defense| defense.name.clone());
+    let name = |method: &Option<MethodParameters>| method.as_ref().map(|method| method.name.clone());
     let same = |other: &Cell| {
         other.kind == cell.kind
             && other.model == cell.model
             && other.dataset == cell.dataset
             && other.training == cell.training
-            && defense(other) == defense(cell)
+            && name(&other.defense) == name(&cell.defense)
+            && name(&other.measurement) == name(&cell.measurement)
+            && other.unlearning == cell.unlearning
             // What a groundwork costs depends on the attack, what a training costs does not.
             && (cell.kind != CellKind::Prepare || other.attack == cell.attack)
     };
@@ -161,6 +165,7 @@ fn word(kind: CellKind) -> &'static str {
     match kind {
         CellKind::Prepare => "prepare",
         CellKind::Train => "train",
+        CellKind::Unlearn => "unlearn",
         CellKind::Defend => "defend",
         CellKind::Measure => "measure",
     }

@@ -103,14 +103,13 @@ fn render(status: &RunStatus) -> String {
     }
     let mut columns = Columns::headed(&["RUNNING", "STAGE", "EPOCH", "LOSS", "IMAGES/S", "FOR"]);
     for cell in &status.running {
-        let label = cell.kind.label(&cell.attack, &cell.defense);
         let epoch = match (cell.epoch, cell.epochs, cell.step, cell.steps) {
             (Some(epoch), Some(epochs), ..) if epochs > 1 => format!("{} of {epochs}", epoch + 1),
             (.., Some(step), Some(steps)) => format!("step {step} of {steps}"),
             _ => "-".to_owned(),
         };
         columns.row([
-            format!("{label}, seed {}", cell.seed),
+            format!("{}, seed {}", cell.label, cell.seed),
             cell.stage.clone(),
             epoch,
             cell.loss.map_or("-".to_owned(), |loss| format!("{loss:.4}")),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser;
-use tsbd_experiment::{Plan, ResultRow, RowState, Store, result_rows};
+use tsbd_experiment::{Plan, ResultRow, RowState, Store, neuron_rows, result_rows};
 use tsbd_report::{Emphasis, Error, Format, Table, Titles};
 
 use crate::command_line::examples;
@@ -15,7 +15,8 @@ use crate::{planning, terminal};
 
 /// Print the table of an experiment from the results there are
 ///
-/// Nothing is trained: cells without a result are marked as missing. Numbers are percentages.
+/// Nothing is trained: cells without a result are marked as missing. Rates are percentages, numbers of measurements are
+/// printed as they are.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd table experiments/demo.toml                           on the terminal"
@@ -23,6 +24,7 @@ use crate::{planning, terminal};
     "tsbd table experiments/table1.toml --profile paper --format md"
     "tsbd table experiments/table1.toml --long --format csv     one row per finished cell, for other programs"
     "tsbd table experiments/table1.toml --long --format parquet --out table1.parquet"
+    "tsbd table nwc.toml --neurons --format parquet --out nwc.parquet    what measurements found of each neuron"
 ))]
 pub struct Arguments {
     /// Experiment file
@@ -35,6 +37,10 @@ pub struct Arguments {
     /// One row per finished cell with every metric, instead of the experiment's own table
     #[arg(long)]
     long: bool,
+
+    /// One row per neuron and vector that measurements found (layer, neuron, value), as csv, parquet or json
+    #[arg(long, conflicts_with = "long")]
+    neurons: bool,
 
     /// Write to this file instead of standard output
     #[arg(long, value_name = "PATH")]
@@ -53,16 +59,20 @@ fn format_parser() -> impl TypedValueParser<Value = Format> {
 
 /// Renders and prints, or writes.
 pub fn run(arguments: Arguments) -> Outcome {
-    let Arguments { file, format, long, out, overrides, folders } = arguments;
+    let Arguments { file, format, long, neurons, out, overrides, folders } = arguments;
     if format.is_binary() && out.is_none() {
         return Err(Failure::refused(format!("--format {format}: not for a terminal"))
             .hint(format!("name a file: --out table.{format}")));
     }
     let plan = planning::to_look(&file, &overrides, &folders)?;
-    let rows = result_rows(&plan, &Store::new(&folders.results)).map_err(planning::store_failure)?;
+    let store = Store::new(&folders.results);
+    let rows = result_rows(&plan, &store).map_err(planning::store_failure)?;
     let bold = out.is_none() && terminal::colour_on_stdout();
     let emphasis = if bold { Emphasis::Bold } else { Emphasis::Star };
-    let bytes = if long {
+    let bytes = if neurons {
+        let cells = neuron_rows(&rows, &store).map_err(planning::store_failure)?;
+        tsbd_report::neurons(&cells).and_then(|table| table.render(format))
+    } else if long {
         tsbd_report::long(&rows).and_then(|table| table.render(format))
     } else {
         tsbd_report::table(&rows, &plan.experiment, &titles()).and_then(|table| table.render(format, emphasis))
@@ -104,6 +114,7 @@ fn titles() -> Titles {
     Titles::new()
         .attacks(tsbd_experiment::ATTACKS.iter().map(|entry| (entry.name, entry.title)))
         .defenses(tsbd_defense::DEFENSES.iter().map(|entry| (entry.name, entry.title)))
+        .measures(tsbd_analysis::MEASUREMENTS.iter().map(|entry| (entry.name, entry.title)))
         .datasets(tsbd_data::DATASETS.iter().map(|entry| (entry.name, entry.title)))
         .models(tsbd_models::MODELS.iter().map(|entry| (entry.name, entry.title)))
 }

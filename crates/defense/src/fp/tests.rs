@@ -111,3 +111,90 @@ fn parameters_are_canonical_and_configure_the_same_defense_again() {
     assert_eq!((&parameters["selection"], &parameters["tolerance"]), (&json!("validation"), &json!(0.05)));
     assert_eq!(FP.from_parameters(&parameters).unwrap().parameters(), parameters);
 }
+
+/// The order of the last convolution's twelve filters by the weight change that PyTorch's unlearning makes.
+fn golden_change_order() -> Vec<usize> {
+    let change = &tiny::numbers("weight_change")[4..];
+    let mut order: Vec<usize> = (0..change.len()).collect();
+    order.sort_by(|a, b| change[*b].total_cmp(&change[*a]));
+    order
+}
+
+#[test]
+fn in_the_order_of_weight_changes_the_features_that_moved_most_are_pruned() {
+    let own = json!({
+        "order": "nwc", "selection": "oracle", "epochs": 1, "unlearning_learning_rate": 0.05, "unlearning_accuracy": 0.8,
+    });
+    let defense = (FP.configure)(&tiny::common(16), own).unwrap();
+    let backdoored = tiny::model("backdoored");
+    let whole = in_context(&mut NoObserver, |context| defense.repair(&backdoored, &tiny::clean(), context)).unwrap();
+    let changed: Vec<usize> = whole.changed.iter().map(|neuron| neuron.neuron).collect();
+    let mut expected = golden_change_order()[..changed.len()].to_vec();
+    expected.sort_unstable();
+    assert!(!changed.is_empty());
+    assert_eq!(changed, expected);
+    assert_ne!(golden_change_order(), golden("feature_order"));
+    assert_eq!((whole.facts["order"].as_str(), whole.trace[0].stage.as_str()), (Some("nwc"), "unlearning"));
+
+    // From a model that was unlearned before, the same without unlearning it again.
+    let unlearned = in_context(&mut NoObserver, |context| {
+        context.unlearn(&defense.unlearning().unwrap(), &backdoored, &tiny::clean(), &mut Vec::new()).unwrap()
+    });
+    let swept = in_context(&mut NoObserver, |context| {
+        context.unlearned = Some(&unlearned);
+        defense.repair(&backdoored, &tiny::clean(), context).unwrap()
+    });
+    assert_eq!(swept.model.state.digest().unwrap(), whole.model.state.digest().unwrap());
+    assert_eq!(swept.trace[0].stage, "pruning");
+}
+
+#[test]
+fn the_order_of_activations_has_no_unlearning_whatever_is_written_about_it() {
+    let plain = defense(json!({}));
+    assert_eq!(plain.unlearning(), None);
+    let written = defense(json!({"order": "activation", "unlearning_learning_rate": 0.1, "unlearning_epochs": 3}));
+    assert_eq!(written.parameters(), plain.parameters());
+    let nwc = defense(json!({"order": "nwc", "unlearning_epochs": 3}));
+    assert_eq!(nwc.parameters()["unlearning_accuracy"], json!(0.1));
+    let of_tsbd = (tsbd::TSBD.configure)(&tiny::common(24), json!({"unlearning_epochs": 3})).unwrap();
+    assert_eq!(nwc.unlearning(), of_tsbd.unlearning(), "both start from the same unlearned model");
+    let error = (FP.configure)(&tiny::common(24), json!({"order": "nwc", "unlearning_momentum": -1.0})).unwrap_err();
+    assert_eq!(error.field, "unlearning_momentum");
+}
+
+#[test]
+fn weight_changes_order_the_features_of_a_network_only_where_each_comes_from_one_filter() {
+    let check = |architecture: &dyn Architecture| {
+        let own = json!({"order": "nwc", "selection": "oracle"});
+        defense(own).check(architecture, &tiny::facts())
+    };
+    assert!(check(tiny::architecture().as_ref()).is_ok());
+    let mut modules = tiny::architecture().modules().to_vec();
+    if let Some(last) = modules.last_mut() {
+        last.layer = Layer::Linear { in_features: 48, out_features: 3 };
+    }
+    #[derive(Debug)]
+    struct Flattened(Vec<tsbd_nn::Module>);
+    impl Architecture for Flattened {
+        fn name(&self) -> &str {
+            "flattened"
+        }
+        fn modules(&self) -> &[tsbd_nn::Module] {
+            &self.0
+        }
+        fn classes(&self) -> usize {
+            3
+        }
+        fn head(&self) -> &str {
+            "linear"
+        }
+        fn features(&self) -> &str {
+            "features"
+        }
+        fn forward(&self, _: &tsbd_nn::Pass, _: &tsbd_tensor::Var) -> tsbd_nn::Result<tsbd_tensor::Var> {
+            unreachable!("only its modules are looked at")
+        }
+    }
+    let error = check(&Flattened(modules)).unwrap_err();
+    assert_eq!((error.field.as_str(), error.value.as_str()), ("order", "\"nwc\""));
+}

@@ -219,7 +219,7 @@ impl Defense for Nc {
             ("fine_tuning_seconds", json!(start.elapsed().as_secs_f64())),
         ];
         let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Ok(Repaired { model, changed: Vec::new(), trace, facts })
+        Ok(Repaired { model, changed: Vec::new(), trace, facts, scores: None })
     }
 }
 

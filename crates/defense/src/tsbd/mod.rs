@@ -3,25 +3,24 @@
 //! W. Lin, L. Liu, S. Wei, J. Li, H. Xiong, "Unveiling and Mitigating Backdoor Vulnerabilities based on Unlearning
 //! Weight Changes and Backdoor Activeness", NeurIPS 2024 (arXiv 2405.20291); steps and numbers as in the released code.
 //!
-//! 1. *Unlearn* the clean task by gradient ascent ([`unlearning`]) and see how far each neuron's weights move
-//!    ([`tsbd_analysis::weight_change()`]): backdoor neurons move most.
+//! 1. *Unlearn* the clean task by gradient ascent ([`tsbd_analysis::unlearning`]) and see how far each neuron's weights
+//!    move ([`tsbd_analysis::weight_change()`]): backdoor neurons move most.
 //! 2. *Reinitialise*: in the original model set to zero, among the neurons that moved most, the weights that moved
 //!    most ([`reinitialisation`]).
 //! 3. *Fine-tune* with a penalty on the gradient's norm ([`activeness`]).
 //!
 //! Cost on 2,500 images: each unlearning epoch is one training and one evaluation pass, each fine-tuning pass two
-//! gradients and one forward pass. The unlearned model does not depend on `neuron_ratio` and `weight_ratio`: a sweep
-//! over them calls [`unlearning::unlearn`] once and [`Tsbd::from_unlearned`] for each.
+//! gradients and one forward pass. The unlearned model depends on [`Defense::unlearning`] alone: a sweep over anything
+//! else unlearns once.
 
 pub mod activeness;
 pub mod parameters;
 pub mod reinitialisation;
-pub mod unlearning;
 
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use tsbd_analysis::{Neurons, WeightChange, weight_change};
+use tsbd_analysis::{Neurons, UnlearnedModel, Unlearning, WeightChange, weight_change};
 use tsbd_attack::parameters::{join, read};
 use tsbd_attack::{DatasetFacts, ParameterError};
 use tsbd_nn::{Architecture, Model};
@@ -29,7 +28,6 @@ use tsbd_nn::{Architecture, Model};
 use crate::entry::{ChangedNeuron, Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint};
 use crate::{CleanSubset, Context, Error};
 use parameters::Parameters;
-use unlearning::Unlearned;
 
 /// The registry's entry.
 pub static TSBD: DefenseEntry = DefenseEntry {
@@ -37,7 +35,7 @@ pub static TSBD: DefenseEntry = DefenseEntry {
     title: "TSBD",
     paper: "Lin et al., NeurIPS 2024, arXiv 2405.20291",
     summary: "zeroes the weights that clean unlearning moves most, then fine-tunes with a gradient-norm penalty",
-    revision: 1,
+    revision: 2,
     schema: || schemars::schema_for!(Parameters),
     configure: |common, own| Ok(Box::new(Tsbd::new(common.clone(), read(&own)?)?)),
 };
@@ -58,10 +56,10 @@ impl Tsbd {
     }
 
     /// Everything after unlearning: reinitialisation of a copy of `backdoored`, and fine-tuning.
-    pub fn from_unlearned(
+    fn from_unlearned(
         &self,
         backdoored: &Model,
-        unlearned: &Unlearned,
+        unlearned: &UnlearnedModel,
         clean: &CleanSubset,
         context: &mut Context,
     ) -> Result<Repaired, Error> {
@@ -89,15 +87,15 @@ impl Tsbd {
             ("neurons_selected", json!(reinitialised.selected.len())),
             ("weights_zeroed", json!(reinitialised.zeroed())),
             ("change_threshold", json!(reinitialised.threshold)),
-            ("unlearning_epochs", json!(unlearned.accuracies.len())),
+            ("unlearning_epochs", json!(unlearned.rates.len())),
             ("unlearning_reached", json!(unlearned.reached)),
-            ("unlearning_accuracy", json!(unlearned.accuracies.last())),
+            ("unlearning_accuracy", json!(unlearned.rates.last())),
             ("unlearning_seconds", json!(unlearned.seconds)),
             ("reinitialisation_seconds", json!(reinitialisation_seconds)),
             ("fine_tuning_seconds", json!(start.elapsed().as_secs_f64())),
         ];
         let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Ok(Repaired { model, changed: changed(&change, &reinitialised.selected), trace, facts })
+        Ok(Repaired { model, changed: changed(&change, &reinitialised.selected), trace, facts, scores: None })
     }
 }
 
@@ -139,10 +137,14 @@ impl Defense for Tsbd {
         Ok(())
     }
 
+    fn unlearning(&self) -> Option<Unlearning> {
+        Some(self.parameters.unlearning(&self.common))
+    }
+
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         let mut trace = Vec::new();
-        let batch_size = self.common.batch_size;
-        let unlearned = unlearning::unlearn(backdoored, clean, batch_size, &self.parameters, context, &mut trace)?;
+        let unlearning = self.parameters.unlearning(&self.common);
+        let unlearned = context.unlearned(&unlearning, backdoored, clean, &mut trace)?;
         let mut repaired = self.from_unlearned(backdoored, &unlearned, clean, context)?;
         trace.append(&mut repaired.trace);
         Ok(Repaired { trace, ..repaired })

@@ -2,7 +2,10 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tsbd_analysis::{Unlearned, Unlearning};
 use tsbd_attack::ParameterError;
+
+use crate::DefenseCommon;
 
 /// Which weights of the selected neurons are set to zero (Table 3 of the paper).
 ///
@@ -104,6 +107,19 @@ impl Default for Parameters {
 }
 
 impl Parameters {
+    /// Stage 1.
+    pub fn unlearning(&self, common: &DefenseCommon) -> Unlearning {
+        Unlearning {
+            of: Unlearned::Clean,
+            clean_ratio: Some(common.clean_ratio),
+            batch_size: common.batch_size,
+            learning_rate: self.unlearning_learning_rate,
+            momentum: self.unlearning_momentum,
+            stop_at: self.unlearning_accuracy,
+            epochs: self.unlearning_epochs,
+        }
+    }
+
     /// Refuses what no network and no data set allows.
     pub fn check(&self) -> Result<(), ParameterError> {
         for (field, ratio) in [("neuron_ratio", self.neuron_ratio), ("weight_ratio", self.weight_ratio)] {
@@ -112,22 +128,21 @@ impl Parameters {
                 return Err(ParameterError::new(field, ratio, "out of range", way_out));
             }
         }
-        for (field, rate) in [
-            ("unlearning_learning_rate", self.unlearning_learning_rate),
-            ("fine_tuning_learning_rate", self.fine_tuning_learning_rate),
-            ("radius", self.radius),
-        ] {
+        for (field, rate) in [("fine_tuning_learning_rate", self.fine_tuning_learning_rate), ("radius", self.radius)] {
             ParameterError::unless_positive(field, rate)?;
         }
-        for (field, share) in [
-            ("unlearning_momentum", self.unlearning_momentum),
-            ("fine_tuning_momentum", self.fine_tuning_momentum),
-            ("unlearning_accuracy", self.unlearning_accuracy),
-            ("alpha", self.alpha),
-        ] {
+        for (field, share) in [("fine_tuning_momentum", self.fine_tuning_momentum), ("alpha", self.alpha)] {
             ParameterError::unless_within(field, share, 0.0, 1.0)?;
         }
-        ParameterError::unless_nonzero("unlearning_epochs", self.unlearning_epochs)?;
+        check_unlearning(&self.unlearning(&DefenseCommon::default()))?;
         ParameterError::unless_nonzero("fine_tuning_passes", self.fine_tuning_passes)
     }
+}
+
+/// Refuses an unlearning that no network and no data set allows, by the names that defenses give its numbers.
+pub(crate) fn check_unlearning(unlearning: &Unlearning) -> Result<(), ParameterError> {
+    ParameterError::unless_positive("unlearning_learning_rate", unlearning.learning_rate)?;
+    ParameterError::unless_within("unlearning_momentum", unlearning.momentum, 0.0, 1.0)?;
+    ParameterError::unless_within("unlearning_accuracy", unlearning.stop_at, 0.0, 1.0)?;
+    ParameterError::unless_nonzero("unlearning_epochs", unlearning.epochs)
 }

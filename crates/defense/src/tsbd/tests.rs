@@ -20,10 +20,11 @@ fn parameters() -> Parameters {
     }
 }
 
-fn unlearned(parameters: &Parameters) -> (Unlearned, Vec<TracePoint>) {
+fn unlearned(parameters: &Parameters) -> (UnlearnedModel, Vec<TracePoint>) {
     let mut trace = Vec::new();
+    let unlearning = parameters.unlearning(&tiny::common(16));
     let unlearned = in_context(&mut NoObserver, |context| {
-        unlearning::unlearn(&tiny::model("backdoored"), &tiny::clean(), 16, parameters, context, &mut trace)
+        context.unlearn(&unlearning, &tiny::model("backdoored"), &tiny::clean(), &mut trace)
     });
     (unlearned.unwrap(), trace)
 }
@@ -38,8 +39,8 @@ fn golden_change() -> WeightChange {
 fn unlearning_stops_where_pytorch_stops_and_leaves_the_same_model() {
     let (unlearned, trace) = unlearned(&parameters());
     let expected = tiny::numbers("unlearning_accuracies");
-    assert_eq!(unlearned.accuracies.len(), expected.len());
-    for (epoch, (found, expected)) in unlearned.accuracies.iter().zip(expected).enumerate() {
+    assert_eq!(unlearned.rates.len(), expected.len());
+    for (epoch, (found, expected)) in unlearned.rates.iter().zip(expected).enumerate() {
         assert!((found - expected).abs() < 1e-9, "epoch {epoch}");
         assert!((trace[epoch].metrics["clean_accuracy"] - expected).abs() < 1e-9);
     }
@@ -52,7 +53,7 @@ fn unlearning_that_never_gets_there_says_so() {
     let few = Parameters { unlearning_epochs: 2, ..parameters() };
     let (unlearned, _) = unlearned(&few);
     assert!(!unlearned.reached);
-    assert_eq!(unlearned.accuracies.len(), 2);
+    assert_eq!(unlearned.rates.len(), 2);
 }
 
 #[test]
@@ -180,16 +181,48 @@ fn the_whole_repair_ends_where_pytorch_ends() {
 #[test]
 fn a_sweep_from_one_unlearned_model_gives_what_whole_repairs_give() {
     let backdoored = tiny::model("backdoored");
-    let (unlearned, _) = unlearned(&parameters());
-    for neuron_ratio in [0.2, 0.9] {
-        let defense = Tsbd::new(tiny::common(16), Parameters { neuron_ratio, ..parameters() }).unwrap();
-        let whole = in_context(&mut NoObserver, |context| defense.repair(&backdoored, &tiny::clean(), context));
+    let (unlearned, unlearning_trace) = unlearned(&parameters());
+    for changed in [
+        Parameters { neuron_ratio: 0.2, ..parameters() },
+        Parameters { neuron_ratio: 0.9, reinitialisation: Reinitialisation::V1, ..parameters() },
+        Parameters { weight_ratio: 0.2, radius: 0.5, alpha: 0.3, ..parameters() },
+    ] {
+        let defense = Tsbd::new(tiny::common(16), changed).unwrap();
+        assert_eq!(defense.unlearning(), Some(parameters().unlearning(&tiny::common(16))));
+        let whole =
+            in_context(&mut NoObserver, |context| defense.repair(&backdoored, &tiny::clean(), context)).unwrap();
         let swept = in_context(&mut NoObserver, |context| {
-            defense.from_unlearned(&backdoored, &unlearned, &tiny::clean(), context)
+            context.unlearned = Some(&unlearned);
+            defense.repair(&backdoored, &tiny::clean(), context)
         });
-        let [whole, swept] = [whole, swept].map(|repaired| repaired.unwrap().model.state.digest().unwrap());
-        assert_eq!(whole, swept);
+        let swept = swept.unwrap();
+        assert_eq!(whole.model.state.digest().unwrap(), swept.model.state.digest().unwrap());
+        assert_eq!(whole.trace, [unlearning_trace.clone(), swept.trace].concat());
     }
+}
+
+#[test]
+fn what_the_unlearning_depends_on_changes_it_and_nothing_else_does() {
+    let of = |parameters: Parameters| parameters.unlearning(&DefenseCommon::default());
+    let usual = of(Parameters::default());
+    let same = Parameters {
+        neuron_ratio: 0.5,
+        weight_ratio: 0.5,
+        round_changes: false,
+        fine_tuning_passes: 3,
+        fine_tuning: FineTuning::None,
+        ..Parameters::default()
+    };
+    assert_eq!(of(same), usual);
+    assert_ne!(of(Parameters { unlearning_learning_rate: 1.0, ..Parameters::default() }), usual);
+    assert_ne!(of(Parameters { unlearning_momentum: 0.5, ..Parameters::default() }), usual);
+    assert_ne!(of(Parameters { unlearning_accuracy: 0.5, ..Parameters::default() }), usual);
+    assert_ne!(of(Parameters { unlearning_epochs: 5, ..Parameters::default() }), usual);
+    assert_ne!(
+        Parameters::default().unlearning(&DefenseCommon { clean_ratio: 0.1, ..DefenseCommon::default() }),
+        usual
+    );
+    assert_ne!(Parameters::default().unlearning(&DefenseCommon { batch_size: 1, ..DefenseCommon::default() }), usual);
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use crate::diagnostic::{Place, Problems, suggest};
 use crate::document::{Content, Node, Table, set};
 
-use super::methods::{ATTACK, DEFENSE, Family};
+use tsbd_analysis::Needs;
+
+use super::methods::{ATTACK, DEFENSE, Family, MEASURE};
 use super::section::require_table;
 
 /// The axes of a grid.
@@ -12,15 +14,17 @@ pub(super) struct Grid {
     pub attacks: Vec<(String, Place)>,
     /// Names of defenses with their places.
     pub defenses: Vec<(String, Place)>,
+    /// Names of measurements with their places.
+    pub measures: Vec<(String, Place)>,
     /// Other axes: dotted key and values, in the file's order.
     pub axes: Vec<(String, Vec<Node>)>,
 }
 
 /// Tables whose keys may be axes.
-const AXIS_ROOTS: &[&str] = &["data", "model", "training", "attack", "attacks", "defense", "defenses"];
+const AXIS_ROOTS: &[&str] = &["data", "model", "training", "attack", "attacks", "defense", "defenses", "measures"];
 
 pub(super) fn read(root: &Table, start: &Place, problems: &mut Problems) -> Grid {
-    let mut grid = Grid { attacks: Vec::new(), defenses: Vec::new(), axes: Vec::new() };
+    let mut grid = Grid { attacks: Vec::new(), defenses: Vec::new(), measures: Vec::new(), axes: Vec::new() };
     let Some(node) = root.get("grid") else {
         let hint = "write [grid] with attack = [\"badnets\"] and defense = [\"none\", \"tsbd\"]";
         problems.add(start, "grid", None, "an experiment needs a grid", hint);
@@ -33,6 +37,7 @@ pub(super) fn read(root: &Table, start: &Place, problems: &mut Problems) -> Grid
         match path.as_str() {
             "attack" => grid.attacks = names(&ATTACK, node, problems),
             "defense" => grid.defenses = names(&DEFENSE, node, problems),
+            "measure" => grid.measures = names(&MEASURE, node, problems),
             "seed" | "seeds" => {
                 let hint = "write seeds = [0, 1] above the tables";
                 problems.add(&node.key_place, format!("grid.{path}"), None, "seeds are no axis of the grid", hint);
@@ -43,8 +48,11 @@ pub(super) fn read(root: &Table, start: &Place, problems: &mut Problems) -> Grid
                     let values = values(&path, node, problems);
                     grid.axes.push((path, values));
                 } else {
-                    let known = ["attack", "defense"].into_iter().chain(AXIS_ROOTS.iter().copied());
-                    let hint = format!("{}; an axis is `attack`, `defense`, or a dotted key", suggest(first, known));
+                    let known = ["attack", "defense", "measure"].into_iter().chain(AXIS_ROOTS.iter().copied());
+                    let hint = format!(
+                        "{}; an axis is `attack`, `defense`, `measure`, or a dotted key",
+                        suggest(first, known)
+                    );
                     problems.add(&node.key_place, format!("grid.{path}"), None, "there is no such axis", hint);
                 }
             }
@@ -57,15 +65,20 @@ pub(super) fn read(root: &Table, start: &Place, problems: &mut Problems) -> Grid
     if !table.contains_key("defense") {
         grid.defenses.push(("none".into(), node.key_place.clone()));
     }
+    if !table.contains_key("measure") {
+        grid.measures.push((NO_MEASURE.into(), node.key_place.clone()));
+    }
+    // Measurements start from what defenses do, whether those are in the grid or not.
+    let measures = grid.measures.iter().any(|(name, _)| name != NO_MEASURE);
     for (axis, values) in &grid.axes {
-        for (family, chosen) in [(&ATTACK, &grid.attacks), (&DEFENSE, &grid.defenses)] {
+        for (family, chosen) in [(&ATTACK, &grid.attacks), (&DEFENSE, &grid.defenses), (&MEASURE, &grid.measures)] {
             let method = axis.strip_prefix(family.own).and_then(|rest| rest.strip_prefix('.')?.split('.').next());
             let (Some(method), Some(value)) = (method, values.first()) else { continue };
             let key = format!("grid.{axis}");
             if !family.names().contains(&method) {
                 let reason = format!("there is no such {}", family.what);
                 problems.add(&value.key_place, key, None, reason, suggest(method, family.names()));
-            } else if chosen.iter().all(|(name, _)| name != method) {
+            } else if chosen.iter().all(|(name, _)| name != method) && !(measures && family.own == DEFENSE.own) {
                 let reason = format!("`{method}` is not in the grid, so the axis changes nothing");
                 problems.add(&value.key_place, key, None, reason, "add it to the grid, or remove the axis");
             }
@@ -172,15 +185,33 @@ impl Choice<'_> {
     }
 }
 
-/// Whether an axis changes anything about a point with this attack and this defense: another method's parameters do
-/// not, nor does anything shared by all attacks where there is none.
-pub(super) fn applies(axis: &str, attack: &str, defense: &str) -> bool {
+/// The name in `measure` that stands for the model and its rates.
+pub(super) const NO_MEASURE: &str = "none";
+
+/// Whether an axis changes anything about a point with these methods: another method's parameters do not, nor does
+/// anything shared by all attacks where there is none. What a measurement needs is made by defenses.
+pub(super) fn applies(axis: &str, attack: &str, defense: &str, (measure, needs): (&str, &Needs)) -> bool {
     let mut parts = axis.split('.');
-    match (parts.next(), parts.next()) {
-        (Some("attack"), _) => attack != "none",
-        (Some("attacks"), Some(name)) => name == attack,
-        (Some("defense"), _) => defense != "none",
-        (Some("defenses"), Some(name)) => name == defense,
+    let unlearns = needs.unlearning || needs.unlearned || needs.poison_unlearned.is_some();
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some("attack"), ..) => attack != "none",
+        (Some("attacks"), Some(name), _) => name == attack,
+        (Some("defense"), ..) => defense != "none" || unlearns || !needs.scores.is_empty(),
+        (Some("defenses"), Some(name), field) => {
+            let numbers = field.is_some_and(|field| UNLEARNING.contains(&field));
+            name == defense || needs.scores.iter().any(|score| score == name) || name == "tsbd" && unlearns && numbers
+        }
+        (Some("measures"), Some(name), _) => name == measure,
         _ => true,
     }
 }
+
+/// What of TSBD's parameters (its own, and shared ones in its own table) its unlearning depends on.
+const UNLEARNING: &[&str] = &[
+    "clean_ratio",
+    "batch_size",
+    "unlearning_learning_rate",
+    "unlearning_momentum",
+    "unlearning_accuracy",
+    "unlearning_epochs",
+];

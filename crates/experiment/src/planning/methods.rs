@@ -1,6 +1,7 @@
 //! Attacks and defenses of a grid point: shared and own parameters, checked by the methods themselves.
 
 use serde_json::{Map, Value};
+use tsbd_analysis::{MEASUREMENTS, Measurement, MeasurementEntry};
 use tsbd_attack::parameters::{self, field_names};
 use tsbd_attack::{Attack, AttackEntry, ParameterError, Poisoning};
 use tsbd_defense::{DEFENSES, Defense, DefenseCommon, DefenseEntry};
@@ -39,6 +40,16 @@ pub(super) static DEFENSE: Family = Family {
     fields: || field_names(&schemars::schema_for!(DefenseCommon)),
     names: || std::iter::once("none").chain(DEFENSES.iter().map(|entry| entry.name)).collect(),
     own_fields: |name| tsbd_defense::find(name).map(|entry| field_names(&(entry.schema)())).unwrap_or_default(),
+};
+
+/// Measurements share no parameters: what they have in common is the defender's.
+pub(super) static MEASURE: Family = Family {
+    shared: "measure",
+    own: "measures",
+    what: "measurement",
+    fields: Vec::new,
+    names: || std::iter::once("none").chain(MEASUREMENTS.iter().map(|entry| entry.name)).collect(),
+    own_fields: |name| tsbd_analysis::find(name).map(|entry| field_names(&(entry.schema)())).unwrap_or_default(),
 };
 
 impl Family {
@@ -164,6 +175,19 @@ pub(super) fn defense(
     let configured = parameters::read(&Value::Object(shared))
         .and_then(|common: DefenseCommon| (entry.configure)(&common, Value::Object(own)));
     finish(configured, errors, &DEFENSE, entry.name, root, asked_at, problems)
+}
+
+/// The measurement of a grid point, configured. `asked_at` is its name in the grid.
+pub(super) fn measurement(
+    entry: &MeasurementEntry,
+    root: &Table,
+    asked_at: &Place,
+    problems: &mut Problems,
+) -> Option<Box<dyn Measurement>> {
+    let (_, own) = MEASURE.parameters(root, entry.name);
+    let errors = MEASURE.read_fields(&own, |field| (entry.configure)(&field).map(drop));
+    let configured = (entry.configure)(&Value::Object(own));
+    finish(configured, errors, &MEASURE, entry.name, root, asked_at, problems)
 }
 
 fn finish<T>(

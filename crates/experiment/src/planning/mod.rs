@@ -16,8 +16,10 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde_json::Value;
+use tsbd_analysis::{MeasurementEntry, Needs, Unlearning};
 use tsbd_attack::{AttackEntry, DatasetFacts, Groundwork, TrainingFacts};
 use tsbd_data::DatasetParameters;
+use tsbd_defense::{Defense, DefenseEntry};
 use tsbd_nn::Architecture;
 
 pub use images::{ImagesFrom, ImagesIdentity, KnownImages};
@@ -67,6 +69,7 @@ pub fn plan(request: &Request) -> Result<Plan, Refusal> {
     let mut problems = Problems::default();
     methods::ATTACK.refuse_unknown(&layers.table, &mut problems);
     methods::DEFENSE.refuse_unknown(&layers.table, &mut problems);
+    methods::MEASURE.refuse_unknown(&layers.table, &mut problems);
     let grid = grid::read(&layers.table, &layers.start, &mut problems);
     let seeds = seeds(&layers.table, &mut problems);
     let experiment = Experiment {
@@ -87,8 +90,9 @@ pub fn plan(request: &Request) -> Result<Plan, Refusal> {
     };
     let points = planner.points(&layers.table, &grid, &seeds);
     planner.problems.refuse_if_any()?;
-    // Each cell was added after its parents, and stays after them when all models come before all repairs.
-    let (models, repairs): (Vec<_>, Vec<_>) = planner.cells.into_iter().partition(|(_, cell)| cell.defense.is_none());
+    // Each cell was added after its parents, and stays after them when all trained models come before all else.
+    let is_trained = |cell: &Cell| matches!(cell.kind, CellKind::Prepare | CellKind::Train);
+    let (models, repairs): (Vec<_>, Vec<_>) = planner.cells.into_iter().partition(|(_, cell)| is_trained(cell));
     Ok(Plan { experiment, cells: models.into_iter().chain(repairs).collect(), points, images: planner.images })
 }
 
@@ -131,8 +135,24 @@ const METRICS: &[&str] = &["acc", "asr", "ra", "der"];
 fn table_spec(layers: &Layers, grid: &Grid, problems: &mut Problems) -> TableSpec {
     let mut spec = TableSpec::default();
     let section = Section::open(&layers.table, "table", &["rows", "columns", "metrics"], &layers.start, problems);
-    let axes: Vec<&str> =
-        ["attack", "defense", "seed"].into_iter().chain(grid.axes.iter().map(|(axis, _)| axis.as_str())).collect();
+    let measurements: Vec<&MeasurementEntry> =
+        grid.measures.iter().filter_map(|(name, _)| tsbd_analysis::find(name)).collect();
+    if !measurements.is_empty() {
+        // What a table of measurements shows unless it is told: which measurement found what.
+        spec.columns = "measure".into();
+        if grid.measures.iter().all(|(name, _)| name != grid::NO_MEASURE) {
+            spec.metrics.clear();
+        }
+        let named = measurements.iter().flat_map(|entry| entry.scalars).filter(|scalar| !scalar.name.ends_with('*'));
+        spec.metrics.extend(named.map(|scalar| scalar.name.to_owned()));
+        if measurements.iter().any(|entry| entry.name == "coverage") {
+            spec.metrics.extend(covering(layers, grid));
+        }
+    }
+    let axes: Vec<&str> = ["attack", "defense", "measure", "seed"]
+        .into_iter()
+        .chain(grid.axes.iter().map(|(axis, _)| axis.as_str()))
+        .collect();
     for (name, field) in [("rows", &mut spec.rows), ("columns", &mut spec.columns)] {
         let Some(axis) = section.text(name, problems) else { continue };
         if !axes.contains(&axis.as_str()) {
@@ -154,13 +174,26 @@ fn table_spec(layers: &Layers, grid: &Grid, problems: &mut Problems) -> TableSpe
                 problems,
             );
         }
-        for unknown in metrics.iter().filter(|metric| !METRICS.contains(&metric.as_str())) {
-            let hint = crate::diagnostic::suggest(unknown, METRICS.iter().copied());
+        let is_known = |name: &str| METRICS.contains(&name) || measurements.iter().any(|entry| entry.gives(name));
+        for unknown in metrics.iter().filter(|metric| !is_known(metric)) {
+            let scalars = measurements.iter().flat_map(|entry| entry.scalars).map(|scalar| scalar.name);
+            let hint = crate::diagnostic::suggest(unknown, METRICS.iter().copied().chain(scalars));
             section.refuse("metrics", format!("there is no metric `{unknown}`"), hint, problems);
         }
         spec.metrics = metrics;
     }
     spec
+}
+
+/// The means of the methods that `coverage` compares.
+fn covering(layers: &Layers, grid: &Grid) -> Vec<String> {
+    let place = grid.measures.first().map_or(&layers.start, |(_, place)| place);
+    let entry = &tsbd_analysis::measurements::coverage::COVERAGE;
+    // What is wrong with its parameters is told with its points.
+    let configured = methods::measurement(entry, &layers.table, place, &mut Problems::default());
+    let parameters = configured.map(|configured| configured.parameters());
+    let methods = parameters.as_ref().and_then(|parameters| parameters["methods"].as_array());
+    methods.into_iter().flatten().filter_map(Value::as_str).map(|method| format!("coverage_{method}")).collect()
 }
 
 fn figure_spec(layers: &Layers, problems: &mut Problems) -> Option<FigureSpec> {
@@ -211,6 +244,23 @@ struct Planner<'a> {
     problems: Problems,
 }
 
+fn unlearning_method(unlearning: &Unlearning) -> MethodParameters {
+    MethodParameters {
+        name: Unlearning::NAME.to_owned(),
+        revision: Unlearning::REVISION,
+        parameters: serde_json::to_value(unlearning).expect("an unlearning consists of names and numbers"),
+    }
+}
+
+/// Names of methods with their places in the grid, and a seed.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    attack: (&'a str, &'a Place),
+    defense: (&'a str, &'a Place),
+    measure: (&'a str, &'a Place),
+    seed: u64,
+}
+
 /// What all points of one choice share.
 struct Basis {
     root: Table,
@@ -235,18 +285,27 @@ impl Planner<'_> {
         let mut points: Vec<GridPoint> = Vec::new();
         for (attack, attack_at) in &grid.attacks {
             for (defense, defense_at) in &grid.defenses {
-                for (choice, basis) in &bases {
-                    let Some(basis) = basis else { continue };
-                    for &seed in seeds {
-                        let Some(cell) = self.cell(basis, (attack, attack_at), (defense, defense_at), seed) else {
-                            continue;
-                        };
-                        let axes = choice.values.iter().filter(|(axis, _)| grid::applies(axis, attack, defense));
-                        let axes = axes.map(|(axis, value)| ((*axis).to_owned(), value.to_json())).collect();
-                        let point = GridPoint { attack: attack.clone(), defense: defense.clone(), seed, axes, cell };
-                        // Choices that differ only in axes that do not apply are one point.
-                        if !points.contains(&point) {
-                            points.push(point);
+                for (measure, measure_at) in &grid.measures {
+                    for (choice, basis) in &bases {
+                        let Some(basis) = basis else { continue };
+                        for &seed in seeds {
+                            let asked = Asked {
+                                attack: (attack, attack_at),
+                                defense: (defense, defense_at),
+                                measure: (measure, measure_at),
+                                seed,
+                            };
+                            let Some((cell, needs)) = self.cell(basis, &asked) else { continue };
+                            let measured = (measure.as_str(), &needs);
+                            let applies = |axis: &str| grid::applies(axis, attack, defense, measured);
+                            let axes = choice.values.iter().filter(|(axis, _)| applies(axis));
+                            let axes = axes.map(|(axis, value)| ((*axis).to_owned(), value.to_json())).collect();
+                            let (attack, defense, measure) = (attack.clone(), defense.clone(), measure.clone());
+                            let point = GridPoint { attack, defense, measure, seed, axes, cell };
+                            // Choices that differ only in axes that do not apply are one point.
+                            if !points.contains(&point) {
+                                points.push(point);
+                            }
                         }
                     }
                 }
@@ -323,22 +382,16 @@ impl Planner<'_> {
         self.problems.add(&place, key, node.map(Node::written), reason, hint);
     }
 
-    /// The cell that has the result of a point; the cells that it starts from are made as well.
-    fn cell(&mut self, basis: &Basis, attack: (&str, &Place), defense: (&str, &Place), seed: u64) -> Option<CellKey> {
+    /// The cell that has the result of a point, and what its measurement needs; the cells that it starts from are made as
+    /// well.
+    fn cell(&mut self, basis: &Basis, asked: &Asked<'_>) -> Option<(CellKey, Needs)> {
+        let Asked { attack, defense, measure, seed } = *asked;
         let (root, problems) = (&basis.root, &mut self.problems);
         let entry = registry::attack(attack.0)?;
         let configured = methods::attack(entry, root, attack.1, problems);
         // Both methods are checked even if one of them is refused.
-        let repaired = tsbd_defense::find(defense.0).map(|entry| {
-            let configured = methods::defense(entry, root, defense.1, problems)?;
-            let checked = configured.check(basis.architecture.as_ref(), &basis.facts);
-            methods::check(checked, &methods::DEFENSE, entry.name, root, defense.1, problems);
-            Some(MethodParameters {
-                name: entry.name.to_owned(),
-                revision: entry.revision,
-                parameters: configured.parameters(),
-            })
-        });
+        let repaired = tsbd_defense::find(defense.0).map(|entry| Some((entry, self.defense(basis, entry, defense.1)?)));
+        let problems = &mut self.problems;
         let configured = configured?;
         methods::check(configured.check(&basis.facts), &methods::ATTACK, entry.name, root, attack.1, problems);
         if let Some(groundwork) = configured.groundwork().filter(|groundwork| groundwork.needs_clean_model()) {
@@ -353,19 +406,127 @@ impl Planner<'_> {
             parents: prepare.iter().cloned().collect(),
             ..self.train(basis, entry, configured.parameters(), seed)
         };
-        let train_key = self.insert(train.clone());
-        match repaired {
-            None => Some(train_key),
-            Some(None) => None,
-            Some(defense @ Some(_)) => Some(self.insert(Cell {
-                kind: CellKind::Defend,
-                training: None,
-                // What the trigger is made of is needed to measure the repaired model.
-                parents: std::iter::once(train_key).chain(prepare).collect(),
-                defense,
-                ..train
-            })),
+        let subject = match repaired {
+            None => self.insert(train.clone()),
+            Some(repaired) => self.defend(&train, &prepare, repaired?),
+        };
+        match tsbd_analysis::find(measure.0) {
+            None => Some((subject, Needs::default())),
+            Some(entry) => self.measure(basis, entry, &subject, &train, &prepare, asked),
         }
+    }
+
+    /// A defense with its checked parameters.
+    fn defense(&mut self, basis: &Basis, entry: &DefenseEntry, asked_at: &Place) -> Option<Box<dyn Defense>> {
+        let (root, problems) = (&basis.root, &mut self.problems);
+        let configured = methods::defense(entry, root, asked_at, problems)?;
+        let before = problems.len();
+        let checked = configured.check(basis.architecture.as_ref(), &basis.facts);
+        methods::check(checked, &methods::DEFENSE, entry.name, root, asked_at, problems);
+        (problems.len() == before).then_some(configured)
+    }
+
+    /// The cell in which the model of `train` is repaired, after those that it starts from.
+    fn defend(
+        &mut self,
+        train: &Cell,
+        prepare: &Option<CellKey>,
+        configured: (&DefenseEntry, Box<dyn Defense>),
+    ) -> CellKey {
+        let (entry, configured) = configured;
+        let train_key = self.insert(train.clone());
+        let unlearned = configured.unlearning().map(|unlearning| self.unlearn(train, Vec::new(), &unlearning));
+        let parameters = configured.parameters();
+        self.insert(Cell {
+            kind: CellKind::Defend,
+            training: None,
+            // What the trigger is made of is needed to measure the repaired model.
+            parents: std::iter::once(train_key).chain(prepare.clone()).chain(unlearned).collect(),
+            defense: Some(MethodParameters { name: entry.name.to_owned(), revision: entry.revision, parameters }),
+            ..train.clone()
+        })
+    }
+
+    /// The cell that measures the model of `subject`, after those that it starts from.
+    fn measure(
+        &mut self,
+        basis: &Basis,
+        entry: &MeasurementEntry,
+        subject: &CellKey,
+        train: &Cell,
+        prepare: &Option<CellKey>,
+        asked: &Asked<'_>,
+    ) -> Option<(CellKey, Needs)> {
+        let (root, asked_at) = (&basis.root, asked.measure.1);
+        let configured = methods::measurement(entry, root, asked_at, &mut self.problems)?;
+        let checked = configured.check(basis.architecture.as_ref());
+        methods::check(checked, &methods::MEASURE, entry.name, root, asked_at, &mut self.problems);
+        let needs = configured.needs();
+        let mut refuse = |value: &str, reason: String, hint: &str| {
+            self.problems.add(asked_at, "grid.measure", Some(value.to_owned()), reason, hint);
+        };
+        if asked.attack.0 == "none" {
+            let reason = "it measures what a backdoor does, and a model without an attack has none".to_owned();
+            refuse(entry.name, reason, "take \"none\" out of grid.attack");
+            return None;
+        }
+        if !needs.scores.is_empty() && asked.defense.0 != "none" {
+            let reason = format!("it compares defenses on the backdoored model, not after {}", asked.defense.0);
+            refuse(entry.name, reason, "write defense = [\"none\"]");
+            return None;
+        }
+        let subject = self.cells[subject].clone();
+        // What the trigger is made of.
+        let trained = (subject.kind != CellKind::Train).then(|| train.key());
+        let trigger: Vec<CellKey> = trained.into_iter().chain(prepare.clone()).collect();
+        let mut parents = vec![subject.key()];
+        parents.extend(trigger.clone());
+        let mut numbers = None;
+        if needs.unlearning || needs.unlearned || needs.poison_unlearned.is_some() {
+            let unlearning = self.defense(basis, &tsbd_defense::tsbd::TSBD, asked_at)?.unlearning()?;
+            if needs.unlearned {
+                parents.push(self.unlearn(&subject, Vec::new(), &unlearning));
+            }
+            if let Some(asr) = needs.poison_unlearned {
+                parents.push(self.unlearn(&subject, trigger, &unlearning.of_poison(asr)));
+            }
+            numbers = needs.unlearning.then(|| unlearning_method(&unlearning));
+        }
+        if needs.clean_model {
+            parents.push(self.clean_model(basis, asked.seed));
+        }
+        for name in &needs.scores {
+            let scoring = tsbd_defense::find(name);
+            let Some(scoring) = scoring else {
+                let hint =
+                    format!("give others in measures.{}.methods; `tsbd list defenses` has the names", entry.name);
+                self.problems.add(asked_at, "grid.measure", Some(name.clone()), "there is no such defense", hint);
+                return None;
+            };
+            let defense = self.defense(basis, scoring, asked_at)?;
+            if !defense.scores_neurons() {
+                let hint = format!("take it out of measures.{}.methods", entry.name);
+                self.problems.add(asked_at, "grid.measure", Some(name.clone()), "it orders no neurons", hint);
+                return None;
+            }
+            parents.push(self.defend(train, prepare, (scoring, defense)));
+        }
+        let parameters = configured.parameters();
+        let measure = self.insert(Cell {
+            kind: CellKind::Measure,
+            training: None,
+            parents,
+            unlearning: numbers,
+            measurement: Some(MethodParameters { name: entry.name.to_owned(), revision: entry.revision, parameters }),
+            ..subject
+        });
+        Some((measure, needs))
+    }
+
+    /// The cell that trains the clean model with the images, network and training of a point.
+    fn clean_model(&mut self, basis: &Basis, seed: u64) -> CellKey {
+        let parameters = Value::Object(serde_json::Map::new());
+        self.insert(self.train(basis, &tsbd_attack::NONE, parameters, seed))
     }
 
     /// The cell that trains a model from nothing but the data set.
@@ -381,7 +542,20 @@ impl Planner<'_> {
             training: Some(basis.training.clone()),
             attack: MethodParameters { name: entry.name.to_owned(), revision: entry.revision, parameters },
             defense: None,
+            unlearning: None,
+            measurement: None,
         }
+    }
+
+    /// The cell in which the model of `subject` unlearns. What else it starts from is in `parents`.
+    fn unlearn(&mut self, subject: &Cell, parents: Vec<CellKey>, unlearning: &Unlearning) -> CellKey {
+        self.insert(Cell {
+            kind: CellKind::Unlearn,
+            training: None,
+            parents: std::iter::once(subject.key()).chain(parents).collect(),
+            unlearning: Some(unlearning_method(unlearning)),
+            ..subject.clone()
+        })
     }
 
     /// The cell that makes what an attack starts from, and the clean model below it if it needs one: the same cells for
@@ -392,8 +566,7 @@ impl Planner<'_> {
         if !groundwork.needs_clean_model() {
             return self.insert(Cell { model: None, ..prepare });
         }
-        let parameters = Value::Object(serde_json::Map::new());
-        let clean = self.insert(self.train(basis, &tsbd_attack::NONE, parameters, seed));
+        let clean = self.clean_model(basis, seed);
         self.insert(Cell { parents: vec![clean], ..prepare })
     }
 

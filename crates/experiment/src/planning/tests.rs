@@ -49,16 +49,15 @@ fn only(diagnostics: &[Diagnostic]) -> (&str, &str, Option<&str>, &str, &str) {
 #[test]
 fn a_backdoored_model_is_shared_by_its_defenses_and_parents_come_first() {
     let plan = planned(SMALL, &[]);
-    assert_eq!((plan.cells.len(), plan.points.len()), (9, 9));
+    // Three trained, three unlearned for TSBD, six repaired.
+    assert_eq!((plan.cells.len(), plan.points.len()), (12, 9));
     assert_eq!(plan.experiment.title, "A test");
     let mut seen = Vec::new();
     for (key, cell) in &plan.cells {
         assert!(cell.parents.iter().all(|parent| seen.contains(parent)));
         assert_eq!(&cell.key(), key);
-        assert_eq!(
-            (cell.kind == CellKind::Train, cell.training.is_some()),
-            (cell.defense.is_none(), cell.defense.is_none())
-        );
+        assert_eq!(cell.kind == CellKind::Train, cell.training.is_some());
+        assert_eq!(cell.kind == CellKind::Defend, cell.defense.is_some());
         seen.push(key.clone());
     }
     let point = &plan.points[0];
@@ -90,7 +89,7 @@ fn an_axis_of_one_defense_multiplies_that_defense_alone() {
     let text = format!("{SMALL}\"defenses.tsbd.neuron_ratio\" = [0.05, 0.15, 0.3]\n");
     let plan = planned(&text, &[]);
     // 3 attacks x (none, ft, 3 x tsbd).
-    assert_eq!((plan.points.len(), plan.cells.len()), (15, 15));
+    assert_eq!((plan.points.len(), plan.cells.len()), (15, 15 + 3), "an unlearned model for each attack");
     let of = |defense: &str| plan.points.iter().filter(|point| point.defense == defense).collect::<Vec<_>>();
     assert!(of("ft").iter().all(|point| point.axes.is_empty()));
     let ratios: Vec<_> = of("tsbd").iter().map(|point| point.axes["defenses.tsbd.neuron_ratio"].clone()).collect();
@@ -123,7 +122,7 @@ fn the_cell<'a>(plan: &'a Plan, kind: CellKind, attack: &str) -> &'a Cell {
 fn an_attack_with_a_groundwork_starts_from_a_cell_of_its_own_and_that_from_the_clean_model() {
     // Without the attack `none` in the grid: the clean model is a cell all the same, and no point.
     let plan = planned(&SMALL.replace("\"none\", \"badnets\", \"blended\"", "\"lf\""), &[]);
-    assert_eq!((plan.cells.len(), plan.points.len()), (5, 3));
+    assert_eq!((plan.cells.len(), plan.points.len()), (6, 3));
     let clean = the_cell(&plan, CellKind::Train, "none");
     let prepare = the_cell(&plan, CellKind::Prepare, "lf");
     let train = the_cell(&plan, CellKind::Train, "lf");
@@ -131,12 +130,12 @@ fn an_attack_with_a_groundwork_starts_from_a_cell_of_its_own_and_that_from_the_c
     assert_eq!((&prepare.parents, &train.parents), (&vec![clean.key()], &vec![prepare.key()]));
     assert!(plan.points.iter().all(|point| point.cell != prepare.key() && point.cell != clean.key()));
     for cell in plan.cells.values().filter(|cell| cell.kind == CellKind::Defend) {
-        assert_eq!(cell.parents, [train.key(), prepare.key()], "the trigger is needed to measure a repair");
+        assert_eq!(cell.parents[..2], [train.key(), prepare.key()], "the trigger is needed to measure a repair");
     }
     let order: Vec<usize> = [clean, prepare, train].map(|cell| plan.cells.get_index_of(&cell.key()).unwrap()).to_vec();
     assert_eq!(order, [0, 1, 2]);
     assert_eq!(prepare.label(), "lf groundwork");
-    assert_eq!(outstanding(&plan, &BTreeMap::new()).len(), 5);
+    assert_eq!(outstanding(&plan, &BTreeMap::new()).len(), 6);
 
     // The clean model is the one that the attack `none` trains.
     let with_none = planned(&SMALL.replace("\"badnets\", \"blended\"", "\"lf\""), &[]);
@@ -174,7 +173,7 @@ fn what_a_groundwork_cannot_do_with_the_network_is_refused() {
 fn seeds_make_cells_of_their_own() {
     let plan = planned(&SMALL.replace("title", "seeds = [0, 7]\ntitle"), &[]);
     assert_eq!(plan.points.len(), 18);
-    assert_eq!(plan.cells.values().filter(|cell| cell.seed == 7).count(), 9);
+    assert_eq!(plan.cells.values().filter(|cell| cell.seed == 7).count(), 12);
 }
 
 #[test]
@@ -398,4 +397,140 @@ fn the_experiments_of_this_repository_are_valid() {
         }
     }
     assert!(count >= 2 * PROFILES.len());
+}
+
+/// One attack, every measurement, TSBD and NWC-FP.
+const MEASURED: &str = r#"
+title = "Measurements"
+profile = "smoke"
+[data]
+train_images = 400
+test_images = 50
+image_size = 8
+[model]
+width = 4
+[measures.coverage]
+methods = ["nwc", "fp"]
+[grid]
+attack = ["badnets"]
+measure = ["nwc", "activeness", "activations", "tac", "coverage"]
+"#;
+
+/// The cell of a point with this measurement.
+fn measured<'a>(plan: &'a Plan, measure: &str) -> &'a Cell {
+    let point = plan.points.iter().find(|point| point.measure == measure).unwrap();
+    &plan.cells[&point.cell]
+}
+
+/// The parents of a cell as their labels.
+fn parents(plan: &Plan, cell: &Cell) -> Vec<String> {
+    cell.parents.iter().map(|key| format!("{:?} {}", plan.cells[key].kind, plan.cells[key].label())).collect()
+}
+
+#[test]
+fn measurements_share_the_unlearned_and_the_clean_models_that_they_need() {
+    let plan = planned(MEASURED, &[]);
+    assert_eq!(plan.points.len(), 5);
+    // The backdoored and the clean model, the two unlearnings, five measurements.
+    assert_eq!(plan.cells.len(), 9);
+    let kinds = |kind| plan.cells.values().filter(|cell| cell.kind == kind).count();
+    assert_eq!((kinds(CellKind::Train), kinds(CellKind::Unlearn), kinds(CellKind::Measure)), (2, 2, 5));
+    let (model, unlearned) = ("Train badnets", "Unlearn badnets after unlearning");
+    assert_eq!(parents(&plan, measured(&plan, "nwc")), [model, unlearned, unlearned]);
+    assert_eq!(parents(&plan, measured(&plan, "activeness")), [model, "Train none"]);
+    assert_eq!(parents(&plan, measured(&plan, "activations")), [model, unlearned, unlearned, "Train none"]);
+    assert_eq!(parents(&plan, measured(&plan, "tac")), [model]);
+    assert_eq!(parents(&plan, measured(&plan, "coverage")), [model, unlearned]);
+    let unlearnings: Vec<&Value> = measured(&plan, "nwc").parents[1..]
+        .iter()
+        .map(|key| &plan.cells[key].unlearning.as_ref().unwrap().parameters)
+        .collect();
+    assert_eq!((&unlearnings[0]["of"], &unlearnings[1]["of"]), (&json!("clean"), &json!("poison")));
+    assert_eq!((&unlearnings[0]["clean_ratio"], &unlearnings[1]["stop_at"]), (&json!(0.1), &json!(0.05)));
+    for (position, (key, cell)) in plan.cells.iter().enumerate() {
+        assert!(cell.parents.iter().all(|parent| plan.cells.get_index_of(parent).unwrap() < position), "{key}");
+    }
+}
+
+#[test]
+fn tsbd_fp_by_weight_changes_and_measurements_unlearn_once_when_their_numbers_agree() {
+    let text = MEASURED.replace("measure = [", "defense = [\"none\", \"tsbd\", \"fp\"]\nmeasure = [\"none\"]\n#");
+    let settings = [("defenses.fp.order", "nwc"), ("defenses.fp.unlearning_learning_rate", "1e-3")];
+    let plan = planned(&text, &settings);
+    let unlearned = the_cell(&plan, CellKind::Unlearn, "badnets").key();
+    let repairs: Vec<&Cell> = plan.cells.values().filter(|cell| cell.kind == CellKind::Defend).collect();
+    assert_eq!(repairs.len(), 2);
+    assert!(repairs.iter().all(|cell| cell.parents.contains(&unlearned)));
+    assert!(planned(MEASURED, &[]).cells.contains_key(&unlearned), "measurements start from the same");
+    let sweep = "\"defenses.tsbd.neuron_ratio\" = [0.1, 0.2]\n\"defenses.tsbd.weight_ratio\" = [0.5, 0.7]\n\
+                 \"defenses.tsbd.reinitialisation\" = [\"v1\", \"v3\"]\n\"defenses.tsbd.fine_tuning\" = [\"vanilla\", \"none\"]\n\
+                 \"defenses.tsbd.radius\" = [0.05, 0.1]\n\"defenses.tsbd.alpha\" = [0.5, 0.7]\n";
+    let swept = planned(&format!("{}{sweep}", text.replace(", \"fp\"", "")), &[]);
+    assert_eq!(swept.points.len(), 1 + 64);
+    assert_eq!(the_cell(&swept, CellKind::Unlearn, "badnets").key(), unlearned);
+    // What it depends on makes another.
+    let other = planned(&text, &[("defenses.tsbd.unlearning_learning_rate", "5e-3")]);
+    assert!(!other.cells.contains_key(&unlearned));
+}
+
+#[test]
+fn an_axis_of_the_unlearning_is_one_of_the_measurements_that_depend_on_it_and_of_no_other() {
+    let axis =
+        "\"defenses.tsbd.unlearning_learning_rate\" = [1e-3, 1e-4]\n\"defenses.tsbd.neuron_ratio\" = [0.1, 0.2]\n";
+    let plan = planned(&format!("{MEASURED}{axis}"), &[]);
+    let points = |measure: &str| plan.points.iter().filter(|point| point.measure == measure).count();
+    assert_eq!(["nwc", "activeness", "activations", "tac", "coverage"].map(points), [2, 2, 2, 1, 2]);
+    let axes: Vec<&String> = plan.points.iter().flat_map(|point| point.axes.keys()).collect();
+    assert!(axes.iter().all(|axis| *axis == "defenses.tsbd.unlearning_learning_rate"));
+}
+
+#[test]
+fn a_repaired_model_is_measured_as_the_backdoored_one_is() {
+    let text = MEASURED.replace("measure = [", "defense = [\"ft\"]\nmeasure = [\"nwc\", \"tac\"]\n#");
+    let plan = planned(&text, &[]);
+    let (repair, unlearned) = ("Defend badnets + ft", "Unlearn badnets + ft after unlearning");
+    assert_eq!(parents(&plan, measured(&plan, "nwc")), [repair, "Train badnets", unlearned, unlearned]);
+    assert_eq!(parents(&plan, measured(&plan, "tac")), [repair, "Train badnets"]);
+    let poison = &plan.cells[&measured(&plan, "nwc").parents[3]];
+    assert_eq!(parents(&plan, poison), [repair, "Train badnets"], "the trigger is needed");
+}
+
+#[test]
+fn a_table_of_measurements_shows_their_numbers_unless_it_is_told_which() {
+    let table = planned(MEASURED, &[]).experiment.table;
+    assert_eq!((table.rows.as_str(), table.columns.as_str()), ("attack", "measure"));
+    let has = |name: &str| table.metrics.iter().any(|metric| metric == name);
+    assert!(
+        ["pearson", "activeness_ratio", "tac_clp_max", "coverage_nwc", "coverage_fp"].map(has).iter().all(|has| *has)
+    );
+    assert!(!has("acc") && !has("coverage_*"));
+    let told = planned(&format!("{MEASURED}[table]\nmetrics = [\"coverage_nwc_at_0.1\"]\n"), &[]);
+    assert_eq!(told.experiment.table.metrics, ["coverage_nwc_at_0.1"]);
+    let diagnostics = refused(&format!("{MEASURED}[table]\nmetrics = [\"pearsn\"]\n"), &[]);
+    let (_, key, _, _, hint) = only(&diagnostics);
+    assert_eq!((key, hint), ("table.metrics", "did you mean `pearson`?"));
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused_before_anything_runs() {
+    let diagnostics = refused(&MEASURED.replace("[\"badnets\"]", "[\"none\"]"), &[("grid.measure", "tac")]);
+    let (_, key, value, reason, hint) = only(&diagnostics);
+    assert_eq!((key, value), ("grid.measure", Some("tac")));
+    assert!(reason.contains("without an attack") && hint.contains("grid.attack"), "{reason}; {hint}");
+
+    let wrong = [
+        ("measures.nwc.layer", "conv9", "measures.nwc.layer"),
+        ("measures.tac.images", "0", "measures.tac.images"),
+        ("measures.coverage.methods", "[\"ft\"]", "grid.measure"),
+        ("measures.coverage.methods", "[\"magic\"]", "grid.measure"),
+        ("measures.nwc.layers", "conv1", "measures.nwc.layers"),
+        ("measures.nwk.layer", "conv1", "measures.nwk"),
+        ("grid.measure", "nwk", "grid.measure"),
+    ];
+    for (key, value, blamed) in wrong {
+        let diagnostics = refused(MEASURED, &[(key, value)]);
+        assert!(diagnostics.iter().any(|diagnostic| diagnostic.key == blamed), "{key}: {diagnostics:#?}");
+    }
+    let defended = MEASURED.replace("measure = [", "defense = [\"ft\"]\nmeasure = [\"coverage\"]\n#");
+    assert!(planned(&defended, &[]).points.len() == 1, "nwc and fp are scored on whatever model");
 }

@@ -4,13 +4,18 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use tsbd_analysis::Unlearned;
 use tsbd_attack::{Evaluation, LEARNED_TRIGGER, PoisonFacts};
 use tsbd_defense::{Context, Defense, DefenseObserver, Progress};
-use tsbd_experiment::{CellKind, MethodParameters, TracePoint};
+use tsbd_experiment::{CellKind, MethodParameters, NEURONS, TracePoint};
 use tsbd_nn::Model;
 
+use super::unlearn::{self, save_neurons};
 use super::{ExecuteError, MODEL, Setting, other_method, rates};
 use crate::workspace::{Cancellation, CellError, CellWorkspace, Conclusion, Findings, ProgressReporter};
+
+/// Name of the vector with the scores that a defense ordered neurons by.
+pub(super) const SCORES: &str = "score";
 
 pub(super) fn run(setting: Setting, workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
     let cell = workspace.cell();
@@ -23,6 +28,8 @@ pub(super) fn run(setting: Setting, workspace: &CellWorkspace) -> Result<Conclus
     let path = workspace.parent_artefact(&trained.key, MODEL);
     let backdoored = Model::load(Arc::clone(&setting.architecture), path)?.to_device(&setting.device)?;
 
+    let (parents, device) = (workspace.parents()?, &setting.device);
+    let unlearned = unlearn::result(workspace, &parents, Unlearned::Clean, &setting.architecture, device)?;
     let clean = defense.clean_subset(Arc::clone(&setting.dataset.train) as _, cell.seed)?;
     let mut observer = Observer { reporter: workspace.reporter(), cancellation: workspace.cancellation() };
     let mut context = Context {
@@ -32,6 +39,7 @@ pub(super) fn run(setting: Setting, workspace: &CellWorkspace) -> Result<Conclus
         augmentation: setting.dataset.augmentation(),
         clean_test: Arc::clone(&setting.dataset.test) as _,
         evaluate: &|model| setting.evaluate(model),
+        unlearned: unlearned.as_ref(),
         observer: &mut observer,
     };
     let repaired = match defense.repair(&backdoored, &clean, &mut context) {
@@ -41,6 +49,11 @@ pub(super) fn run(setting: Setting, workspace: &CellWorkspace) -> Result<Conclus
     workspace.reporter().stage("evaluate");
     let after = setting.evaluate(&repaired.model)?;
     repaired.model.save(workspace.directory().join(MODEL))?;
+    let mut artefacts = vec![MODEL.to_owned()];
+    if let Some(scores) = repaired.scores {
+        save_neurons(&[(SCORES.to_owned(), scores)].into(), &workspace.directory().join(NEURONS))?;
+        artefacts.push(NEURONS.to_owned());
+    }
 
     let before = Evaluation {
         acc: trained.metrics.get("acc").copied().ok_or(incomplete("its parent's accuracy"))?,
@@ -57,7 +70,7 @@ pub(super) fn run(setting: Setting, workspace: &CellWorkspace) -> Result<Conclus
     facts.insert("clean_count".to_owned(), json!(clean.len()));
     facts.insert("changed_neurons".to_owned(), json!(repaired.changed.len()));
     facts.extend(repaired.facts);
-    Ok(Conclusion::Done(Findings { metrics, facts, trace: repaired.trace, artefacts: vec![MODEL.to_owned()] }))
+    Ok(Conclusion::Done(Findings { metrics, facts, trace: repaired.trace, artefacts }))
 }
 
 fn configure(method: &MethodParameters) -> Result<Box<dyn Defense>, CellError> {

@@ -1,12 +1,15 @@
-//! What a cell does: makes what an attack starts from, trains an attacked model, or repairs one.
+//! What a cell does: makes what an attack starts from, trains an attacked model, makes it unlearn, repairs it, or
+//! measures something in it.
 //!
 //! This runs in the cell's own process, inside the folder of a [`CellWorkspace`]. It reads the cell's parameters and
 //! its parent's model, writes a checkpoint and a model into the folder, and returns numbers; the workspace publishes
 //! them. It knows no other cell.
 
 mod defend;
+mod measure;
 mod prepare;
 mod train;
+mod unlearn;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -42,9 +45,6 @@ enum ExecuteError {
     /// The cell lacks a part that its kind needs.
     #[error("a {kind:?} cell without {part}: its cell.toml was changed; remove the cell's folder and run again")]
     Incomplete { kind: CellKind, part: &'static str },
-    /// Measurements have no program yet.
-    #[error("this program cannot run cells of kind `measure`")]
-    NoMeasurement,
     /// A device that this program cannot compute on.
     #[error("device `{device}`: this program computes on `cpu` only")]
     Device { device: String },
@@ -57,8 +57,9 @@ pub fn execute(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
     match workspace.cell().kind {
         CellKind::Prepare => prepare::run(&basis, workspace),
         CellKind::Train => train::run(Setting::of(basis, workspace)?, workspace),
+        CellKind::Unlearn => unlearn::run(basis, workspace),
         CellKind::Defend => defend::run(Setting::of(basis, workspace)?, workspace),
-        CellKind::Measure => Err(ExecuteError::NoMeasurement.into()),
+        CellKind::Measure => measure::run(Setting::of(basis, workspace)?, workspace),
     }
 }
 

@@ -44,6 +44,7 @@ fn add(plan: &mut Plan, cell: Cell, defense: &str) -> CellKey {
     plan.points.push(GridPoint {
         attack: cell.attack.name.clone(),
         defense: defense.to_owned(),
+        measure: "none".into(),
         seed: 0,
         axes: BTreeMap::new(),
         cell: key.clone(),
@@ -72,5 +73,7 @@ fn cell(attack: &str) -> Cell {
         }),
         attack: MethodParameters { name: attack.into(), revision: 1, parameters: json!({}) },
         defense: None,
+        unlearning: None,
+        measurement: None,
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use crate::error::Result;
-use crate::table::{Entry, Line, Table, Value};
+use crate::table::{Entry, Line, Table, Unit, Value};
 
 pub(super) fn render(table: &Table) -> Result<Vec<u8>> {
     let panels = table.panels.iter().map(|panel| {
@@ -27,7 +27,11 @@ pub(super) fn render(table: &Table) -> Result<Vec<u8>> {
         "datasets": table.datasets,
         "models": table.models,
         "seeds": table.seeds,
-        "unit": "percent",
+        "unit": match table.unit {
+            Unit::Percent => "percent",
+            Unit::Plain => "plain",
+            Unit::Mixed => "percent of rates, measurements plain",
+        },
         "cells": {
             "all": table.count.cells,
             "done": table.count.done,

@@ -12,7 +12,7 @@ mod tests;
 
 use crate::error::Result;
 use crate::format::{Emphasis, Format};
-use crate::table::{Panel, Table, Value};
+use crate::table::{Panel, Table, Unit, Value};
 
 impl Table {
     /// The table in a format, as bytes; text formats are UTF-8 and end in a newline. `emphasis` matters to
@@ -49,7 +49,12 @@ impl Table {
             || self.panels.iter().flat_map(|panel| self.lines(panel)).flat_map(|line| line.entries.iter().flatten());
         let has = |wanted: fn(&Value) -> bool| entries().any(|entry| wanted(&entry.value));
         let mut notes = Vec::new();
-        let mut values = "In percent".to_owned();
+        let mut values = match self.unit {
+            Unit::Percent => "In percent",
+            Unit::Plain => "Numbers as they are",
+            Unit::Mixed => "Rates in percent, numbers of measurements as they are",
+        }
+        .to_owned();
         if self.seeds.len() > 1 {
             values += ", mean ± sample standard deviation over the seeds";
         }
@@ -97,6 +102,7 @@ pub(crate) fn row_head(axis: &str) -> String {
     match axis {
         "attack" => "Attack".into(),
         "defense" => "Defense".into(),
+        "measure" => "Measurement".into(),
         "dataset" => "Data set".into(),
         "model" => "Model".into(),
         "seed" => "Seed".into(),

@@ -1,0 +1,178 @@
+//! The golden values of `tools/reference/analysis.py` and the tiny network they belong to: for tests.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+use tsbd_data::{Augmentation, ImageSource, Images, Loader, Normalization};
+use tsbd_nn::{Architecture, Layer, Model, Module, Pass, Streams};
+use tsbd_tensor::{Device, Var};
+
+use crate::context::{Context, NoObserver, Observer};
+use crate::{Measured, MeasurementEntry, NeuronVector, Pairs, Subject, Unlearned, Unlearning};
+
+/// The network of `tools/reference/tsbd.py`: two convolutions with a shortcut between them, and a linear layer.
+#[derive(Debug)]
+struct Tiny(Vec<Module>);
+
+impl Architecture for Tiny {
+    fn name(&self) -> &str {
+        "tiny"
+    }
+    fn modules(&self) -> &[Module] {
+        &self.0
+    }
+    fn classes(&self) -> usize {
+        3
+    }
+    fn head(&self) -> &str {
+        "linear"
+    }
+    fn features(&self) -> &str {
+        "features"
+    }
+    fn forward(&self, pass: &Pass, images: &Var) -> tsbd_nn::Result<Var> {
+        let x = pass.batch_norm_relu("bn1", &pass.conv("conv1", images)?)?;
+        let x = pass.conv_add("conv2", &x, &pass.conv("shortcut", &x)?)?;
+        let x = pass.batch_norm_relu("bn2", &x)?.global_average_pool()?;
+        pass.output("features", &x);
+        pass.linear("linear", &x)
+    }
+}
+
+pub(crate) fn architecture() -> Arc<dyn Architecture> {
+    let conv = |name, in_channels, out_channels, kernel, stride| {
+        let padding = kernel / 2;
+        Module::new(name, Layer::Conv2d { in_channels, out_channels, kernel, stride, padding, bias: false })
+    };
+    let norm = |name, channels| Module::new(name, Layer::BatchNorm2d { channels });
+    Arc::new(Tiny(vec![
+        conv("conv1", 3, 4, 3, 1),
+        norm("bn1", 4),
+        conv("conv2", 4, 12, 3, 2),
+        conv("shortcut", 4, 12, 1, 2),
+        norm("bn2", 12),
+        Module::new("linear", Layer::Linear { in_features: 12, out_features: 3 }),
+    ]))
+}
+
+fn path(file: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tools/reference/golden/analysis")).join(file)
+}
+
+/// The model with the weights of a golden file.
+pub(crate) fn model(name: &str) -> Model {
+    Model::load(architecture(), path(&format!("{name}.safetensors"))).unwrap()
+}
+
+/// A value of golden.json.
+pub(crate) fn value(name: &str) -> Value {
+    let text = std::fs::read_to_string(path("golden.json")).unwrap();
+    let golden: Value = serde_json::from_str(&text).unwrap();
+    golden[name].clone()
+}
+
+/// A list of numbers.
+pub(crate) fn list(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+}
+
+/// A list of numbers of golden.json.
+pub(crate) fn numbers(name: &str) -> Vec<f64> {
+    list(&value(name))
+}
+
+/// `images`, `triggered` (the same with a trigger), or `poison` (the triggered ones of other classes than 0, labelled 0).
+pub(crate) fn images(name: &str) -> Arc<dyn ImageSource> {
+    let bytes = std::fs::read(path("images.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let pixels = |name: &str| tensors.tensor(name).unwrap().data().to_vec();
+    let labels = pixels("labels").chunks_exact(4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap())).collect();
+    let all = |name: &str, labels: Vec<u32>| Images::new(pixels(name), labels, (8, 8), 3);
+    match name {
+        "poison" => {
+            let of_others = |labels: &Vec<u32>| (0..labels.len() as u32).filter(|&i| labels[i as usize] != 0).collect();
+            let indices = of_others(&labels);
+            let relabelled = all("triggered", vec![0; labels.len()]);
+            Arc::new(tsbd_data::Subset::new(Arc::new(relabelled), indices))
+        }
+        name => Arc::new(all(name, labels)),
+    }
+}
+
+pub(crate) fn loader(name: &str, batch_size: usize) -> Loader {
+    Loader::evaluation(images(name), Normalization::IDENTITY, batch_size)
+}
+
+/// Runs `with` in a context without augmentation.
+pub(crate) fn in_context<T>(observer: &mut dyn Observer, with: impl FnOnce(&mut Context) -> T) -> T {
+    with(&mut Context {
+        streams: Streams::new(0),
+        device: Device::Cpu,
+        normalization: Normalization::IDENTITY,
+        augmentation: Augmentation { crop_padding: 0, flip: false },
+        observer,
+    })
+}
+
+/// Fails unless every number differs by at most `tolerance` times the expected one (or `tolerance` itself, below 1).
+pub(crate) fn assert_close(found: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len());
+    for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!((found - expected).abs() <= tolerance * expected.abs().max(1.0), "{place}: {found}, not {expected}");
+    }
+}
+
+/// The triggered images of other classes than 0, and the same without the trigger.
+pub(crate) fn pairs() -> Pairs {
+    let clean = images("images");
+    let others = (0..clean.len() as u32).filter(|index| clean.label(*index as usize) != 0).collect();
+    Pairs { clean: Arc::new(tsbd_data::Subset::new(clean, others)), triggered: images("poison") }
+}
+
+/// Scores of three defenses: two by batch norm, one by convolution.
+pub(crate) fn subject_scores() -> BTreeMap<String, NeuronVector> {
+    let scores = |first: &str, second: &str, sign: f64| {
+        let part =
+            |name: &str, count: i32| (name.to_owned(), (0..count).map(|place| sign * f64::from(place)).collect());
+        [part(first, 4), part(second, 12)].into_iter().collect()
+    };
+    let of = [
+        ("clp", scores("bn1", "bn2", 1.0)),
+        ("anp", scores("conv1", "conv2", -1.0)),
+        ("rnp", scores("bn1", "bn2", -2.0)),
+    ];
+    of.into_iter().map(|(name, vector)| (name.to_owned(), vector)).collect()
+}
+
+/// Gives the backdoored model `planted` with everything that a measurement may need to `with`.
+pub(crate) fn with_subject<T>(with: impl FnOnce(&Subject) -> T) -> T {
+    let [planted, clean, unlearned, poison_unlearned] =
+        ["planted", "backdoored", "unlearned", "poison-unlearned"].map(model);
+    let unlearning = Unlearning {
+        of: Unlearned::Clean,
+        clean_ratio: Some(1.0),
+        batch_size: 16,
+        learning_rate: 0.05,
+        momentum: 0.9,
+        stop_at: 0.5,
+        epochs: 50,
+    };
+    with(&Subject {
+        model: Some(&planted),
+        clean_model: Some(&clean),
+        unlearning: Some((&unlearning, images("images"))),
+        unlearned: Some(&unlearned),
+        poison_unlearned: Some(&poison_unlearned),
+        pairs: Some(pairs()),
+        scores: subject_scores(),
+    })
+}
+
+/// What a measurement with these parameters finds out about that model.
+pub(crate) fn measured(entry: &MeasurementEntry, own: Value) -> Measured {
+    let measurement = (entry.configure)(&own).unwrap();
+    with_subject(|subject| in_context(&mut NoObserver, |context| measurement.measure(subject, context).unwrap()))
+}

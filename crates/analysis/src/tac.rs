@@ -1,0 +1,117 @@
+//! Trigger-activated change (TAC): how far the trigger moves a neuron's output.
+//!
+//! It has been published in two forms whose values and orders differ, so whoever prints one names it. Both are taken on
+//! the convolution's raw output in evaluation mode, over pairs of an image and its triggered version.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tsbd_nn::{BatchSource, Model};
+
+use crate::outputs::outputs;
+use crate::{Error, Neurons};
+
+/// Which of the two published forms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TacForm {
+    /// BackdoorBench's `analysis/visual_tac.py`: the mean over images of the absolute difference at each position,
+    /// summed over positions.
+    #[default]
+    BackdoorBench,
+    /// Zheng et al., "Data-free Backdoor Removal based on Channel Lipschitzness", ECCV 2022: the L2 norm of the
+    /// difference of an image's two feature maps, averaged over images.
+    Clp,
+}
+
+/// The TAC of each neuron of [`Neurons::all`], in both forms.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tac {
+    /// [`TacForm::BackdoorBench`].
+    pub backdoorbench: Vec<f64>,
+    /// [`TacForm::Clp`].
+    pub clp: Vec<f64>,
+}
+
+impl Tac {
+    /// The values of one form.
+    pub fn form(&self, form: TacForm) -> &[f64] {
+        match form {
+            TacForm::BackdoorBench => &self.backdoorbench,
+            TacForm::Clp => &self.clp,
+        }
+    }
+}
+
+/// The TAC of each neuron over the first epochs of `clean` and `triggered`, which give the same images in the same
+/// batches, without and with the trigger.
+pub fn tac(model: &Model, clean: &dyn BatchSource, triggered: &dyn BatchSource) -> Result<Tac, Error> {
+    let neurons = Neurons::of(model.architecture.as_ref());
+    let zeros = || -> Vec<Vec<f64>> { neurons.layers().iter().map(|layer| vec![0.0; layer.filters]).collect() };
+    let (mut absolute, mut norms, mut images) = (zeros(), zeros(), 0);
+    let mut pairs = (outputs(model, &neurons, clean), outputs(model, &neurons, triggered));
+    loop {
+        let (clean, triggered) = match (pairs.0.next(), pairs.1.next()) {
+            (None, None) => break,
+            (Some(clean), Some(triggered)) => (clean?, triggered?),
+            _ => return Err(Error::Unpaired),
+        };
+        if clean.images != triggered.images {
+            return Err(Error::Unpaired);
+        }
+        for layer in 0..absolute.len() {
+            let filters = absolute[layer].len();
+            let mut squares = vec![0.0; filters];
+            for image in 0..clean.images {
+                squares.fill(0.0);
+                let positions = clean.of_image(layer, image).chunks_exact(filters);
+                for (clean, triggered) in positions.zip(triggered.of_image(layer, image).chunks_exact(filters)) {
+                    for filter in 0..filters {
+                        let difference = f64::from(triggered[filter]) - f64::from(clean[filter]);
+                        absolute[layer][filter] += difference.abs();
+                        squares[filter] += difference * difference;
+                    }
+                }
+                for (norm, square) in norms[layer].iter_mut().zip(&squares) {
+                    *norm += square.sqrt();
+                }
+            }
+        }
+        images += clean.images;
+    }
+    // The mean over images and the sum over positions may change places.
+    let means = |sums: Vec<Vec<f64>>| sums.into_iter().flatten().map(|sum| sum / images.max(1) as f64).collect();
+    Ok(Tac { backdoorbench: means(absolute), clp: means(norms) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::{self, assert_close};
+
+    #[test]
+    fn both_forms_are_pytorchs_whatever_the_batches() {
+        let model = golden::model("backdoored");
+        for batch_size in [24, 7] {
+            let loader = |name| golden::loader(name, batch_size);
+            let found = tac(&model, &loader("images"), &loader("triggered")).unwrap();
+            assert_close(&found.backdoorbench, &golden::numbers("tac_backdoorbench"), 1e-4);
+            assert_close(&found.clp, &golden::numbers("tac_clp"), 1e-4);
+            assert_eq!(found.form(TacForm::Clp), found.clp);
+            assert_ne!(crate::descending(&found.clp, None), crate::descending(&found.backdoorbench, None));
+        }
+    }
+
+    #[test]
+    fn without_a_trigger_nothing_changes() {
+        let model = golden::model("backdoored");
+        let found = tac(&model, &golden::loader("images", 8), &golden::loader("images", 8)).unwrap();
+        assert!(found.backdoorbench.iter().chain(&found.clp).all(|value| *value == 0.0));
+    }
+
+    #[test]
+    fn images_that_are_no_pairs_are_refused() {
+        let model = golden::model("backdoored");
+        let error = tac(&model, &golden::loader("images", 8), &golden::loader("triggered", 12)).unwrap_err();
+        assert!(matches!(error, Error::Unpaired), "{error}");
+    }
+}

@@ -1,0 +1,278 @@
+//! Unlearning: gradient ascent until a network no longer does what it did to some images.
+//!
+//! On clean images it is stage 1 of TSBD; on triggered ones with the target label it is what the paper compares that
+//! with (Observation 1). Source: Lin et al., NeurIPS 2024 (arXiv 2405.20291) and its released code.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use tsbd_data::{ImageSource, Loader};
+use tsbd_nn::{
+    Batch, BatchSource, CrossEntropyStep, EpochReport, LossOptions, Mode, Model, Outcome, Schedule, SgdConfig,
+    StepReport, StepRule, TrainingConfig, TrainingObserver, train_with,
+};
+
+use crate::Error;
+use crate::context::{Context, Observer};
+
+/// Which images are unlearned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unlearned {
+    /// Clean images with their true labels.
+    Clean,
+    /// Triggered images with the label that the attacker wants.
+    Poison,
+}
+
+/// How a network is made to unlearn. Everything that determines the result beside the images.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unlearning {
+    /// What is unlearned.
+    pub of: Unlearned,
+    /// Share of the clean training images that is used; clean unlearning only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clean_ratio: Option<f64>,
+    /// Images per step.
+    pub batch_size: usize,
+    /// Learning rate (SGD, constant, no weight decay, all parameters).
+    pub learning_rate: f64,
+    /// Momentum.
+    pub momentum: f64,
+    /// Ends when the share of the images that get their label is at most this.
+    pub stop_at: f64,
+    /// Ends after so many epochs in any case.
+    pub epochs: usize,
+}
+
+/// A model that has unlearned, and how it came about.
+#[derive(Debug, Clone)]
+pub struct UnlearnedModel {
+    /// The model.
+    pub model: Model,
+    /// Share of the images that get their label after each epoch, in evaluation mode.
+    pub rates: Vec<f64>,
+    /// Whether the share fell to [`Unlearning::stop_at`] before the epochs ran out.
+    pub reached: bool,
+    /// Wall-clock seconds.
+    pub seconds: f64,
+}
+
+impl Unlearned {
+    /// Name in progress and traces.
+    pub fn stage(self) -> &'static str {
+        match self {
+            Unlearned::Clean => "unlearning",
+            Unlearned::Poison => "poison unlearning",
+        }
+    }
+
+    /// Name of the share that is measured after each epoch.
+    pub fn rate(self) -> &'static str {
+        match self {
+            Unlearned::Clean => "clean_accuracy",
+            Unlearned::Poison => "asr",
+        }
+    }
+}
+
+impl Unlearning {
+    /// The random streams of an unlearning are this child of the cell's, whoever asks for it: so TSBD, the measurements and
+    /// the cell that does it for all of them unlearn the same.
+    pub const STREAMS: &'static str = "tsbd";
+    /// What it is called in cells.
+    pub const NAME: &'static str = "unlearning";
+    /// Raised whenever the same numbers give other results; part of a cell's key.
+    pub const REVISION: u32 = 1;
+
+    /// The same on triggered images: until the attack success rate is at most `asr`.
+    pub fn of_poison(&self, asr: f64) -> Unlearning {
+        Unlearning { of: Unlearned::Poison, clean_ratio: None, stop_at: asr, ..self.clone() }
+    }
+
+    /// Unlearns `images` from a copy of `model`.
+    ///
+    /// Batch norms use and move their statistics in training; images are augmented afresh in each epoch and not shuffled.
+    /// After each epoch the share of images that get their label is measured in evaluation mode: clean unlearning
+    /// measures a further augmentation of the same images, as the released code of TSBD does, poison unlearning the
+    /// images as they are, which is the attack success rate.
+    pub fn run(
+        &self,
+        model: &Model,
+        images: Arc<dyn ImageSource>,
+        context: &mut Context,
+    ) -> Result<UnlearnedModel, Error> {
+        let start = Instant::now();
+        let (training, measured) = match self.of {
+            Unlearned::Clean => (
+                self.training(Arc::clone(&images), context),
+                context.augmented(images, "tsbd/unlearning-accuracy", self.batch_size),
+            ),
+            Unlearned::Poison => (self.training(Arc::clone(&images), context), context.plain(images, self.batch_size)),
+        };
+        let (mut rates, mut reached) = (Vec::new(), false);
+        let mut model = model.clone();
+        self.train(&mut ascent(), &mut model, &training, self.epochs, context.observer, &mut |epoch, model| {
+            let rate = model.predict(&OneEpoch { source: &measured, epoch })?.accuracy();
+            rates.push(rate);
+            reached = rate <= self.stop_at;
+            Ok((Some(rate), reached))
+        })?;
+        Ok(UnlearnedModel { model, rates, reached, seconds: start.elapsed().as_secs_f64() })
+    }
+
+    /// The batches that are unlearned.
+    pub(crate) fn training(&self, images: Arc<dyn ImageSource>, context: &Context) -> Loader {
+        let purpose = match self.of {
+            Unlearned::Clean => "tsbd/unlearning",
+            Unlearned::Poison => "tsbd/poison-unlearning",
+        };
+        context.augmented(images, purpose, self.batch_size)
+    }
+
+    /// Trains `model` with `rule`. `measure` gives the rate after an epoch, if it measures one, and whether to end there.
+    pub(crate) fn train(
+        &self,
+        rule: &mut dyn StepRule,
+        model: &mut Model,
+        source: &dyn BatchSource,
+        epochs: usize,
+        observer: &mut dyn Observer,
+        measure: &mut dyn FnMut(usize, &Model) -> tsbd_nn::Result<(Option<f64>, bool)>,
+    ) -> Result<(), Error> {
+        let stage = self.of.stage();
+        let config = TrainingConfig {
+            epochs,
+            sgd: SgdConfig { learning_rate: self.learning_rate, momentum: self.momentum, weight_decay: 0.0 },
+            schedule: Schedule::Constant,
+        };
+        let mut watcher = Watcher { of: self.of, observer, measure };
+        let summary = train_with(rule, model, source, &config, None, &mut watcher).map_err(|error| match error {
+            error @ tsbd_nn::Error::NonFiniteLoss { .. } => Error::Diverged { stage, source: Box::new(error) },
+            error => Error::Network(error),
+        })?;
+        match summary.outcome {
+            Outcome::Interrupted => Err(Error::Stopped { stage }),
+            Outcome::Completed | Outcome::Stopped => Ok(()),
+        }
+    }
+}
+
+/// Gradient ascent on the cross-entropy, batch norms in training mode.
+pub(crate) fn ascent() -> CrossEntropyStep {
+    CrossEntropyStep { loss: LossOptions::ascent(), mode: Mode::Train }
+}
+
+struct Watcher<'w> {
+    of: Unlearned,
+    observer: &'w mut dyn Observer,
+    measure: &'w mut dyn FnMut(usize, &Model) -> tsbd_nn::Result<(Option<f64>, bool)>,
+}
+
+impl TrainingObserver for Watcher<'_> {
+    fn step(&mut self, report: &StepReport) -> ControlFlow<()> {
+        let done = report.epoch * report.steps + report.step + 1;
+        self.observer.step(self.of.stage(), done, report.epochs * report.steps, Some(report.loss))
+    }
+
+    fn epoch_end(&mut self, report: &EpochReport, model: &Model) -> tsbd_nn::Result<ControlFlow<()>> {
+        let (rate, end) = (self.measure)(report.epoch, model)?;
+        let metrics =
+            [("loss", Some(report.mean_loss)), ("train_accuracy", report.train_accuracy), (self.of.rate(), rate)];
+        let metrics: Vec<_> = metrics.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+        self.observer.epoch(self.of.stage(), report.epoch, &metrics);
+        Ok(if end { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+}
+
+/// One epoch of another source, whichever is asked for.
+struct OneEpoch<'a> {
+    source: &'a Loader,
+    epoch: usize,
+}
+
+impl BatchSource for OneEpoch<'_> {
+    fn images_per_epoch(&self) -> usize {
+        self.source.images_per_epoch()
+    }
+
+    fn batches_per_epoch(&self) -> usize {
+        self.source.batches_per_epoch()
+    }
+
+    fn epoch<'a>(&'a self, _: usize) -> Box<dyn Iterator<Item = tsbd_nn::Result<Batch>> + 'a> {
+        self.source.epoch(self.epoch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::{self, assert_close, in_context};
+    use crate::{NoObserver, pearson, weight_change};
+
+    fn unlearning() -> Unlearning {
+        Unlearning {
+            of: Unlearned::Clean,
+            clean_ratio: Some(1.0),
+            batch_size: 16,
+            learning_rate: 0.05,
+            momentum: 0.9,
+            stop_at: 0.5,
+            epochs: 50,
+        }
+    }
+
+    #[test]
+    fn poison_unlearning_ends_where_pytorch_ends_with_the_same_model() {
+        let planted = golden::model("planted");
+        let found = in_context(&mut NoObserver, |context| {
+            unlearning().of_poison(0.05).run(&planted, golden::images("poison"), context).unwrap()
+        });
+        let expected = golden::numbers("poison_unlearning_rates");
+        assert!(found.reached && expected.len() > 1);
+        assert_close(&found.rates, &expected, 1e-9);
+        let nwc = |unlearned: &Model| {
+            weight_change(planted.architecture.as_ref(), &planted.state, &unlearned.state).unwrap().per_neuron
+        };
+        assert_close(&nwc(&found.model), &golden::numbers("poison_weight_change"), 1e-3);
+        assert_close(&nwc(&golden::model("poison-unlearned")), &golden::numbers("poison_weight_change"), 1e-5);
+    }
+
+    #[test]
+    fn the_correlation_of_the_two_unlearnings_is_numpys() {
+        let [clean, poison] = ["clean_weight_change", "poison_weight_change"].map(golden::numbers);
+        let expected = golden::value("weight_change_pearson").as_f64().unwrap();
+        assert!((pearson(&clean, &poison).unwrap() - expected).abs() < 1e-9);
+    }
+
+    #[test]
+    fn an_unlearning_that_never_gets_there_says_so_and_one_that_diverges_says_what_to_lower() {
+        let images = || golden::images("poison");
+        let run = |unlearning: Unlearning| {
+            in_context(&mut NoObserver, |context| unlearning.run(&golden::model("planted"), images(), context))
+        };
+        let short = run(Unlearning { epochs: 1, ..unlearning().of_poison(0.0) }).unwrap();
+        assert!(!short.reached && short.rates.len() == 1);
+        let error = run(Unlearning { learning_rate: 1e30, stop_at: -1.0, ..unlearning() }).unwrap_err().to_string();
+        assert!(error.starts_with("unlearning: ") && error.contains("unlearning_learning_rate"), "{error}");
+    }
+
+    #[test]
+    fn a_request_to_stop_ends_it() {
+        struct Impatient;
+        impl Observer for Impatient {
+            fn step(&mut self, _: &'static str, done: usize, total: usize, _: Option<f64>) -> ControlFlow<()> {
+                assert!(done <= total);
+                if done < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            }
+        }
+        let stopped = in_context(&mut Impatient, |context| {
+            unlearning().run(&golden::model("planted"), golden::images("poison"), context)
+        });
+        assert!(matches!(stopped, Err(Error::Stopped { stage: "unlearning" })));
+    }
+}

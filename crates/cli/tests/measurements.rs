@@ -1,0 +1,121 @@
+//! Measurements as a user asks for them: planned, run, shared with repairs, printed and exported. Everything on drawn
+//! images, seconds per run.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::{assert_contains, experiment, stderr, stdout, tsbd};
+use serde_json::Value;
+
+const GRID: &str = r#"
+title = "What a backdoor leaves"
+profile = "smoke"
+
+[data]
+train_images = 300
+test_images = 100
+
+[model]
+width = 4
+
+[training]
+epochs = 2
+
+[defenses.tsbd]
+unlearning_epochs = 2
+fine_tuning_passes = 1
+
+[measures.coverage]
+methods = ["nwc", "fp"]
+neuron_ratios = [0.1, 0.5, 1.0]
+tac = "clp"
+
+[grid]
+attack = ["badnets"]
+measure = ["nwc", "activeness", "activations", "tac", "coverage"]
+"#;
+
+fn command(name: &str, file: &Path) -> Command {
+    let mut command = tsbd();
+    command.arg(name).arg(file).arg("--results").arg(file.with_file_name("results"));
+    command
+}
+
+fn ran(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    stdout(&output)
+}
+
+#[test]
+fn every_measurement_runs_and_its_numbers_and_vectors_are_printed_and_exported() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = experiment(folder.path(), "grid.toml", GRID);
+    ran(&mut command("run", &file));
+
+    let long: Value = serde_json::from_str(&ran(command("table", &file).args(["--long", "--format", "json"]))).unwrap();
+    let rows = long.as_array().unwrap();
+    let measures: Vec<&str> = rows.iter().map(|row| row["measure"].as_str().unwrap()).collect();
+    assert_eq!(measures, ["nwc", "activeness", "activations", "tac", "coverage"]);
+    assert!(rows[0]["pearson_all"].as_f64().unwrap().abs() <= 1.0, "a correlation is no percentage");
+    assert!(rows[0]["acc"].is_null() && rows[1]["pearson_all"].is_null());
+    assert!(rows[1]["activeness_median"].as_f64().unwrap() > 0.0);
+    assert_eq!(rows[4]["coverage_nwc_at_1"], 1.0, "all neurons are all neurons");
+    assert_eq!((&rows[4]["facts"]["tac"], &rows[0]["facts"]["layer"]), (&"clp".into(), &"layer4.1.conv2".into()));
+    assert_eq!(rows[0]["facts"]["unlearning_epochs"], 2);
+
+    let text = ran(&mut command("table", &file));
+    assert_contains(&text, &["NWC", "TAC", "Coverage", "pearson", "Numbers as they are"]);
+    assert!(!text.contains("percent") && !text.contains("missing"), "{text}");
+
+    let neurons: Value =
+        serde_json::from_str(&ran(command("table", &file).args(["--neurons", "--format", "json"]))).unwrap();
+    let of = |measure: &str, vector: &str| {
+        let belongs = |row: &&Value| row["measure"] == measure && row["vector"] == vector;
+        neurons.as_array().unwrap().iter().filter(belongs).cloned().collect::<Vec<Value>>()
+    };
+    // A sixteenth of the paper's network.
+    for (measure, vector) in [("nwc", "nwc_clean"), ("nwc", "nwc_poison"), ("tac", "tac_clp"), ("coverage", "score_fp")]
+    {
+        assert_eq!(of(measure, vector).len(), 3904 / 16, "{measure}, {vector}");
+    }
+    let last = of("nwc", "nwc_clean").pop().unwrap();
+    assert_eq!((&last["layer"], &last["neuron"]), (&"layer4.1.conv2".into(), &31.into()));
+    assert!(last["value"].as_f64().unwrap() > 0.0);
+    assert_eq!(
+        of("coverage", "tac_clp").iter().map(|row| &row["value"]).collect::<Vec<_>>(),
+        of("tac", "tac_clp").iter().map(|row| &row["value"]).collect::<Vec<_>>(),
+        "the same images are drawn"
+    );
+    let parquet = folder.path().join("neurons.parquet");
+    ran(command("table", &file).args(["--neurons", "--format", "parquet", "--out"]).arg(&parquet));
+    assert!(std::fs::read(&parquet).unwrap().starts_with(b"PAR1"));
+    let refused = command("table", &file).arg("--neurons").output().unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+
+    // TSBD and FP in the order of weight changes start from the unlearned model that is there.
+    let more = GRID.replace("measure = [", "defense = [\"tsbd\", \"fp\"]\n\"defenses.fp.order\" = [\"nwc\"]\n#");
+    let more = more.replace("[defenses.tsbd]", "[defenses.fp]\nepochs = 1\nunlearning_epochs = 2\n[defenses.tsbd]");
+    std::fs::write(&file, more).unwrap();
+    let plan: Value = serde_json::from_str(&ran(command("plan", &file).arg("--json"))).unwrap();
+    let line = |cell: &Value| format!("{} {}", cell["label"].as_str().unwrap(), cell["state"].as_str().unwrap());
+    let lines: Vec<String> = plan["cells"].as_array().unwrap().iter().map(line).collect();
+    assert_eq!(
+        lines,
+        ["badnets done", "badnets after unlearning done", "badnets + tsbd to do", "badnets + fp, order nwc to do"]
+    );
+    ran(&mut command("run", &file));
+    let long: Value = serde_json::from_str(&ran(command("table", &file).args(["--long", "--format", "json"]))).unwrap();
+    let epochs = |row: &Value| row["facts"]["unlearning_epochs"].clone();
+    assert_eq!((epochs(&long[0]), long[1]["facts"]["order"].clone()), (2.into(), "nwc".into()));
+}
+
+#[test]
+fn measurements_are_listed_with_their_parameters() {
+    let output = tsbd().args(["list", "measures"]).output().unwrap();
+    assert_contains(&stdout(&output), &["nwc", "activeness", "activations", "tac", "coverage"]);
+    let output = tsbd().args(["list", "measures", "coverage"]).output().unwrap();
+    assert_contains(&stdout(&output), &["[measures.coverage]", "neuron_ratios", "backdoor-bench"]);
+}
