@@ -4,9 +4,8 @@
 //! form of BackdoorBench's `defense/anp.py`:
 //!
 //! 1. Each channel of each batch norm has a mask m, 1 at first. In each of 2,000 iterations a batch of clean images is
-//!    drawn with replacement; a perturbation of masks and biases is drawn and moved so that the loss grows
-//!    ([`masks`](crate::masks)); then the masks descend `alpha` times the loss without and `1 - alpha` times the loss with
-//!    the perturbation.
+//!    drawn with replacement; a perturbation of masks and biases is drawn and moved so that the loss grows; then the masks
+//!    descend `alpha` times the loss without and `1 - alpha` times the loss with the perturbation.
 //! 2. Channels whose mask (rounded to four decimals) is at most a threshold lose their batch norm's weight, in the
 //!    original network. The threshold is chosen among 0, 0.05, ... 0.90.
 //!

@@ -211,9 +211,9 @@ impl Choice {
     fn best(&self, before: Measured, candidates: &[Measured]) -> Option<usize> {
         let within =
             |candidate: &Measured| (candidate.accuracy - before.accuracy).abs() < self.tolerance * before.accuracy;
-        let kept = candidates.iter().enumerate().filter(|(_, candidate)| within(candidate));
+        let mut kept = candidates.iter().enumerate().filter(|(_, candidate)| within(candidate));
         if self.selection != ThresholdSelection::Oracle {
-            return kept.last().map(|(number, _)| number);
+            return kept.next_back().map(|(number, _)| number);
         }
         let lowered = kept.filter_map(|(number, candidate)| {
             candidate.asr.zip(before.asr).filter(|(asr, before)| asr < before).map(|(asr, _)| (number, asr))

@@ -6,7 +6,7 @@
 //! 1. *Unlearn*: gradient ascent on the cross-entropy of few clean images (1 % of the training set), until the accuracy
 //!    during an epoch is at most 0.2.
 //! 2. *Recover*: each channel of each batch norm of the unlearned network has a mask, 1 at first; the masks alone are
-//!    trained to classify the same images again ([`masks`](crate::masks)).
+//!    trained to classify the same images again.
 //! 3. *Prune*: channels whose mask (rounded to four decimals) is at most a threshold lose their batch norm's weight, in
 //!    the original network.
 

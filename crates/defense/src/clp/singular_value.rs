@@ -58,9 +58,9 @@ fn rotate(a: &mut [Vec<f64>], p: usize, q: usize) {
     for row in a.iter_mut() {
         (row[p], row[q]) = (cosine * row[p] - sine * row[q], sine * row[p] + cosine * row[q]);
     }
-    for column in 0..a.len() {
-        (a[p][column], a[q][column]) =
-            (cosine * a[p][column] - sine * a[q][column], sine * a[p][column] + cosine * a[q][column]);
+    let (before, after) = a.split_at_mut(q);
+    for (x, y) in before[p].iter_mut().zip(&mut after[0]) {
+        (*x, *y) = (cosine * *x - sine * *y, sine * *x + cosine * *y);
     }
 }
 
