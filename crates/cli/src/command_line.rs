@@ -91,7 +91,7 @@ tsbd: backdoor attacks on image classifiers and their removal
   tsbd table experiments/demo.toml     print its table
   tsbd run experiments/table1.toml     the same on CIFAR-10 (first: tsbd data fetch cifar10)
   tsbd plan experiments/table1.toml    what would run, what is done, what it will cost
-  tsbd list attacks                    attacks; also: defenses, models, datasets, experiments
+  tsbd list attacks                    attacks; also: defenses, measures, models, datasets, experiments
   tsbd poison badnets --split train --out poisoned    look at poisoned images, nothing is trained
 
 Everything can be stopped with Ctrl-C and continued with the same command.

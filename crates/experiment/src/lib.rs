@@ -13,7 +13,7 @@
 //!            |  outstanding(plan, found)
 //!          Store: cells/<key>/{cell.toml, record.json, model.safetensors, attempts/}      store/
 //!            |  result_rows(plan, store)
-//!          ResultRow                                                                      row
+//!          ResultRow, and NeuronRows of those that have vectors                           row
 //! ```
 
 pub mod cell;

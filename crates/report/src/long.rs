@@ -52,8 +52,8 @@ pub const COLUMNS: &[ColumnDescription] = &[
     column("train_images", "uint64", "training images"),
     column("test_images", "uint64", "test images"),
     column("selection", "string", "how the defense chose among its candidates, e.g. `oracle` or `validation`"),
-    column("measure", "string", "name of the measurement; `none` for a model and its rates"),
     column("facts", "string", "everything the cell noted beside its metrics, as one JSON object"),
+    column("measure", "string", "name of the measurement; `none` for a model and its rates"),
 ];
 
 /// Results in long form.
