@@ -141,7 +141,7 @@ impl Unlearning {
         source: &dyn BatchSource,
         epochs: usize,
         observer: &mut dyn Observer,
-        measure: &mut dyn FnMut(usize, &Model) -> tsbd_nn::Result<(Option<f64>, bool)>,
+        measure: Measure,
     ) -> Result<(), Error> {
         let stage = self.of.stage();
         let config = TrainingConfig {
@@ -161,6 +161,9 @@ impl Unlearning {
     }
 }
 
+/// What is measured after an epoch: the rate, if any, and whether to end there.
+pub(crate) type Measure<'m> = &'m mut dyn FnMut(usize, &Model) -> tsbd_nn::Result<(Option<f64>, bool)>;
+
 /// Gradient ascent on the cross-entropy, batch norms in training mode.
 pub(crate) fn ascent() -> CrossEntropyStep {
     CrossEntropyStep { loss: LossOptions::ascent(), mode: Mode::Train }
@@ -169,7 +172,7 @@ pub(crate) fn ascent() -> CrossEntropyStep {
 struct Watcher<'w> {
     of: Unlearned,
     observer: &'w mut dyn Observer,
-    measure: &'w mut dyn FnMut(usize, &Model) -> tsbd_nn::Result<(Option<f64>, bool)>,
+    measure: Measure<'w>,
 }
 
 impl TrainingObserver for Watcher<'_> {

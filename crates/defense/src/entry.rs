@@ -151,7 +151,7 @@ pub trait Defense: Send + Sync + Debug {
     }
 
     /// The clean unlearning that the repair starts from, for a defense that does. It depends on nothing else, so it is done
-    /// once for all repairs that ask for the same, and handed over as [`Context::unlearned`].
+    /// once for all repairs that ask for the same, and handed over as `Context::unlearned`.
     fn unlearning(&self) -> Option<Unlearning> {
         None
     }

@@ -8,7 +8,7 @@
 //!    of the images plus `δ` and a penalty on its square norm: one step for each batch of a pass over the clean images.
 //! 2. *Unlearning*: for each batch, a step of Adam along the gradient of the *outer* objective, the cross-entropy of images
 //!    of which a few carry `δ`. `δ` depends on the weights through the inner objective, and so the gradient has a second,
-//!    implicit part ([`hypergradient`]), with exact second derivatives ([`Model::hessian_vector_product`],
+//!    implicit part (`hypergradient`), with exact second derivatives ([`Model::hessian_vector_product`],
 //!    [`Model::mixed_product`]).
 //!
 //! Cost of a step of 2: one gradient, `iterations - 1` products with a Hessian (about two gradients each) and one mixed

@@ -99,9 +99,10 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
         observer: &mut watch,
     };
     let mut trace = Vec::new();
-    let unlearned =
-        defense.unlearning().map(|unlearning| context.unlearn(&unlearning, &backdoored, &clean, &mut trace));
-    let unlearned = unlearned.transpose().map_err(workbench::failed)?;
+    let unlearned = match defense.unlearning() {
+        Some(of) => Some(context.unlearn(&of, &backdoored, &clean, &mut trace).map_err(workbench::failed)?),
+        None => None,
+    };
     context.unlearned = unlearned.as_ref();
     context.streams = workbench.streams.child(&method.name);
     let repaired = defense.repair(&backdoored, &clean, &mut context).map_err(workbench::failed)?;

@@ -94,8 +94,8 @@ fn a_large_batch_is_differentiated_in_pieces_with_the_same_result() {
     let (small, parameters) = (&batches[0], Parameters::default());
     // Every image ten times: the same means.
     let large = Batch {
-        images: Tensor::cat(&vec![&small.images; 10], 0).unwrap(),
-        labels: Tensor::cat(&vec![&small.labels; 10], 0).unwrap(),
+        images: Tensor::cat(&[&small.images; 10], 0).unwrap(),
+        labels: Tensor::cat(&[&small.labels; 10], 0).unwrap(),
         indices: small.indices.repeat(10),
     };
     assert_eq!(pieces(&large).unwrap().iter().map(|(piece, _)| piece.len()).collect::<Vec<_>>(), [128, 32]);

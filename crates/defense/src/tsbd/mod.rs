@@ -56,7 +56,7 @@ impl Tsbd {
     }
 
     /// Everything after unlearning: reinitialisation of a copy of `backdoored`, and fine-tuning.
-    fn from_unlearned(
+    fn after_unlearning(
         &self,
         backdoored: &Model,
         unlearned: &UnlearnedModel,
@@ -145,7 +145,7 @@ impl Defense for Tsbd {
         let mut trace = Vec::new();
         let unlearning = self.parameters.unlearning(&self.common);
         let unlearned = context.unlearned(&unlearning, backdoored, clean, &mut trace)?;
-        let mut repaired = self.from_unlearned(backdoored, &unlearned, clean, context)?;
+        let mut repaired = self.after_unlearning(backdoored, &unlearned, clean, context)?;
         trace.append(&mut repaired.trace);
         Ok(Repaired { trace, ..repaired })
     }
