@@ -82,7 +82,12 @@ fn outputs_losses_gradients_and_a_step_of_training_are_pytorchs_at_both_sizes() 
         let product = |values: &Vec<f64>| dot(values, &sequence(values.len(), 5));
         let norms: Vec<f64> = gradients.iter().map(|values| dot(values, values).sqrt()).collect();
         close("norms of gradients", &norms, &golden.doubles("gradient.norms"), 1e-9);
-        close("gradients", &gradients.iter().map(product).collect::<Vec<_>>(), &golden.doubles("gradient.products"), 1e-9);
+        close(
+            "gradients",
+            &gradients.iter().map(product).collect::<Vec<_>>(),
+            &golden.doubles("gradient.products"),
+            1e-9,
+        );
 
         let before = [pair.encoder_state.clone(), pair.decoder_state.clone()];
         let mut optimizers = pair.optimizers(AdamConfig::new(1e-3)).unwrap();

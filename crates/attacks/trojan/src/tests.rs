@@ -119,7 +119,8 @@ fn levels_stay_in_their_bounds_and_black_stays_black() {
 
 #[test]
 fn it_ends_when_the_neurons_have_the_value_that_is_wanted() {
-    let mask: Vec<f32> = Golden::read("groundwork/trojan").bytes("mask").iter().map(|level| f32::from(*level) / 255.0).collect();
+    let mask: Vec<f32> =
+        Golden::read("groundwork/trojan").bytes("mask").iter().map(|level| f32::from(*level) / 255.0).collect();
     let parameters: Parameters = read(&json!({"target_value": optimised(1, json!({})).values[0][0]})).unwrap();
     let optimisation = Optimisation::new(&parameters, drawing::picture());
     let found = within(0, |context| optimisation.run(context, &mask, &[5])).unwrap();
