@@ -155,7 +155,7 @@ fn a_groundwork_that_fails_skips_what_starts_from_it_and_nothing_else() {
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert_contains(
         &stderr(&output),
-        &["the loss is", "ssba groundwork: failed", "ssba: skipped", "ssba + ft: skipped"],
+        &["the loss is", "ssba groundwork: FAILED", "ssba: skipped", "ssba + ft: skipped"],
     );
     let states = plan(&file);
     for done in ["train none done", "defend none + ft done", "prepare ssba groundwork failed", "train ssba to do"] {

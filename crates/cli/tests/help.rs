@@ -11,6 +11,7 @@ const COMMANDS: &[&[&str]] = &[
     &["status"],
     &["table"],
     &["figure"],
+    &["report"],
     &["list"],
     &["list", "attacks"],
     &["list", "defenses"],

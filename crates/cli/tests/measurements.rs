@@ -64,7 +64,7 @@ fn every_measurement_runs_and_its_numbers_and_vectors_are_printed_and_exported()
     assert!(rows[1]["activeness_median"].as_f64().unwrap() > 0.0);
     assert_eq!(rows[4]["coverage_nwc_at_1"], 1.0, "all neurons are all neurons");
     assert_eq!((&rows[4]["facts"]["tac"], &rows[0]["facts"]["layer"]), (&"clp".into(), &"layer4.1.conv2".into()));
-    assert_eq!(rows[0]["facts"]["unlearning_epochs"], 2);
+    assert!((1..=2).contains(&rows[0]["facts"]["unlearning_epochs"].as_u64().unwrap()));
 
     let text = ran(&mut command("table", &file));
     assert_contains(&text, &["NWC", "TAC", "Coverage", "pearson", "Numbers as they are"]);

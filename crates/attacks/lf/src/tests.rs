@@ -160,9 +160,17 @@ fn a_search_is_stopped_on_request_and_one_that_finds_nothing_says_the_way_out() 
     let attack = configured(json!({"search_images": 6}));
     let stopped = made(attack.as_ref(), &dataset(), &mut Impatient);
     assert!(matches!(stopped, Err(Error::Stopped { .. })), "{stopped:?}");
-    // No image arrives after one step: the search ends without a pattern.
-    let hopeless = configured(json!({"search_images": 6, "steps": 3}));
-    let error = made(hopeless.as_ref(), &dataset(), &mut NoObserver).unwrap_err().to_string();
+    // Too few steps for any image to arrive, which no configuration lets through: the search ends without a pattern.
+    let hopeless = search::Search::new(0, &read(&json!({"search_images": 6, "steps": 1})).unwrap());
+    let (model, clean) = (model(), dataset());
+    let mut context = GroundworkContext {
+        clean: &clean,
+        model: Some(&model),
+        streams: Streams::new(0),
+        device: Device::Cpu,
+        observer: &mut NoObserver,
+    };
+    let error = hopeless.make(&mut context).unwrap_err().to_string();
     assert!(error.contains("`input` = unit") && error.contains("input = \"normalized\""), "{error}");
 }
 

@@ -51,7 +51,7 @@ fn everything_is_on_the_page_and_nothing_comes_from_elsewhere() {
         "the loss is &lt;NaN&gt;",
         "last &amp; words",
         "has not been run",
-        "kind = \"defend\"",
+        "kind = &quot;defend&quot;",
         "<svg",
     ] {
         assert!(html.contains(text), "{text}");
