@@ -64,7 +64,9 @@ fn every_measurement_runs_and_its_numbers_and_vectors_are_printed_and_exported()
     assert!(rows[1]["activeness_median"].as_f64().unwrap() > 0.0);
     assert_eq!(rows[4]["coverage_nwc_at_1"], 1.0, "all neurons are all neurons");
     assert_eq!((&rows[4]["facts"]["tac"], &rows[0]["facts"]["layer"]), (&"clp".into(), &"layer4.1.conv2".into()));
-    assert!((1..=2).contains(&rows[0]["facts"]["unlearning_epochs"].as_u64().unwrap()));
+    // How many it takes depends on how the machine rounds.
+    let unlearning_epochs = rows[0]["facts"]["unlearning_epochs"].clone();
+    assert!((1..=2).contains(&unlearning_epochs.as_u64().unwrap()));
 
     let text = ran(&mut command("table", &file));
     assert_contains(&text, &["NWC", "TAC", "Coverage", "pearson", "Numbers as they are"]);
@@ -97,7 +99,10 @@ fn every_measurement_runs_and_its_numbers_and_vectors_are_printed_and_exported()
 
     // TSBD and FP in the order of weight changes start from the unlearned model that is there.
     let more = GRID.replace("measure = [", "defense = [\"tsbd\", \"fp\"]\n\"defenses.fp.order\" = [\"nwc\"]\n#");
-    let more = more.replace("[defenses.tsbd]", "[defenses.fp]\nepochs = 1\nunlearning_epochs = 2\n[defenses.tsbd]");
+    let more = more.replace(
+        "[defenses.tsbd]",
+        "[defenses.fp]\nepochs = 1\nselection = \"oracle\"\nunlearning_epochs = 2\n[defenses.tsbd]",
+    );
     std::fs::write(&file, more).unwrap();
     let plan: Value = serde_json::from_str(&ran(command("plan", &file).arg("--json"))).unwrap();
     let line = |cell: &Value| format!("{} {}", cell["label"].as_str().unwrap(), cell["state"].as_str().unwrap());
@@ -109,7 +114,7 @@ fn every_measurement_runs_and_its_numbers_and_vectors_are_printed_and_exported()
     ran(&mut command("run", &file));
     let long: Value = serde_json::from_str(&ran(command("table", &file).args(["--long", "--format", "json"]))).unwrap();
     let epochs = |row: &Value| row["facts"]["unlearning_epochs"].clone();
-    assert_eq!((epochs(&long[0]), long[1]["facts"]["order"].clone()), (2.into(), "nwc".into()));
+    assert_eq!((epochs(&long[0]), long[1]["facts"]["order"].clone()), (unlearning_epochs, "nwc".into()));
 }
 
 #[test]
