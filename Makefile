@@ -1,7 +1,7 @@
 # The users' face of this repository. `make` alone lists what there is.
 #
-#   PROFILE=smoke|quick|paper    profile of `make table1`
-#   ARGS="..."                   flags for both `tsbd run` and `tsbd table`: --set a.b=c, --results DIR, --data DIR
+#   PROFILE=smoke|quick|paper    profile of tables and figures
+#   ARGS="..."                   flags for `tsbd run`, `table` and `figure`: --set a.b=c, --results DIR, --data DIR
 #   RUN_ARGS="..."               flags for `tsbd run` alone: --workers N, --device cpu
 #   CARGO_ARGS="..."             flags for cargo, for example --locked
 
@@ -14,7 +14,7 @@ TSBD = $(or $(CARGO_TARGET_DIR),target)/release/tsbd
 # Always the whole workspace: cargo compiles dependencies once for each set of packages that it is asked for.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 data test check audit bench bench-cpu build
+.PHONY: help demo table1 table3 table4 fig1 fig3 fig4 fig6 fig8 ablations report data test check audit bench bench-cpu build
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -24,6 +24,34 @@ demo: build ## a small Table 1 on drawn images: no download, minutes; again: onl
 
 table1: build ## Table 1 on CIFAR-10 (first: make data); PROFILE=quick by default
 	@$(call run-and-print,experiments/table1.toml,--profile $(PROFILE))
+
+table3: build ## Table 3: schemes of reinitialisation
+	@$(call run-and-print,experiments/table3.toml,--profile $(PROFILE))
+
+table4: build ## Table 4: schemes of fine-tuning
+	@$(call run-and-print,experiments/table4.toml,--profile $(PROFILE))
+
+fig1: build ## Figure 1: weight changes in unlearning, gradient norms
+	@$(call run-and-draw,experiments/fig1-weight-changes.toml)
+	@$(call run-and-draw,experiments/fig1-activeness.toml)
+
+fig3: build ## Figure 3: activations on clean and triggered images
+	@$(call run-and-draw,experiments/fig3.toml)
+
+fig4: build ## Figure 4: coverage of the neurons that the trigger changes most
+	@$(call run-and-draw,experiments/fig4.toml)
+
+fig6: build ## Figure 6: TSBD at three poisoning ratios
+	@$(call run-and-draw,experiments/fig6.toml)
+
+fig8: build ## Figure 8: FP, and FP in the order of weight changes
+	@$(call run-and-draw,experiments/fig8.toml)
+
+ablations: build ## TSBD over each of its parameters: a figure each
+	@for file in experiments/ablation-*.toml; do $(call run-and-draw,$$file) || exit $$?; done
+
+report: build ## one page with every table and figure found: report.html
+	@$(TSBD) report
 
 data: build ## download CIFAR-10 from its official source and verify it
 	@$(TSBD) data fetch cifar10
@@ -50,6 +78,12 @@ bench-cpu: build ## the same beside PyTorch's on this CPU; TSBD_PYTHON=a Python 
 
 build: ## compile the binary, target/release/tsbd
 	cargo build --release --workspace $(CARGO_ARGS)
+
+# Runs what is outstanding and draws the figure into figures/, under the same rules.
+define run-and-draw
+( $(TSBD) run $(1) --profile $(PROFILE) $(RUN_ARGS) $(ARGS); status=$$?; \
+if [ $$status -le 1 ]; then $(TSBD) figure $(1) --profile $(PROFILE) $(ARGS) || status=$$?; fi; exit $$status )
+endef
 
 # Runs what is outstanding and prints the table. Failed cells (exit code 1) do not hide the others; a refused file (2)
 # and an interruption (130) print no table.

@@ -42,3 +42,4 @@ pub use registry::ATTACKS;
 pub use row::{NeuronRows, ResultRow, RowState, measurement_gives, neuron_rows, result_rows};
 pub use setting::Setting;
 pub use store::{Attempt, CoordinatorLock, Damage, Found, Published, Store, StoreError, Survey, Verification};
+pub use tsbd_analysis::NeuronVector;

@@ -27,7 +27,7 @@ pub struct Experiment {
 }
 
 /// Which figure is made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum FigureSpec {
     /// What each attack of the grid does to one image: the image, the triggered image, what changed.
@@ -42,6 +42,14 @@ pub enum FigureSpec {
     },
     /// The table as bars: a group for each row, a bar for each column, a panel for each metric.
     Bars,
+    /// What the measurement `nwc` found: weight changes in clean against those in poison unlearning.
+    WeightChanges,
+    /// What `activeness` found: gradient norms in the backdoored and in the clean model.
+    Activeness,
+    /// What `activations` found, on clean and on triggered images, before and after unlearning.
+    Activations,
+    /// What `coverage` found: a curve for each method.
+    Coverage,
 }
 
 /// Which table is made of the results.

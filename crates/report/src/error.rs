@@ -71,6 +71,14 @@ pub enum Error {
         /// Whether the axis is logarithmic.
         logarithmic: bool,
     },
+    /// A figure of a measurement that no cell has.
+    #[error(
+        "no cell of the experiment has the measurement `{measure}`: ask for it with [grid] measure = [\"{measure}\"], and run it"
+    )]
+    NotMeasured {
+        /// Its name.
+        measure: &'static str,
+    },
     /// A chart that cannot be drawn.
     #[error("drawing the chart failed: {0}")]
     Chart(String),

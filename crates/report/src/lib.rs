@@ -9,6 +9,8 @@
 //!
 //! Table --- curves, bars ---> Chart --- draw ---> Drawing (SVG, PNG)                     figure, chart/
 //!
+//! &[NeuronRows] --- NeuronFigure ---> Chart                                              neuron_figure
+//!
 //! Page --- html ---> one HTML file with tables, figures and cells                        page/
 //!
 //! PictureGrid -- draw ---> Picture      pictures beside each other, with titles         picture_grid, lettering
@@ -28,6 +30,7 @@ mod format;
 mod lettering;
 mod long;
 mod metric;
+mod neuron_figure;
 mod neurons;
 pub mod page;
 mod picture_grid;
@@ -39,6 +42,7 @@ pub use error::{Error, Result};
 pub use format::{Emphasis, Format};
 pub use long::{COLUMNS, ColumnDescription, LongTable, long};
 pub use metric::{Better, Metric};
+pub use neuron_figure::NeuronFigure;
 pub use neurons::{NEURON_COLUMNS, NeuronTable, neurons};
 pub use picture_grid::{GridColumn, PictureGrid};
 pub use table::{Column, Count, Entry, FailedCell, Line, Panel, Table, Unit, Value, table};

@@ -161,7 +161,7 @@ fn a_search_is_stopped_on_request_and_one_that_finds_nothing_says_the_way_out() 
     let stopped = made(attack.as_ref(), &dataset(), &mut Impatient);
     assert!(matches!(stopped, Err(Error::Stopped { .. })), "{stopped:?}");
     // Too few steps for any image to arrive, which no configuration lets through: the search ends without a pattern.
-    let hopeless = search::Search::new(0, &read(&json!({"search_images": 6, "steps": 1})).unwrap());
+    let hopeless = Search::new(0, &read(&json!({"search_images": 6, "steps": 1})).unwrap());
     let (model, clean) = (model(), dataset());
     let mut context = GroundworkContext {
         clean: &clean,

@@ -1,14 +1,14 @@
 //! `tsbd figure`: the figure that an experiment file asks for.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use tsbd_attack::{LEARNED_TRIGGER, TriggeredTest};
 use tsbd_data::{ImageSource, Picture, write_png};
 use tsbd_experiment::store::write_atomically;
-use tsbd_experiment::{FigureSpec, GridPoint, Plan, Store, registry};
+use tsbd_experiment::{FigureSpec, GridPoint, Plan, Store, neuron_rows, registry, result_rows};
 use tsbd_report::chart::Chart;
-use tsbd_report::{GridColumn, PictureGrid};
+use tsbd_report::{GridColumn, NeuronFigure, PictureGrid};
 
 use crate::command_line::examples;
 use crate::commands::{data, table};
@@ -21,15 +21,20 @@ use crate::workbench::{self, Workbench};
 
 /// Draw the figure of an experiment
 ///
-/// The file says which in its section `[figure]`. `kind = "curves"` and `kind = "bars"` show the experiment's table from
-/// the results there are, as SVG and as PNG: its rows along the horizontal axis, a curve or bar for each of its columns, a panel for each
-/// metric. Nothing is trained for them.
+/// The file says which in its section `[figure]`. From the results there are, as SVG and as PNG; nothing is trained:
+///
+/// `kind = "curves"` and `"bars"` show the experiment's table: its rows along the horizontal axis, a curve or bar for each of
+/// its columns, a panel for each metric.
+///
+/// `kind = "weight-changes"`, `"activeness"`, `"activations"` and `"coverage"` show what the measurements `nwc`, `activeness`,
+/// `activations` and `coverage` found, a panel for each attack.
 ///
 /// `kind = "triggers"` shows what each attack of the grid does to one test image. No model is trained for it; what an attack
 /// starts from is taken from the results folder, or made there. A trigger that is learned with a model is taken from the
 /// results folder, and left out where it is not there.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
+    "tsbd figure experiments/fig6.toml                          figures/fig6.svg and figures/fig6.png"
     "tsbd figure experiments/triggers.toml                      figures/triggers.png"
     "tsbd figure experiments/triggers.toml --set figure.image=7 another image"
     "tsbd figure experiments/triggers.toml --profile smoke --set 'grid.attack=[\"badnets\", \"sig\"]'"
@@ -53,54 +58,60 @@ pub struct Arguments {
 pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     let Arguments { file, out, overrides, folders } = arguments;
     // Results that are there need no data.
-    let spec = planning::to_look(&file, &overrides, &folders)?.experiment.figure;
+    let plan = planning::to_look(&file, &overrides, &folders)?;
     let path = |extension: &str| out.join(file.file_stem().unwrap_or_default()).with_extension(extension);
-    let written = match spec {
+    let make_folder = || fs_err::create_dir_all(&out).map_err(|error| Failure::from_error(Exit::Failed, error));
+    let written = match plan.experiment.figure {
         Some(FigureSpec::Triggers { image }) => {
             let plan = planning::to_run(&file, &overrides, &folders)?;
             let drawn = triggers(&plan, image, &folders, talk)?.draw();
-            let path = path("png");
-            make_folder(&out)?;
-            write_png(&path, &drawn.pixels, (drawn.height, drawn.width)).map_err(data::failure)?;
-            vec![path]
+            make_folder()?;
+            write_png(&path("png"), &drawn.pixels, (drawn.height, drawn.width)).map_err(data::failure)?;
+            vec![path("png")]
         }
-        Some(FigureSpec::Curves { logarithmic }) => {
-            let table = table::of(&file, &overrides, &folders)?;
-            write_chart(table.curves(logarithmic), &out, path)?
+        Some(spec) => {
+            let failed = |error| Failure::from_error(Exit::Failed, error);
+            let drawing = chart(spec, &plan, &folders)?.draw().map_err(failed)?;
+            let png = drawing.png(SCALE).map_err(failed)?;
+            make_folder()?;
+            for (extension, bytes) in [("svg", drawing.svg.as_bytes()), ("png", &png)] {
+                write_atomically(&path(extension), bytes).map_err(planning::store_failure)?;
+            }
+            vec![path("svg"), path("png")]
         }
-        Some(FigureSpec::Bars) => write_chart(table::of(&file, &overrides, &folders)?.bars(), &out, path)?,
         None => {
             return Err(Failure::refused(format!("{}: there is no section [figure]", file.display()))
-                .hint("add one: [figure] kind = \"curves\", \"bars\" or \"triggers\""));
+                .hint("add one: [figure] kind = \"curves\"; `tsbd figure --help` has the kinds"));
         }
     };
     written.iter().for_each(|path| terminal::print(&format!("{}\n", path.display())));
     Ok(Exit::Done)
 }
 
-fn make_folder(folder: &Path) -> Result<(), Failure> {
-    fs_err::create_dir_all(folder).map_err(|error| Failure::from_error(Exit::Failed, error))
-}
+/// Dots to a pixel of a PNG.
+const SCALE: f32 = 2.0;
 
-/// Draws a chart and writes it as SVG and as PNG.
-fn write_chart(
-    chart: tsbd_report::Result<Chart>,
-    folder: &Path,
-    path: impl Fn(&str) -> PathBuf,
-) -> Result<Vec<PathBuf>, Failure> {
-    /// Dots to a pixel of the PNG.
-    const SCALE: f32 = 2.0;
-    let failed = |error| Failure::from_error(Exit::Failed, error);
-    let drawing = chart.and_then(|chart| chart.draw()).map_err(failed)?;
-    let png = drawing.png(SCALE).map_err(failed)?;
-    make_folder(folder)?;
-    let files = [("svg", drawing.svg.into_bytes()), ("png", png)];
-    let write = |(extension, bytes): (&str, Vec<u8>)| {
-        let path = path(extension);
-        write_atomically(&path, &bytes).map_err(planning::store_failure)?;
-        Ok(path)
+/// The figure of an experiment from the results there are.
+///
+/// # Panics
+/// If it is a picture of triggers, which are no results.
+pub fn chart(spec: FigureSpec, plan: &Plan, folders: &Folders) -> Result<Chart, Failure> {
+    let store = Store::new(&folders.results);
+    let rows = result_rows(plan, &store).map_err(planning::store_failure)?;
+    let of_neurons = |figure: NeuronFigure| {
+        let cells = neuron_rows(&rows, &store).map_err(planning::store_failure)?;
+        Ok(figure.chart(&cells, &plan.experiment, &table::titles()))
     };
-    files.into_iter().map(write).collect()
+    let chart = match spec {
+        FigureSpec::Curves { logarithmic } => table::of_rows(&rows, plan)?.curves(logarithmic),
+        FigureSpec::Bars => table::of_rows(&rows, plan)?.bars(),
+        FigureSpec::WeightChanges => of_neurons(NeuronFigure::WeightChanges)?,
+        FigureSpec::Activeness => of_neurons(NeuronFigure::Activeness)?,
+        FigureSpec::Activations => of_neurons(NeuronFigure::Activations)?,
+        FigureSpec::Coverage => of_neurons(NeuronFigure::Coverage)?,
+        FigureSpec::Triggers { .. } => unreachable!("a picture of triggers is no chart"),
+    };
+    chart.map_err(|error| Failure::from_error(Exit::Failed, error))
 }
 
 /// How much the differences of images are enlarged to be seen.

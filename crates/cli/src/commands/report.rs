@@ -9,7 +9,7 @@ use tsbd_experiment::{FigureSpec, Plan, RowState, Store, result_rows};
 use tsbd_report::page::{CellSheet, CellState, Chapter, Page};
 
 use crate::command_line::examples;
-use crate::commands::table;
+use crate::commands::{figure, table};
 use crate::experiments;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::options::{Folders, Overrides};
@@ -80,12 +80,10 @@ fn chapter(file: &Path, plan: &Plan, overrides: &Overrides, folders: &Folders) -
         return Ok(None);
     }
     let table = table::of_rows(&rows, plan)?;
-    let chart = match plan.experiment.figure {
-        Some(FigureSpec::Curves { logarithmic }) => Some(table.curves(logarithmic).map_err(failed)?),
-        Some(FigureSpec::Bars) => Some(table.bars().map_err(failed)?),
+    let figure = match plan.experiment.figure {
         Some(FigureSpec::Triggers { .. }) | None => None,
+        Some(spec) => Some(figure::chart(spec, plan, folders)?.draw().map_err(failed)?),
     };
-    let figure = chart.map(|chart| chart.draw().map_err(failed)).transpose()?;
     let labels = labels::of(plan);
     let mut cells = Vec::with_capacity(plan.cells.len());
     for (key, cell) in &plan.cells {

@@ -1,6 +1,6 @@
 //! `tsbd table`: tables from results, in any format.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
@@ -96,13 +96,6 @@ pub fn run(arguments: Arguments) -> Outcome {
     Ok(Exit::Done)
 }
 
-/// The experiment's table from the results there are.
-pub fn of(file: &Path, overrides: &Overrides, folders: &Folders) -> Result<Table, Failure> {
-    let plan = planning::to_look(file, overrides, folders)?;
-    let rows = result_rows(&plan, &Store::new(&folders.results)).map_err(planning::store_failure)?;
-    of_rows(&rows, &plan)
-}
-
 /// The experiment's table of these rows.
 pub fn of_rows(rows: &[ResultRow], plan: &Plan) -> Result<Table, Failure> {
     let table = tsbd_report::table(rows, &plan.experiment, &titles());
@@ -110,7 +103,7 @@ pub fn of_rows(rows: &[ResultRow], plan: &Plan) -> Result<Table, Failure> {
 }
 
 /// What the registries call things.
-fn titles() -> Titles {
+pub fn titles() -> Titles {
     Titles::new()
         .attacks(tsbd_experiment::ATTACKS.iter().map(|entry| (entry.name, entry.title)))
         .defenses(tsbd_defense::DEFENSES.iter().map(|entry| (entry.name, entry.title)))

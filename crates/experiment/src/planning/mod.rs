@@ -197,7 +197,7 @@ fn covering(layers: &Layers, grid: &Grid) -> Vec<String> {
 }
 
 fn figure_spec(layers: &Layers, problems: &mut Problems) -> Option<FigureSpec> {
-    const WAY_OUT: &str = "write kind = \"triggers\", \"curves\" or \"bars\"";
+    const WAY_OUT: &str = "write one of curves, bars, triggers, weight-changes, activeness, activations, coverage";
     layers.table.get("figure")?;
     let section = Section::open(&layers.table, "figure", &["kind", "image", "logarithmic"], &layers.start, problems);
     let kind = section.text("kind", problems);
@@ -220,6 +220,10 @@ fn figure_spec(layers: &Layers, problems: &mut Problems) -> Option<FigureSpec> {
             Some(FigureSpec::Curves { logarithmic })
         }
         Some("bars") => Some(FigureSpec::Bars),
+        Some("weight-changes") => Some(FigureSpec::WeightChanges),
+        Some("activeness") => Some(FigureSpec::Activeness),
+        Some("activations") => Some(FigureSpec::Activations),
+        Some("coverage") => Some(FigureSpec::Coverage),
         Some(_) => {
             section.refuse("kind", "there is no such figure", WAY_OUT, problems);
             None

@@ -1,0 +1,273 @@
+//! Figures of what measurements found inside networks: a panel for each attack (and each other choice of the grid).
+
+use std::collections::BTreeMap;
+
+use tsbd_experiment::{Experiment, NeuronRows, ResultRow};
+
+use crate::chart::{Axis, Chart, Mark, Panel, Point, Scale, Series, Shape};
+use crate::error::{Error, Result};
+use crate::titles::Titles;
+
+/// What a figure shows of neurons.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NeuronFigure {
+    /// Weight changes in clean against those in poison unlearning, a dot for each neuron of a layer (Figure 1, top, of the
+    /// TSBD paper): the measurement `nwc`.
+    WeightChanges,
+    /// Gradient norms of the neurons of a layer in the backdoored and in the clean model (Figure 1, bottom): `activeness`.
+    Activeness,
+    /// Activations of the neurons of a layer on clean and on triggered images, in the clean and in the backdoored model, and
+    /// how unlearning changes them (Figure 3): `activations`.
+    Activations,
+    /// Share of the neurons that the trigger changes most among those that each method would take first, over how many it
+    /// takes (Figure 4): `coverage`.
+    Coverage,
+}
+
+impl NeuronFigure {
+    /// The measurement that it shows.
+    pub fn measure(self) -> &'static str {
+        match self {
+            NeuronFigure::WeightChanges => "nwc",
+            NeuronFigure::Activeness => "activeness",
+            NeuronFigure::Activations => "activations",
+            NeuronFigure::Coverage => "coverage",
+        }
+    }
+
+    /// Draws it of the measured cells among these.
+    ///
+    /// # Errors
+    /// None of the cells has the measurement, or one lacks the layer or the vectors.
+    pub fn chart(self, cells: &[NeuronRows], experiment: &Experiment, titles: &Titles) -> Result<Chart> {
+        let measured: Vec<&NeuronRows> = cells.iter().filter(|cell| cell.row.measure == self.measure()).collect();
+        let Some(first) = measured.first() else { return Err(Error::NotMeasured { measure: self.measure() }) };
+        let seeds: std::collections::BTreeSet<u64> = measured.iter().map(|cell| cell.row.seed).collect();
+        let several_seeds = seeds.len() > 1;
+        let mut chart = Chart {
+            title: experiment.title.clone(),
+            subtitle: subtitle(&first.row, &seeds, titles),
+            legend: Vec::new(),
+            panels: Vec::new(),
+            columns: 4,
+            panel_size: (250, 230),
+            notes: Vec::new(),
+        };
+        for cell in &measured {
+            let title = title(&cell.row, titles, several_seeds);
+            match self {
+                NeuronFigure::WeightChanges => weight_changes(&mut chart, cell, title)?,
+                NeuronFigure::Activeness => activeness(&mut chart, cell, title)?,
+                NeuronFigure::Activations => activations(&mut chart, cell, &title)?,
+                NeuronFigure::Coverage => coverage(&mut chart, cell, title),
+            }
+        }
+        Ok(chart)
+    }
+}
+
+/// What a reader has to know to compare the figure.
+fn subtitle(row: &ResultRow, seeds: &std::collections::BTreeSet<u64>, titles: &Titles) -> String {
+    let seeds: Vec<String> = seeds.iter().map(u64::to_string).collect();
+    let plural = if seeds.len() > 1 { "seeds" } else { "seed" };
+    let (dataset, model) = (titles.of("dataset", &row.dataset), titles.of("model", &row.model));
+    format!("data {dataset} · model {model} · profile {} · {plural} {}", row.profile, seeds.join(", "))
+}
+
+/// The attack, where the point lies on the other axes, and the seed if there are several.
+fn title(row: &ResultRow, titles: &Titles, several_seeds: bool) -> String {
+    let axes = row.axes.iter().map(|(axis, value)| format!(", {} {value}", axis.rsplit('.').next().unwrap_or(axis)));
+    let seed = several_seeds.then(|| format!(", seed {}", row.seed));
+    std::iter::once(titles.of("attack", &row.attack)).chain(axes).chain(seed).collect()
+}
+
+/// The layer that the measurement's numbers are of.
+fn layer(row: &ResultRow) -> &str {
+    row.facts.get("layer").and_then(serde_json::Value::as_str).unwrap_or_default()
+}
+
+/// The values of the measurement's layer in one of its vectors.
+fn of_layer<'a>(cell: &'a NeuronRows, vector: &str) -> Result<&'a [f64]> {
+    let name = layer(&cell.row);
+    let found = cell.vectors.get(vector).and_then(|vector| vector.layer(name));
+    found.ok_or_else(|| Error::Chart(format!("cell {} has no `{vector}` of layer `{name}`", cell.row.key.short())))
+}
+
+fn linear(label: impl Into<String>) -> Axis {
+    Axis { label: label.into(), scale: Scale::Linear }
+}
+
+fn legend<const N: usize>(names: [&str; N], shape: Shape) -> Vec<Series> {
+    names.map(|name| Series { name: name.to_owned(), shape }).into()
+}
+
+/// Neuron by neuron: their number and the value.
+fn numbered(values: &[f64]) -> Vec<(f64, f64)> {
+    values.iter().enumerate().map(|(neuron, value)| (neuron as f64, *value)).collect()
+}
+
+fn weight_changes(chart: &mut Chart, cell: &NeuronRows, title: String) -> Result<()> {
+    let (clean, poison) = (of_layer(cell, "nwc_clean")?, of_layer(cell, "nwc_poison")?);
+    let number = |name: &str, text: &str| cell.row.metrics.get(name).map(|value| format!("{text} {value:.2}"));
+    chart.legend = legend(["a neuron"], Shape::Dots);
+    chart.notes = vec![format!("Neurons of {}.", layer(&cell.row))];
+    chart.panels.push(Panel {
+        title,
+        x: linear("weight change, clean unlearning"),
+        y: linear("weight change, poison unlearning"),
+        marks: vec![Mark::Dots { series: 0, points: clean.iter().copied().zip(poison.iter().copied()).collect() }],
+        remarks: [number("pearson", "Pearson r ="), number("slope", "slope")].into_iter().flatten().collect(),
+    });
+    Ok(())
+}
+
+fn activeness(chart: &mut Chart, cell: &NeuronRows, title: String) -> Result<()> {
+    let (own, clean) = (of_layer(cell, "activeness")?, of_layer(cell, "activeness_clean")?);
+    chart.legend = legend(["backdoored model", "clean model"], Shape::Dots);
+    chart.notes =
+        vec![format!("Mean L1 norm of the loss gradient over an epoch of clean unlearning, {}.", layer(&cell.row))];
+    chart.panels.push(Panel {
+        title,
+        x: linear("neuron"),
+        y: linear("gradient norm"),
+        marks: vec![Mark::Dots { series: 0, points: numbered(own) }, Mark::Dots { series: 1, points: numbered(clean) }],
+        remarks: Vec::new(),
+    });
+    Ok(())
+}
+
+fn activations(chart: &mut Chart, cell: &NeuronRows, title: &str) -> Result<()> {
+    let of = |name: &str| of_layer(cell, name);
+    let change = |images: &str, unlearned: &str| -> Result<Vec<f64>> {
+        let (before, after) = (of(&format!("activation_{images}"))?, of(&format!("activation_{images}_{unlearned}"))?);
+        Ok(after.iter().zip(before).map(|(after, before)| after - before).collect())
+    };
+    chart.legend = legend(["clean images", "triggered images"], Shape::Dots);
+    chart.notes = vec![format!("Mean over images and positions after a ReLU, {}.", layer(&cell.row))];
+    let mut panel = |part: &str, label: &str, clean: &[f64], poison: &[f64]| {
+        chart.panels.push(Panel {
+            title: format!("{title}: {part}"),
+            x: linear("neuron"),
+            y: linear(label),
+            marks: vec![
+                Mark::Dots { series: 0, points: numbered(clean) },
+                Mark::Dots { series: 1, points: numbered(poison) },
+            ],
+            remarks: Vec::new(),
+        });
+    };
+    panel("clean model", "activation", of("activation_clean_clean_model")?, of("activation_poison_clean_model")?);
+    panel("backdoored", "activation", of("activation_clean")?, of("activation_poison")?);
+    for (part, unlearned) in [("clean unlearning", "unlearned"), ("poison unlearning", "poison_unlearned")] {
+        panel(part, "change of activation", &change("clean", unlearned)?, &change("poison", unlearned)?);
+    }
+    Ok(())
+}
+
+fn coverage(chart: &mut Chart, cell: &NeuronRows, title: String) {
+    let mut curves: BTreeMap<&str, Vec<Point>> = BTreeMap::new();
+    for (name, value) in &cell.row.metrics {
+        let named = name.strip_prefix("coverage_").and_then(|rest| rest.split_once("_at_"));
+        if let Some((method, Ok(x))) = named.map(|(method, ratio)| (method, ratio.parse())) {
+            curves.entry(method).or_default().push(Point { x, y: *value, spread: None });
+        }
+    }
+    chart.notes = vec!["By chance the coverage is the neuron ratio. Layers that every method scores.".to_owned()];
+    let marks = curves.into_iter().map(|(method, mut points)| {
+        points.sort_by(|a, b| a.x.total_cmp(&b.x));
+        let name = method.to_uppercase();
+        let series = chart.legend.iter().position(|series| series.name == name).unwrap_or_else(|| {
+            chart.legend.push(Series { name, shape: Shape::Line });
+            chart.legend.len() - 1
+        });
+        Mark::Line { series, points }
+    });
+    let marks = marks.collect();
+    let (x, y) = (linear("neuron ratio"), Axis { label: "coverage of TAC".to_owned(), scale: Scale::Within(0.0, 1.0) });
+    chart.panels.push(Panel { title, x, y, marks, remarks: Vec::new() });
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tsbd_experiment::NeuronVector;
+
+    use super::*;
+    use crate::sample::{done, experiment, titles};
+
+    fn cell(measure: &str, attack: &str, metrics: &[(&str, f64)], vectors: &[(&str, [f64; 3])]) -> NeuronRows {
+        let mut row = done(attack, "none", 0, metrics);
+        row.measure = measure.to_owned();
+        row.facts.insert("layer".to_owned(), json!("conv2"));
+        let vector = |values: &[f64; 3]| NeuronVector::from_iter([("conv2".to_owned(), values.to_vec())]);
+        let vectors = vectors.iter().map(|(name, values)| ((*name).to_owned(), vector(values))).collect();
+        NeuronRows { row, vectors }
+    }
+
+    fn chart(figure: NeuronFigure, cells: &[NeuronRows]) -> Result<Chart> {
+        let chart = figure.chart(cells, &experiment(), &titles())?;
+        chart.draw()?;
+        Ok(chart)
+    }
+
+    #[test]
+    fn weight_changes_are_dots_with_their_correlation() {
+        let vectors = [("nwc_clean", [1.0, 2.0, 3.0]), ("nwc_poison", [2.0, 4.0, 6.0])];
+        let cells =
+            ["badnets", "blended"].map(|attack| cell("nwc", attack, &[("pearson", 1.0), ("slope", 2.0)], &vectors));
+        let chart = chart(NeuronFigure::WeightChanges, &cells).unwrap();
+        assert_eq!(chart.panels.iter().map(|panel| panel.title.as_str()).collect::<Vec<_>>(), ["BadNets", "Blended"]);
+        assert_eq!(chart.panels[0].remarks, ["Pearson r = 1.00", "slope 2.00"]);
+        assert_eq!(chart.panels[0].marks, [Mark::Dots { series: 0, points: vec![(1.0, 2.0), (2.0, 4.0), (3.0, 6.0)] }]);
+    }
+
+    #[test]
+    fn activeness_shows_both_models_neuron_by_neuron() {
+        let vectors = [("activeness", [3.0, 2.0, 1.0]), ("activeness_clean", [1.0, 1.0, 1.0])];
+        let chart = chart(NeuronFigure::Activeness, &[cell("activeness", "badnets", &[], &vectors)]).unwrap();
+        assert_eq!(
+            chart.panels[0].marks[0],
+            Mark::Dots { series: 0, points: vec![(0.0, 3.0), (1.0, 2.0), (2.0, 1.0)] }
+        );
+        assert_eq!(chart.legend[1].name, "clean model");
+    }
+
+    #[test]
+    fn activations_have_four_panels_and_changes_are_differences() {
+        let names = ["", "_clean_model", "_unlearned", "_poison_unlearned"];
+        let names: Vec<String> =
+            names.iter().flat_map(|of| ["clean", "poison"].map(|on| format!("activation_{on}{of}"))).collect();
+        let vectors: Vec<(&str, [f64; 3])> =
+            names.iter().enumerate().map(|(place, name)| (name.as_str(), [place as f64; 3])).collect();
+        let chart = chart(NeuronFigure::Activations, &[cell("activations", "badnets", &[], &vectors)]).unwrap();
+        let titles: Vec<&str> = chart.panels.iter().map(|panel| panel.title.as_str()).collect();
+        assert_eq!(
+            titles,
+            ["BadNets: clean model", "BadNets: backdoored", "BadNets: clean unlearning", "BadNets: poison unlearning"]
+        );
+        let Mark::Dots { points, .. } = &chart.panels[2].marks[1] else { panic!("dots") };
+        assert_eq!(points[0].1, 5.0 - 1.0);
+    }
+
+    #[test]
+    fn coverage_has_a_curve_for_each_method() {
+        let metrics = [
+            ("coverage_nwc_at_0.5", 0.9),
+            ("coverage_nwc_at_0.1", 0.6),
+            ("coverage_nwc", 0.7),
+            ("coverage_fp_at_0.1", 0.2),
+        ];
+        let chart = chart(NeuronFigure::Coverage, &[cell("coverage", "badnets", &metrics, &[])]).unwrap();
+        assert_eq!(chart.legend.iter().map(|series| series.name.as_str()).collect::<Vec<_>>(), ["FP", "NWC"]);
+        let Mark::Line { points, .. } = &chart.panels[0].marks[1] else { panic!("a line") };
+        assert_eq!(points.iter().map(|point| (point.x, point.y)).collect::<Vec<_>>(), [(0.1, 0.6), (0.5, 0.9)]);
+    }
+
+    #[test]
+    fn what_was_not_measured_is_refused_with_the_way_out() {
+        let error = chart(NeuronFigure::Coverage, &[cell("nwc", "badnets", &[], &[])]).unwrap_err().to_string();
+        assert!(error.contains("measure = [\"coverage\"]"), "{error}");
+        let error = chart(NeuronFigure::WeightChanges, &[cell("nwc", "badnets", &[], &[])]).unwrap_err().to_string();
+        assert!(error.contains("`nwc_clean` of layer `conv2`"), "{error}");
+    }
+}
