@@ -79,6 +79,9 @@ pub enum Error {
         /// Its name.
         measure: &'static str,
     },
+    /// Published numbers that cannot be shown.
+    #[error("published numbers cannot be shown beside this table: {0}")]
+    Published(String),
     /// A chart that cannot be drawn.
     #[error("drawing the chart failed: {0}")]
     Chart(String),

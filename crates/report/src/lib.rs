@@ -34,6 +34,7 @@ mod neuron_figure;
 mod neurons;
 pub mod page;
 mod picture_grid;
+mod published;
 mod render;
 mod table;
 mod titles;

@@ -42,6 +42,8 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// One panel for each choice of the remaining axes; nearly always one without a name.
     pub panels: Vec<Panel>,
+    /// Where the numbers are from, if not from cells.
+    pub source: Option<String>,
 }
 
 /// What the numbers of a table are.
@@ -278,6 +280,7 @@ pub fn table(rows: &[ResultRow], experiment: &Experiment, titles: &Titles) -> Re
         column_axis: spec.columns.clone(),
         columns,
         panels,
+        source: None,
     })
 }
 

@@ -22,6 +22,7 @@ use crate::{planning, terminal};
     "tsbd table experiments/demo.toml                           on the terminal"
     "tsbd table experiments/table1.toml --format tex --out table1.tex"
     "tsbd table experiments/table1.toml --profile paper --format md"
+    "tsbd table experiments/table1.toml --compare published     with the nearest published numbers below"
     "tsbd table experiments/table1.toml --long --format csv     one row per finished cell, for other programs"
     "tsbd table experiments/table1.toml --long --format parquet --out table1.parquet"
     "tsbd table nwc.toml --neurons --format parquet --out nwc.parquet    what measurements found of each neuron"
@@ -42,6 +43,10 @@ pub struct Arguments {
     #[arg(long, conflicts_with = "long")]
     neurons: bool,
 
+    /// Add the nearest published numbers, with their source, in the same form
+    #[arg(long, value_name = "WHAT", value_parser = ["published"], conflicts_with_all = ["long", "neurons"])]
+    compare: Option<String>,
+
     /// Write to this file instead of standard output
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
@@ -59,7 +64,11 @@ fn format_parser() -> impl TypedValueParser<Value = Format> {
 
 /// Renders and prints, or writes.
 pub fn run(arguments: Arguments) -> Outcome {
-    let Arguments { file, format, long, neurons, out, overrides, folders } = arguments;
+    let Arguments { file, format, long, neurons, compare, out, overrides, folders } = arguments;
+    if compare.is_some() && !matches!(format, Format::Text | Format::Markdown) {
+        return Err(Failure::refused(format!("--compare with --format {format}: the file would hold two tables"))
+            .hint("use --format text or md"));
+    }
     if format.is_binary() && out.is_none() {
         return Err(Failure::refused(format!("--format {format}: not for a terminal"))
             .hint(format!("name a file: --out table.{format}")));
@@ -75,7 +84,15 @@ pub fn run(arguments: Arguments) -> Outcome {
     } else if long {
         tsbd_report::long(&rows).and_then(|table| table.render(format))
     } else {
-        tsbd_report::table(&rows, &plan.experiment, &titles()).and_then(|table| table.render(format, emphasis))
+        let table = tsbd_report::table(&rows, &plan.experiment, &titles());
+        table.and_then(|table| {
+            let mut bytes = table.render(format, emphasis)?;
+            if compare.is_some() {
+                bytes.push(b'\n');
+                bytes.extend(table.published()?.render(format, emphasis)?);
+            }
+            Ok(bytes)
+        })
     };
     let bytes = bytes.map_err(|error| {
         let exit = if matches!(error, Error::Unsupported { .. }) { Exit::Refused } else { Exit::Failed };

@@ -30,6 +30,9 @@ impl Table {
 
     /// `profile quick · data CIFAR-10 · model PreAct-ResNet18, width 16 · seed 0 · 8 of 8 cells`.
     pub(crate) fn summary(&self) -> String {
+        if let Some(source) = &self.source {
+            return source.clone();
+        }
         let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
         let seeds = format!("seed{} {}", if seeds.len() == 1 { "" } else { "s" }, seeds.join(", "));
         let count = self.count;

@@ -1,0 +1,122 @@
+//! The nearest published numbers, beside an experiment's own.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+use crate::table::{Entry, Line, Table, Value};
+
+/// Percent by data set, attack and defense.
+type Numbers = BTreeMap<String, BTreeMap<String, BTreeMap<String, Vec<f64>>>>;
+
+const SOURCE: &str = "Zhu et al., ICCV 2023 (FT-SAM, arXiv 2304.11823), Tables 1 and 2: BackdoorBench, PreAct-ResNet18 of width 64, \
+                      10 % poisoned, 5 % clean images; the TSBD paper's own numbers are not published in a form that could be read";
+
+impl Table {
+    /// The same table of published numbers, those rows and columns of it that have any.
+    ///
+    /// # Errors
+    /// Rows are not attacks and columns not defenses, or nothing of the data set is published.
+    pub fn published(&self) -> Result<Table> {
+        let numbers: Numbers =
+            toml::from_str(include_str!("published.toml")).map_err(|error| Error::Published(error.to_string()))?;
+        if (self.row_axis.as_str(), self.column_axis.as_str()) != ("attack", "defense") {
+            let reason =
+                format!("rows are `{}` and columns `{}`, not attacks and defenses", self.row_axis, self.column_axis);
+            return Err(Error::Published(reason));
+        }
+        let [dataset] = &self.datasets[..] else {
+            return Err(Error::Published("the table mixes data sets".to_owned()));
+        };
+        let of_dataset = numbers.get(dataset).ok_or_else(|| {
+            let known: Vec<&str> = numbers.keys().map(String::as_str).collect();
+            Error::Published(format!("there are none of {dataset}, but of {}", known.join(" and ")))
+        })?;
+        let number = |attack: &str, defense: &str, metric: &str| {
+            let place = ["acc", "asr", "der"].iter().position(|name| *name == metric)?;
+            of_dataset.get(attack)?.get(defense)?.get(place).copied()
+        };
+        let mut table = self.clone();
+        let known = |attack: &str, defense: &str| of_dataset.get(attack).is_some_and(|of| of.contains_key(defense));
+        let attacks: Vec<&str> = of_dataset.keys().map(String::as_str).collect();
+        table.columns.retain(|column| {
+            column.name.as_deref().is_some_and(|defense| attacks.iter().any(|attack| known(attack, defense)))
+        });
+        let columns = &table.columns;
+        let of_attack = |line: &Line| {
+            let attack = line.name.as_deref().filter(|attack| of_dataset.contains_key(*attack))?;
+            let entries = columns.iter().map(|column| {
+                let entry = |metric: &crate::Metric| {
+                    let mean = number(attack, column.name.as_deref().unwrap_or_default(), &metric.name);
+                    let value = mean.map_or(Value::Undefined, |mean| Value::Measured {
+                        mean,
+                        deviation: None,
+                        seeds: 1,
+                        of: 1,
+                    });
+                    Entry { value, best: false }
+                };
+                column.metrics.iter().map(entry).collect()
+            });
+            Some(Line { name: line.name.clone(), title: line.title.clone(), entries: entries.collect() })
+        };
+        table.panels.truncate(1);
+        for panel in &mut table.panels {
+            panel.choice.clear();
+            panel.average = None;
+            panel.lines = panel.lines.iter().filter_map(of_attack).collect();
+        }
+        table.title = "Nearest published numbers".to_owned();
+        table.source = Some(SOURCE.to_owned());
+        table.failed.clear();
+        Ok(table)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::{done, experiment, titles};
+    use crate::{Emphasis, Format, table};
+
+    fn of(dataset: &str) -> Result<Table> {
+        let rows = ["none", "ft", "fp", "tsbd"].map(|defense| {
+            let mut row = done("badnets", defense, 0, &[("acc", 0.9), ("asr", 0.5), ("der", 0.7)]);
+            row.dataset = dataset.to_owned();
+            row
+        });
+        table(&rows, &experiment(), &titles()).unwrap().published()
+    }
+
+    #[test]
+    fn published_numbers_stand_in_the_same_form_and_name_their_source() {
+        let text = of("cifar10").unwrap().render(Format::Text, Emphasis::Star).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        for part in ["Nearest published numbers", "Zhu et al.", "91.82", "93.79", "0.84", "96.45"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        // Nothing of TSBD is published, and nothing of ours is among them.
+        assert!(!text.contains("TSBD ") && !text.contains("90.00") && !text.contains("cells done"), "{text}");
+    }
+
+    #[test]
+    fn a_data_set_without_published_numbers_is_refused() {
+        let error = of("shapes").unwrap_err().to_string();
+        assert!(error.contains("none of shapes") && error.contains("cifar10 and tiny-imagenet"), "{error}");
+    }
+
+    #[test]
+    fn the_published_ratings_follow_from_the_published_rates() {
+        let numbers: Numbers = toml::from_str(include_str!("published.toml")).unwrap();
+        let mut checked = 0;
+        for of_attack in numbers.values().flat_map(BTreeMap::values) {
+            let [acc_before, asr_before] = of_attack["none"][..] else { panic!("two rates") };
+            for rates in of_attack.iter().filter(|(defense, _)| *defense != "none").map(|(_, rates)| rates) {
+                let [acc, asr, der] = rates[..] else { panic!("three rates") };
+                let expected = ((asr_before - asr).max(0.0) - (acc_before - acc).max(0.0) + 100.0) / 2.0;
+                // One published cell in a hundred is off by more than rounding.
+                checked += usize::from((expected - der).abs() < 0.02);
+            }
+        }
+        assert!(checked >= 100, "{checked} of 105 cells");
+    }
+}
