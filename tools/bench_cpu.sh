@@ -20,7 +20,8 @@ usage: tools/bench_cpu.sh [compare] [FLAGS]    tsbd and every PyTorch variant, i
   --batches "N ..." batch sizes of `scaling` ("32 64 128 256 512")
   --threads N       threads of both programs; of `scaling`: the larger number (all cores)
   --isa NAME        the most that PyTorch's oneDNN may use (ONEDNN_MAX_CPU_ISA), as AVX512_CORE_BF16 to leave AMX out
-  --only TEXT       only the PyTorch variants whose name contains this: f32, bf16, channels_last, compiled
+  --only TEXT       only the PyTorch variants whose name contains this (f32, bf16, compiled); if it begins with
+                    f32 or bf16, tsbd in that precision alone
   --out FILE        where the JSON lines go (bench-cpu.jsonl, or bench-cpu-scaling.jsonl)
 
 environment

@@ -214,10 +214,14 @@ impl Defense for Fp {
             Selection::Validation => clean.hold_out(validation_share),
         };
         let mut trace = Vec::new();
+        let mut unlearning_facts = Value::Null;
         let order = match self.unlearning() {
             None => activation_order(backdoored, &context.augmented(used.clone(), "fp/activations", batch_size))?,
             Some(unlearning) => {
                 let unlearned = context.unlearned(&unlearning, backdoored, clean, &mut trace)?;
+                unlearning_facts = json!({
+                    "epochs": unlearned.rates.len(), "reached": unlearned.reached, "seconds": unlearned.seconds,
+                });
                 change_order(backdoored, &unlearned.model)?
             }
         };
@@ -239,6 +243,7 @@ impl Defense for Fp {
             ("selection", json!(selection)),
             ("variant", json!(variant)),
             ("order", json!(self.parameters.order.unwrap_or(Order::Activation))),
+            ("unlearning", unlearning_facts),
             ("selection_images", json!(features.labels.len())),
             ("features", json!(order.len())),
             ("features_pruned", json!(pruning.pruned.len())),

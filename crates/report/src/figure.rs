@@ -4,7 +4,7 @@
 use crate::chart::{Axis, Chart, Mark, Panel, Point, Scale, Series, Shape};
 use crate::error::{Error, Result};
 use crate::metric::Metric;
-use crate::table::{Line, Table, Value};
+use crate::table::{Line, Table, Unit, Value};
 
 impl Table {
     /// A curve for each column over the rows, whose names are numbers: an ablation. Standard deviations over seeds are bands.
@@ -28,10 +28,10 @@ impl Table {
                 Mark::Line { series, points }
             };
             let marks = self.drawn_columns().into_iter().enumerate().map(mark).collect();
-            let y = Axis { label: format!("{} (%)", metric.title), scale: Scale::Linear };
+            let y = Axis { label: self.label(metric), scale: Scale::Linear };
             chart.panels.push(Panel { title, x: x.clone(), y, marks, remarks: Vec::new() });
         }
-        chart.columns = self.metrics().len().min(3);
+        chart.columns = self.metrics().len().clamp(1, 3);
         Ok(chart)
     }
 
@@ -50,7 +50,8 @@ impl Table {
             };
             let marks = self.drawn_columns().into_iter().enumerate().map(mark).collect();
             let x = Axis { label: String::new(), scale: Scale::Names(names) };
-            let y = Axis { label: format!("{} (%)", metric.title), scale: Scale::Within(0.0, 100.0) };
+            let scale = if self.unit == Unit::Percent { Scale::Within(0.0, 100.0) } else { Scale::Linear };
+            let y = Axis { label: self.label(metric), scale };
             chart.panels.push(Panel { title, x, y, marks, remarks: Vec::new() });
         }
         chart.notes.insert(0, "×: no result, or none that can exist.".to_owned());
@@ -78,6 +79,11 @@ impl Table {
             panel_size,
             notes,
         }
+    }
+
+    /// What stands at the axis of a metric.
+    fn label(&self, metric: &Metric) -> String {
+        if self.unit == Unit::Percent { format!("{} (%)", metric.title) } else { metric.title.clone() }
     }
 
     /// Columns that have a metric.

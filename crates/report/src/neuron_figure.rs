@@ -172,7 +172,7 @@ fn coverage(chart: &mut Chart, cell: &NeuronRows, title: String) {
             curves.entry(method).or_default().push(Point { x, y: *value, spread: None });
         }
     }
-    chart.notes = vec!["By chance the coverage is the neuron ratio. Layers that every method scores.".to_owned()];
+    chart.notes = vec!["By chance the coverage is the neuron ratio. Layers that every method scores; neurons with equal scores share places.".to_owned()];
     let marks = curves.into_iter().map(|(method, mut points)| {
         points.sort_by(|a, b| a.x.total_cmp(&b.x));
         let name = method.to_uppercase();

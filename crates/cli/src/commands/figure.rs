@@ -7,7 +7,7 @@ use tsbd_attack::{LEARNED_TRIGGER, TriggeredTest};
 use tsbd_data::{ImageSource, Picture, write_png};
 use tsbd_experiment::store::write_atomically;
 use tsbd_experiment::{FigureSpec, GridPoint, Plan, Store, neuron_rows, registry, result_rows};
-use tsbd_report::chart::Chart;
+use tsbd_report::chart::Drawing;
 use tsbd_report::{GridColumn, NeuronFigure, PictureGrid};
 
 use crate::command_line::examples;
@@ -59,7 +59,7 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     let Arguments { file, out, overrides, folders } = arguments;
     // Results that are there need no data.
     let plan = planning::to_look(&file, &overrides, &folders)?;
-    let path = |extension: &str| out.join(file.file_stem().unwrap_or_default()).with_extension(extension);
+    let path = |extension: &str| out.join(format!("{}.{extension}", plan.experiment.name));
     let make_folder = || fs_err::create_dir_all(&out).map_err(|error| Failure::from_error(Exit::Failed, error));
     let written = match plan.experiment.figure {
         Some(FigureSpec::Triggers { image }) => {
@@ -70,9 +70,8 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
             vec![path("png")]
         }
         Some(spec) => {
-            let failed = |error| Failure::from_error(Exit::Failed, error);
-            let drawing = chart(spec, &plan, &folders)?.draw().map_err(failed)?;
-            let png = drawing.png(SCALE).map_err(failed)?;
+            let drawing = draw(spec, &plan, &folders)?;
+            let png = drawing.png(SCALE).map_err(|error| Failure::from_error(Exit::Failed, error))?;
             make_folder()?;
             for (extension, bytes) in [("svg", drawing.svg.as_bytes()), ("png", &png)] {
                 write_atomically(&path(extension), bytes).map_err(planning::store_failure)?;
@@ -95,7 +94,7 @@ const SCALE: f32 = 2.0;
 ///
 /// # Panics
 /// If it is a picture of triggers, which are no results.
-pub fn chart(spec: FigureSpec, plan: &Plan, folders: &Folders) -> Result<Chart, Failure> {
+pub fn draw(spec: FigureSpec, plan: &Plan, folders: &Folders) -> Result<Drawing, Failure> {
     let store = Store::new(&folders.results);
     let rows = result_rows(plan, &store).map_err(planning::store_failure)?;
     let of_neurons = |figure: NeuronFigure| {
@@ -111,7 +110,7 @@ pub fn chart(spec: FigureSpec, plan: &Plan, folders: &Folders) -> Result<Chart, 
         FigureSpec::Coverage => of_neurons(NeuronFigure::Coverage)?,
         FigureSpec::Triggers { .. } => unreachable!("a picture of triggers is no chart"),
     };
-    chart.map_err(|error| Failure::from_error(Exit::Failed, error))
+    chart.and_then(|chart| chart.draw()).map_err(|error| Failure::from_error(Exit::Failed, error))
 }
 
 /// How much the differences of images are enlarged to be seen.

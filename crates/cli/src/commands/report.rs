@@ -52,17 +52,21 @@ pub fn run(arguments: Arguments) -> Outcome {
     let mut chapters = Vec::new();
     for file in &files {
         let before = chapters.len();
+        let mut refusals = Vec::new();
         for profile in &profiles {
             let overrides = Overrides { profile: Some(profile.clone()), ..overrides.clone() };
             match planning::to_look(file, &overrides, &folders) {
                 Ok(plan) => chapters.extend(chapter(file, &plan, &overrides, &folders)?),
-                // Without a run in this profile, nothing is known of its data.
-                Err(_) if !named => {}
-                Err(failure) => return Err(failure),
+                // Without a run in this profile, nothing may be known of its data.
+                Err(refusal) => refusals.push(refusal),
             }
         }
         if chapters.len() == before {
-            terminal::say(format!("{}: left out, nothing of it has been run", file.display()));
+            match refusals.pop().filter(|_| refusals.len() + 1 == profiles.len()) {
+                Some(refusal) if named => return Err(refusal),
+                Some(_) => terminal::say(format!("{0}: left out, try `tsbd plan {0}`", file.display())),
+                None => terminal::say(format!("{}: left out, nothing of it has been run", file.display())),
+            }
         }
     }
     let page = Page { chapters }.html();
@@ -73,7 +77,6 @@ pub fn run(arguments: Arguments) -> Outcome {
 
 /// The chapter of an experiment, if anything of it has been run.
 fn chapter(file: &Path, plan: &Plan, overrides: &Overrides, folders: &Folders) -> Result<Option<Chapter>, Failure> {
-    let failed = |error| Failure::from_error(Exit::Failed, error);
     let store = Store::new(&folders.results);
     let rows = result_rows(plan, &store).map_err(planning::store_failure)?;
     if rows.iter().all(|row| row.state == RowState::Missing) {
@@ -82,7 +85,14 @@ fn chapter(file: &Path, plan: &Plan, overrides: &Overrides, folders: &Folders) -
     let table = table::of_rows(&rows, plan)?;
     let figure = match plan.experiment.figure {
         Some(FigureSpec::Triggers { .. }) | None => None,
-        Some(spec) => Some(figure::chart(spec, plan, folders)?.draw().map_err(failed)?),
+        // A page without a figure is better than none.
+        Some(spec) => match figure::draw(spec, plan, folders) {
+            Ok(drawing) => Some(drawing),
+            Err(_) => {
+                terminal::say(format!("{0}: without its figure, try `tsbd figure {0}`", file.display()));
+                None
+            }
+        },
     };
     let labels = labels::of(plan);
     let mut cells = Vec::with_capacity(plan.cells.len());

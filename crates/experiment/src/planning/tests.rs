@@ -387,7 +387,9 @@ fn the_experiments_of_this_repository_are_valid() {
         }
         // With drawn images in place of those that may not be on this machine.
         let set = [("data.name", "shapes"), ("data.train_images", "2000"), ("data.test_images", "50")];
-        for (profile, _) in PROFILES {
+        // WaNet poisons each batch for itself: one of a hundred images needs batches of a hundred, which this profile has not.
+        let too_small = |profile: &str| profile == "smoke" && path.ends_with("fig6.toml");
+        for (profile, _) in PROFILES.iter().filter(|(profile, _)| !too_small(profile)) {
             let mut request = request("", &set);
             request.source = ExperimentSource::File(path.clone());
             request.profile = Some((*profile).to_owned());

@@ -50,6 +50,7 @@ impl Layout {
                 ticks: names.iter().enumerate().map(|(place, name)| (place as f64, name.clone())).collect(),
                 logarithmic: false,
             },
+            Scale::Logarithmic(ticks) if ticks.is_empty() => Layout::round(0.0, 1.0, false),
             Scale::Logarithmic(ticks) => {
                 let low = ticks.iter().copied().fold(smallest, f64::min);
                 let high = ticks.iter().copied().fold(largest, f64::max);

@@ -26,7 +26,7 @@ fn of_stage(stage: &str, trace: &[TracePoint]) -> Markup {
     let last = points.len().saturating_sub(1).max(1) as f64;
     let line = |name: &str| {
         let places: Vec<String> = (points.iter().enumerate())
-            .filter_map(|(index, point)| Some((index, point.metrics.get(name)?)))
+            .filter_map(|(index, point)| Some((index, point.metrics.get(name).filter(|rate| rate.is_finite())?)))
             .map(|(index, rate)| {
                 let (x, y) = (index as f64 / last * WIDTH, (1.0 - rate.clamp(0.0, 1.0)) * HEIGHT);
                 format!("{x:.1},{y:.1}")

@@ -142,7 +142,7 @@ impl Chapter {
                 @for (number, panel) in table.panels.iter().enumerate() { (wide(table, panel, &format!("wide-{index}-{number}"))) }
                 ul.notes { @for note in table.notes("the best in bold") { li { (note) } } }
                 @if let Some(figure) = &self.figure {
-                    figure aria-label={ "Figure of " (table.title) } { (PreEscaped(without_prologue(&figure.svg))) }
+                    figure role="img" aria-label={ "Figure of " (table.title) } { (PreEscaped(without_prologue(&figure.svg))) }
                 }
                 @if count.failed > 0 || count.missing > 0 {
                     h3 { "Without a result" }
@@ -227,13 +227,22 @@ fn value(entry: &Entry) -> Markup {
 
 /// Every grid point with its result, to be sorted and filtered.
 fn long(rows: &[ResultRow], index: usize) -> Markup {
-    let metrics = ["acc", "asr", "ra", "der"].map(Metric::named);
+    let mut names = vec!["acc", "asr", "ra", "der"];
+    for name in rows.iter().flat_map(|row| row.metrics.keys()) {
+        if !names.contains(&name.as_str()) && !["acc_before", "asr_before"].contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    names.retain(|name| rows.iter().any(|row| row.metrics.contains_key(*name)));
+    let metrics: Vec<Metric> = names.into_iter().map(Metric::named).collect();
+    let measured = rows.iter().any(|row| row.measure != "none");
     let axes: std::collections::BTreeSet<&String> = rows.iter().flat_map(|row| row.axes.keys()).collect();
     let number = |number: Option<f64>, decimals: usize| {
         let text = number.map_or("–".to_owned(), |number| format!("{number:.decimals$}"));
         html! { td data-value=[number.map(|number| number.to_string())] { (text) } }
     };
-    let heads = ["attack", "defense", "seed"].map(str::to_owned).into_iter();
+    let heads =
+        ["attack", "defense"].into_iter().chain(measured.then_some("measure")).chain(["seed"]).map(str::to_owned);
     let heads = heads.chain(axes.iter().map(|axis| (*axis).clone()));
     let heads = heads.chain(metrics.iter().map(|metric| metric.title.clone()));
     let heads: Vec<String> = heads.chain(["seconds", "peak MB", "state"].map(str::to_owned)).collect();
@@ -246,7 +255,7 @@ fn long(rows: &[ResultRow], index: usize) -> Markup {
         }
         (scrolling("Every point of the grid", html! {
             table.sortable id={ "long-" (index) } {
-                caption { "Every point of the grid; metrics in percent" }
+                caption { "Every point of the grid; rates in percent, numbers of measurements as they are" }
                 thead { tr {
                     @for (column, head) in heads.iter().enumerate() { th scope="col" data-column=(column) { (sorting(head)) } }
                 } }
@@ -255,9 +264,10 @@ fn long(rows: &[ResultRow], index: usize) -> Markup {
                         tr {
                             th scope="row" { (row.attack) }
                             td { (row.defense) }
+                            @if measured { td { (row.measure) } }
                             td data-value=(row.seed) { (row.seed) }
                             @for axis in &axes { td { (row.axes.get(*axis).map_or("–", String::as_str)) } }
-                            @for metric in &metrics { (number(row.metrics.get(&metric.name).map(|fraction| fraction * 100.0), 2)) }
+                            @for metric in &metrics { (number(row.shown(&metric.name), 2)) }
                             (number(row.seconds, 1))
                             (number(row.peak_memory_mb, 0))
                             td { (match &row.state { RowState::Done => "done", RowState::Failed(_) => "failed", RowState::Missing => "missing" }) }

@@ -9,8 +9,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const column = Number(head.dataset.column);
       const key = (row) => {
         const cell = row.cells[column];
-        const number = Number.parseFloat(cell.dataset.value);
-        return Number.isNaN(number) ? cell.textContent : number;
+        const text = (cell.dataset.value ?? cell.textContent).trim();
+        return text === "" || Number.isNaN(Number(text)) ? text : Number(text);
       };
       // What has no number comes last, whichever the direction.
       const compare = (a, b) => {

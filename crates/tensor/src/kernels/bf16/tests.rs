@@ -85,6 +85,32 @@ proptest! {
 }
 
 #[test]
+fn gradients_of_weights_add_up_over_pieces_of_factors_and_any_number_of_threads() {
+    let g = Geometry {
+        images: 40,
+        height: 32,
+        width: 32,
+        in_channels: 64,
+        out_channels: 64,
+        kernel_height: 3,
+        kernel_width: 3,
+        stride: 1,
+        padding: 1,
+        out_height: 32,
+        out_width: 32,
+    };
+    let (x, dy) = (numbers(g.images * g.image(), 1), numbers(g.pixels() * g.out_channels, 2));
+    let found = backward_weight(&g, &x, &dy);
+    let [x_64, dy_64] = [&x, &dy].map(|values| double(&rounded(values)));
+    let expected = convolution::backward_weight(&g, ConvolutionAlgorithm::Exact, &x_64, &dy_64);
+    assert_close("dw", &found, &expected).unwrap();
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        assert!(pool.install(|| backward_weight(&g, &x, &dy)) == found, "{threads} threads");
+    }
+}
+
+#[test]
 fn numbers_are_rounded_to_the_nearest_and_to_the_even_one_of_two() {
     // Eight significant bits: beside 1 lie 1 + 1/128 and 1 + 2/128.
     let steps = [0., 0.49, 0.5, 0.51, 1.49, 1.5, 1.51].map(|steps| 1. + steps / 128.);
