@@ -5,7 +5,7 @@ mod sequence;
 use sequence::values;
 use tsbd_tensor::check::finite_differences;
 use tsbd_tensor::{
-    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, Device, GridPadding, GridSample, Statistics, Tensor, Var,
+    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, Device, GridPadding, GridSample, Statistics, Tape, Tensor, Var,
 };
 
 /// Central differences in `f64` with a step of 1e-5 are good to about 1e-9.
@@ -165,8 +165,8 @@ fn division_by_the_norm_of_each_sample_has_the_right_gradient_and_none_through_a
     for dims in [&[3, 5][..], &[2, 3, 2, 2], &[4, 1]] {
         check(&[values(dims, 1)], |v| v[0].divide_by_norm(1e-2));
     }
-    let tape = tsbd_tensor::Tape::new();
-    let x = tape.leaf(&tsbd_tensor::Tensor::new(&[[0f32, 0.], [3., 4.]], &tsbd_tensor::Device::Cpu).unwrap());
+    let tape = Tape::new();
+    let x = tape.leaf(&Tensor::new(&[[0f32, 0.], [3., 4.]], &Device::Cpu).unwrap());
     let y = x.divide_by_norm(0.5).unwrap();
     assert_eq!(y.tensor().to_vec2::<f32>().unwrap(), [[0., 0.], [3. / 5.5, 4. / 5.5]]);
     let gradients = tape.backward(&y.sum().unwrap()).unwrap();
