@@ -189,6 +189,10 @@ impl Defense for Ibau {
                     return Err(diverged(step, found.loss, "learning_rate", batch));
                 }
                 adam.step(&mut model.state, &found.gradients)?;
+                // The last step of a round has no loss after it that would tell.
+                if !is_finite(&model)? {
+                    return Err(diverged(step, f64::NAN, "learning_rate", batch));
+                }
                 solved.add(found.iterations);
                 losses[1] += found.loss / batches.len() as f64;
                 done += 1;
@@ -388,6 +392,15 @@ fn outer_gradients(
         });
     }
     Ok((value, direct.unwrap_or_default(), through))
+}
+
+fn is_finite(model: &Model) -> Result<bool, Error> {
+    for (_, parameter) in model.state.parameters() {
+        if !scalar(&parameter.to_dtype(DType::F64)?.sum_all()?)?.is_finite() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn scalar(tensor: &Tensor) -> Result<f64, Error> {

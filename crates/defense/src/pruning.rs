@@ -152,6 +152,8 @@ pub(crate) struct Pruned {
     /// Nothing where no candidate was good enough: then nothing is pruned.
     chosen: Option<Candidate>,
     zeroed: Zeroed,
+    /// What the choice compared with; `None` where nothing was measured.
+    accuracy_before: Option<f64>,
 }
 
 /// Accuracy and, from the test sets, attack success rate.
@@ -173,8 +175,8 @@ impl Choice {
     ) -> Result<Pruned, Error> {
         let steps = candidates.len();
         context.observer.stage(STAGE, steps);
-        let chosen = if self.selection == ThresholdSelection::Fixed {
-            Some(0)
+        let (chosen, accuracy_before) = if self.selection == ThresholdSelection::Fixed {
+            (Some(0), None)
         } else {
             let before = self.measure(model, context, &mut TracePoint::new(STAGE, 0, []))?;
             let mut measured = Vec::with_capacity(steps);
@@ -187,11 +189,11 @@ impl Choice {
                 context.trace(trace, point);
                 context.step(STAGE, number + 1, steps)?;
             }
-            self.best(before, &measured)
+            (self.best(before, &measured), Some(before.accuracy))
         };
         let chosen = chosen.and_then(|number| candidates.into_iter().nth(number));
         let channels = chosen.as_ref().map_or(&[][..], |candidate| &candidate.channels);
-        Ok(Pruned { model: prune(model, channels, self.zeroed)?, chosen, zeroed: self.zeroed })
+        Ok(Pruned { model: prune(model, channels, self.zeroed)?, chosen, zeroed: self.zeroed, accuracy_before })
     }
 
     fn measure(&self, model: &Model, context: &Context, point: &mut TracePoint) -> Result<Measured, Error> {
@@ -242,9 +244,13 @@ impl Pruned {
     }
 
     /// For the record: the threshold, or null where none was good enough, and how many channels it prunes.
-    pub(crate) fn facts(&self) -> [(&'static str, Value); 2] {
+    pub(crate) fn facts(&self) -> [(&'static str, Value); 3] {
         let threshold = self.chosen.as_ref().map(|candidate| candidate.threshold);
-        [("threshold", json!(threshold)), ("channels_pruned", json!(self.channels().len()))]
+        [
+            ("threshold", json!(threshold)),
+            ("channels_pruned", json!(self.channels().len())),
+            ("accuracy_before_pruning", json!(self.accuracy_before)),
+        ]
     }
 }
 
@@ -345,7 +351,12 @@ mod tests {
         });
         assert_eq!((MEASURED.load(Ordering::Relaxed), trace.len(), pruned.changed().len()), (5, 4, 3));
         assert_eq!((trace[3].metrics["asr"], trace[3].metrics["channels_pruned"]), (0.2, 3.0));
-        assert_eq!(pruned.facts(), [("threshold", json!(3.0)), ("channels_pruned", json!(3))]);
+        let facts = [
+            ("threshold", json!(3.0)),
+            ("channels_pruned", json!(3)),
+            ("accuracy_before_pruning", json!(0.9)),
+        ];
+        assert_eq!(pruned.facts(), facts);
         let stopped = in_context(&mut tiny::StopAfter(2), |context| {
             let choice = choice(ThresholdSelection::Validation);
             choice.prune(&tiny::model("backdoored"), candidates(), context, &mut Vec::new())
