@@ -183,7 +183,10 @@ fn what_cannot_be_a_table_is_refused_with_the_way_out() {
     assert!(
         refused(|_, rows| rows[3].profile = "paper".into()).contains("two different profiles, `smoke` and `paper`")
     );
-    assert!(refused(|e, _| e.table.rows = "attacks".into()).contains("it has attack, defense, dataset, model, seed"));
+    assert!(
+        refused(|e, _| e.table.rows = "attacks".into())
+            .contains("it has attack, defense, measure, dataset, model, seed")
+    );
     assert!(refused(|e, _| e.table.columns = "attack".into()).contains("give two different axes"));
     assert!(refused(|e, _| e.table.metrics.clear()).contains("metrics = [\"acc\", \"asr\", \"der\"]"));
 }
