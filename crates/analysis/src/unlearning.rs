@@ -62,7 +62,7 @@ pub struct UnlearnedModel {
 }
 
 impl Unlearned {
-    /// Name in progress and traces.
+    /// Name in cells, progress and traces.
     pub fn stage(self) -> &'static str {
         match self {
             Unlearned::Clean => "unlearning",
@@ -83,8 +83,6 @@ impl Unlearning {
     /// The random streams of an unlearning are this child of the cell's, whoever asks for it: so TSBD, the measurements and
     /// the cell that does it for all of them unlearn the same.
     pub const STREAMS: &'static str = "tsbd";
-    /// What it is called in cells.
-    pub const NAME: &'static str = "unlearning";
     /// Raised whenever the same numbers give other results; part of a cell's key.
     pub const REVISION: u32 = 1;
 
@@ -106,12 +104,10 @@ impl Unlearning {
         context: &mut Context,
     ) -> Result<UnlearnedModel, Error> {
         let start = Instant::now();
-        let (training, measured) = match self.of {
-            Unlearned::Clean => (
-                self.training(Arc::clone(&images), context),
-                context.augmented(images, "tsbd/unlearning-accuracy", self.batch_size),
-            ),
-            Unlearned::Poison => (self.training(Arc::clone(&images), context), context.plain(images, self.batch_size)),
+        let training = self.training(Arc::clone(&images), context);
+        let measured = match self.of {
+            Unlearned::Clean => context.augmented(images, "tsbd/unlearning-accuracy", self.batch_size),
+            Unlearned::Poison => context.plain(images, self.batch_size),
         };
         let (mut rates, mut reached) = (Vec::new(), false);
         let mut model = model.clone();

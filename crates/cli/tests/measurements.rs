@@ -14,7 +14,7 @@ title = "What a backdoor leaves"
 profile = "smoke"
 
 [data]
-train_images = 300
+train_images = 600
 test_images = 100
 
 [model]
@@ -64,9 +64,9 @@ fn every_measurement_runs_and_its_numbers_and_vectors_are_printed_and_exported()
     assert!(rows[1]["activeness_median"].as_f64().unwrap() > 0.0);
     assert_eq!(rows[4]["coverage_nwc_at_1"], 1.0, "all neurons are all neurons");
     assert_eq!((&rows[4]["facts"]["tac"], &rows[0]["facts"]["layer"]), (&"clp".into(), &"layer4.1.conv2".into()));
-    // How many it takes depends on how the machine rounds.
-    let unlearning_epochs = rows[0]["facts"]["unlearning_epochs"].clone();
-    assert!((1..=2).contains(&unlearning_epochs.as_u64().unwrap()));
+    let epochs = |row: &Value| row["facts"]["unlearning_epochs"].as_u64().unwrap();
+    let unlearned = epochs(&rows[0]);
+    assert!((1..=2).contains(&unlearned));
 
     let text = ran(&mut command("table", &file));
     assert_contains(&text, &["NWC", "TAC", "Coverage", "pearson", "Numbers as they are"]);
@@ -113,8 +113,7 @@ fn every_measurement_runs_and_its_numbers_and_vectors_are_printed_and_exported()
     );
     ran(&mut command("run", &file));
     let long: Value = serde_json::from_str(&ran(command("table", &file).args(["--long", "--format", "json"]))).unwrap();
-    let epochs = |row: &Value| row["facts"]["unlearning_epochs"].clone();
-    assert_eq!((epochs(&long[0]), long[1]["facts"]["order"].clone()), (unlearning_epochs, "nwc".into()));
+    assert_eq!((epochs(&long[0]), &long[1]["facts"]["order"]), (unlearned, &"nwc".into()));
 }
 
 #[test]

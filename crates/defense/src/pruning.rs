@@ -351,11 +351,7 @@ mod tests {
         });
         assert_eq!((MEASURED.load(Ordering::Relaxed), trace.len(), pruned.changed().len()), (5, 4, 3));
         assert_eq!((trace[3].metrics["asr"], trace[3].metrics["channels_pruned"]), (0.2, 3.0));
-        let facts = [
-            ("threshold", json!(3.0)),
-            ("channels_pruned", json!(3)),
-            ("accuracy_before_pruning", json!(0.9)),
-        ];
+        let facts = [("threshold", json!(3.0)), ("channels_pruned", json!(3)), ("accuracy_before_pruning", json!(0.9))];
         assert_eq!(pruned.facts(), facts);
         let stopped = in_context(&mut tiny::StopAfter(2), |context| {
             let choice = choice(ThresholdSelection::Validation);

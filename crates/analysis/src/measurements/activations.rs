@@ -1,11 +1,14 @@
 //! `activations`: how strongly each neuron answers to images without and with the trigger, in the model, in a clean one,
 //! and how clean and poison unlearning change that (Figure 3 of the TSBD paper).
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tsbd_attack::ParameterError;
 use tsbd_attack::parameters::read;
+use tsbd_data::ImageSource;
 use tsbd_nn::{Architecture, Model};
 
 use super::tac::{DRAW, PASS};
@@ -91,7 +94,7 @@ impl Measurement for Activations {
         for (done, (name, model)) in models.into_iter().enumerate() {
             for (half, (of, images)) in [("clean", &pairs.clean), ("poison", &pairs.triggered)].into_iter().enumerate()
             {
-                let vector = self.activations(model, &neurons, images, context)?;
+                let vector = activations(model, &neurons, images, context)?;
                 measured = measured.with_vector(format!("activation_{of}{name}"), vector);
                 context.step("activations", 2 * done + half + 1, total)?;
             }
@@ -110,17 +113,15 @@ impl Measurement for Activations {
     }
 }
 
-impl Activations {
-    fn activations(
-        &self,
-        model: &Model,
-        neurons: &Neurons,
-        images: &std::sync::Arc<dyn tsbd_data::ImageSource>,
-        context: &Context,
-    ) -> Result<NeuronVector, Error> {
-        let values = mean_activations(model, &context.plain(images.clone(), PASS))?;
-        Ok(NeuronVector::of_all(neurons, &values))
-    }
+/// The mean activations of one model on some images.
+fn activations(
+    model: &Model,
+    neurons: &Neurons,
+    images: &Arc<dyn ImageSource>,
+    context: &Context,
+) -> Result<NeuronVector, Error> {
+    let values = mean_activations(model, &context.plain(Arc::clone(images), PASS))?;
+    Ok(NeuronVector::of_all(neurons, &values))
 }
 
 #[cfg(test)]

@@ -250,7 +250,7 @@ struct Planner<'a> {
 
 fn unlearning_method(unlearning: &Unlearning) -> MethodParameters {
     MethodParameters {
-        name: Unlearning::NAME.to_owned(),
+        name: unlearning.of.stage().to_owned(),
         revision: Unlearning::REVISION,
         parameters: serde_json::to_value(unlearning).expect("an unlearning consists of names and numbers"),
     }

@@ -438,9 +438,10 @@ fn measurements_share_the_unlearned_and_the_clean_models_that_they_need() {
     let kinds = |kind| plan.cells.values().filter(|cell| cell.kind == kind).count();
     assert_eq!((kinds(CellKind::Train), kinds(CellKind::Unlearn), kinds(CellKind::Measure)), (2, 2, 5));
     let (model, unlearned) = ("Train badnets", "Unlearn badnets after unlearning");
-    assert_eq!(parents(&plan, measured(&plan, "nwc")), [model, unlearned, unlearned]);
+    let poison = "Unlearn badnets after poison unlearning";
+    assert_eq!(parents(&plan, measured(&plan, "nwc")), [model, unlearned, poison]);
     assert_eq!(parents(&plan, measured(&plan, "activeness")), [model, "Train none"]);
-    assert_eq!(parents(&plan, measured(&plan, "activations")), [model, unlearned, unlearned, "Train none"]);
+    assert_eq!(parents(&plan, measured(&plan, "activations")), [model, unlearned, poison, "Train none"]);
     assert_eq!(parents(&plan, measured(&plan, "tac")), [model]);
     assert_eq!(parents(&plan, measured(&plan, "coverage")), [model, unlearned]);
     let unlearnings: Vec<&Value> = measured(&plan, "nwc").parents[1..]
@@ -496,8 +497,10 @@ fn an_axis_of_the_unlearning_is_one_of_the_measurements_that_depend_on_it_and_of
 fn a_repaired_model_is_measured_as_the_backdoored_one_is() {
     let text = MEASURED.replace("measure = [", "defense = [\"ft\"]\nmeasure = [\"nwc\", \"tac\"]\n#");
     let plan = planned(&text, &[]);
-    let (repair, unlearned) = ("Defend badnets + ft", "Unlearn badnets + ft after unlearning");
-    assert_eq!(parents(&plan, measured(&plan, "nwc")), [repair, "Train badnets", unlearned, unlearned]);
+    let (repair, unlearned) = ("Defend badnets + ft", "Unlearn badnets + ft after");
+    let unlearned = [format!("{unlearned} unlearning"), format!("{unlearned} poison unlearning")];
+    let nwc = parents(&plan, measured(&plan, "nwc"));
+    assert_eq!((&nwc[..2], &nwc[2..]), (&[repair.to_owned(), "Train badnets".to_owned()][..], &unlearned[..]));
     assert_eq!(parents(&plan, measured(&plan, "tac")), [repair, "Train badnets"]);
     let poison = &plan.cells[&measured(&plan, "nwc").parents[3]];
     assert_eq!(parents(&plan, poison), [repair, "Train badnets"], "the trigger is needed");

@@ -108,10 +108,11 @@ fn incomplete_parent(part: &'static str) -> ExecuteError {
 
 /// The unlearning of a cell, checked against what this program does.
 pub(super) fn configure(method: &MethodParameters) -> Result<Unlearning, CellError> {
-    if (method.name.as_str(), method.revision) != (Unlearning::NAME, Unlearning::REVISION) {
+    let unlearning: Unlearning = serde_json::from_value(method.parameters.clone())?;
+    if (method.name.as_str(), method.revision) != (unlearning.of.stage(), Unlearning::REVISION) {
         return Err(other_method("the unlearning", method, Some(Unlearning::REVISION)).into());
     }
-    Ok(serde_json::from_value(method.parameters.clone())?)
+    Ok(unlearning)
 }
 
 /// The clean images that are unlearned: those that every defense has with the same ratio and seed.
