@@ -95,7 +95,9 @@ mod tests {
             assert!(text.contains(part), "{part}: {text}");
         }
         // Nothing of TSBD is published, and nothing of ours is among them.
-        assert!(!text.contains("TSBD ") && !text.contains("90.00") && !text.contains("cells done"), "{text}");
+        let titles = of("cifar10").unwrap().columns.into_iter().map(|column| column.title);
+        assert_eq!(titles.collect::<Vec<_>>(), ["No defense", "FT", "FP"]);
+        assert!(!text.contains("90.00") && !text.contains("cells done"), "{text}");
     }
 
     #[test]
