@@ -16,7 +16,6 @@ published descriptions of the methods.
   both variants (without and with clipping of the gradient).
 """
 
-import copy
 import json
 import random
 from pathlib import Path

@@ -15,7 +15,6 @@ batch norm moves its running estimates three times a batch, the second one twice
 - golden.json: the cross-entropy and both attention terms (without their weights of 1000) before each step of `student`.
 """
 
-import copy
 import json
 from pathlib import Path
 

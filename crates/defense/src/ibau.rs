@@ -26,6 +26,7 @@ use tsbd_nn::{Adam, AdamConfig, Architecture, Batch, BatchSource, Mode, Model, P
 use tsbd_tensor::{CrossEntropy, DType, Device, Tape, Tensor, Var};
 
 use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint};
+use crate::training::scalar;
 use crate::{CleanSubset, Context, Error};
 
 /// The registry's entry.
@@ -401,10 +402,6 @@ fn is_finite(model: &Model) -> Result<bool, Error> {
         }
     }
     Ok(true)
-}
-
-fn scalar(tensor: &Tensor) -> Result<f64, Error> {
-    Ok(tensor.to_dtype(DType::F64)?.reshape(())?.to_scalar::<f64>()?)
 }
 
 fn norm(tensor: &Tensor) -> Result<f64, Error> {

@@ -12,6 +12,7 @@ use crate::Error;
 use crate::context::{Context, Progress};
 use crate::entry::TracePoint;
 use crate::pruning::{ChannelScores, batch_norms};
+use crate::training::scalar;
 
 /// A mask for each channel of each batch norm, and the optimiser's velocity.
 #[derive(Debug)]
@@ -69,7 +70,7 @@ impl ChannelMasks {
         let loss =
             self.loss(model, batch, &masks, noise.as_ref().map(|(weights, biases)| (&weights[..], &biases[..])))?;
         let mut gradients = tape.backward(&loss)?;
-        Ok(Slope { loss: number(&loss)?, gradients: self.take(&mut gradients, &masks)? })
+        Ok(Slope { loss: scalar(loss.tensor())?, gradients: self.take(&mut gradients, &masks)? })
     }
 
     /// The mean cross-entropy of `batch` with `noise` and its gradients with respect to the noise.
@@ -81,7 +82,7 @@ impl ChannelMasks {
         let mut gradients = tape.backward(&loss)?;
         let weights = self.take(&mut gradients, &weights)?;
         let gradients = Noise { weights, biases: self.take(&mut gradients, &biases)? };
-        Ok(Slope { loss: number(&loss)?, gradients })
+        Ok(Slope { loss: scalar(loss.tensor())?, gradients })
     }
 
     /// No tape is given to the pass: of the network's own parameters no gradient is wanted, and none is computed.
@@ -122,10 +123,6 @@ impl ChannelMasks {
 
 fn constants(tensors: &[Tensor]) -> Vec<Var> {
     tensors.iter().cloned().map(Var::constant).collect()
-}
-
-fn number(loss: &Var) -> Result<f64, Error> {
-    Ok(f64::from(loss.tensor().reshape(())?.to_scalar::<f32>()?))
 }
 
 /// A stage in which masks are trained.

@@ -10,10 +10,16 @@ use tsbd_nn::{
     BatchSource, EpochReport, Model, Outcome, Schedule, SgdConfig, StepReport, StepRule, TrainingConfig,
     TrainingObserver, train_with,
 };
+use tsbd_tensor::{DType, Tensor};
 
 use crate::Error;
 use crate::context::{Context, Progress};
 use crate::entry::TracePoint;
+
+/// The number of a tensor of one element, in 64 bits.
+pub(crate) fn scalar(tensor: &Tensor) -> Result<f64, Error> {
+    Ok(tensor.to_dtype(DType::F64)?.reshape(())?.to_scalar::<f64>()?)
+}
 
 /// One stage: what it is called, and how it trains.
 #[derive(Debug, Clone)]

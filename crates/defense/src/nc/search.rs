@@ -6,6 +6,7 @@ use tsbd_tensor::{Adam, CrossEntropy, DType, Tape, Tensor, Var, adam_step};
 
 use super::Parameters;
 use crate::Error;
+use crate::training::scalar;
 
 /// The stage's name in traces and progress.
 pub(super) const STAGE: &str = "trigger search";
@@ -285,8 +286,4 @@ fn stamp(images: &Tensor, mask: &Var, pattern: &Var) -> tsbd_tensor::Result<Var>
     let mask = Var::concat_channels(&[mask; CHANNELS])?;
     let kept = mask.scale(-1.0)?.offset(1.0)?.broadcast_batch(batch)?;
     kept.mul(&Var::constant(images.clone()))?.add(&mask.mul(pattern)?.broadcast_batch(batch)?)
-}
-
-fn scalar(tensor: &Tensor) -> Result<f64, Error> {
-    Ok(tensor.to_dtype(DType::F64)?.reshape(())?.to_scalar::<f64>()?)
 }
