@@ -31,7 +31,7 @@ mod training;
 
 pub use adam::{Adam, AdamConfig};
 pub use architecture::Architecture;
-pub use atomic::write_atomically;
+pub use atomic::{temporary_file, write_atomically};
 pub use batch::{Batch, BatchSource};
 pub use checkpoint::Checkpoint;
 pub use error::{Error, Result};

@@ -107,7 +107,7 @@ pub fn read_status(store: &Store) -> Result<Option<RunStatus>, StoreError> {
 
 pub(crate) fn write_status(store: &Store, status: &RunStatus) -> io::Result<()> {
     // Not synced to the disk: after a crash of the machine it would be wrong anyway.
-    let file = tempfile::Builder::new().prefix(".status-").tempfile_in(store.root())?;
+    let file = tsbd_nn::temporary_file(store.root())?;
     serde_json::to_writer_pretty(&file, status)?;
     file.persist(path(store)).map_err(|error| error.error)?;
     Ok(())

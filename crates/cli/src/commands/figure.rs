@@ -1,6 +1,6 @@
 //! `tsbd figure`: the figure that an experiment file asks for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tsbd_attack::{LEARNED_TRIGGER, TriggeredTest};
@@ -59,7 +59,7 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     let Arguments { file, out, overrides, folders } = arguments;
     // Results that are there need no data.
     let plan = planning::to_look(&file, &overrides, &folders)?;
-    let path = |extension: &str| out.join(format!("{}.{extension}", plan.experiment.name));
+    let path = |extension: &str| path(&out, &plan, extension);
     let make_folder = || fs_err::create_dir_all(&out).map_err(|error| Failure::from_error(Exit::Failed, error));
     let written = match plan.experiment.figure {
         Some(FigureSpec::Triggers { image }) => {
@@ -85,6 +85,11 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     };
     written.iter().for_each(|path| terminal::print(&format!("{}\n", path.display())));
     Ok(Exit::Done)
+}
+
+/// Where the figure of an experiment is written.
+pub fn path(folder: &Path, plan: &Plan, extension: &str) -> PathBuf {
+    folder.join(format!("{}.{extension}", plan.experiment.name))
 }
 
 /// Dots to a pixel of a PNG.

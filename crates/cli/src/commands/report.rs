@@ -6,7 +6,7 @@ use clap::Args;
 use tsbd_experiment::planning::PROFILES;
 use tsbd_experiment::store::{Found, Verification, write_atomically};
 use tsbd_experiment::{FigureSpec, Plan, RowState, Store, result_rows};
-use tsbd_report::page::{CellSheet, CellState, Chapter, Page};
+use tsbd_report::page::{CellSheet, CellState, Chapter, Figure, Page};
 
 use crate::command_line::examples;
 use crate::commands::{figure, table};
@@ -33,6 +33,10 @@ pub struct Arguments {
     #[arg(long, value_name = "PATH", default_value = "report.html")]
     out: PathBuf,
 
+    /// Folder in which `tsbd figure` left pictures of triggers, which take the data to draw
+    #[arg(long, value_name = "DIR", default_value = "figures")]
+    figures: PathBuf,
+
     #[command(flatten)]
     overrides: Overrides,
 
@@ -42,7 +46,7 @@ pub struct Arguments {
 
 /// Collects and writes.
 pub fn run(arguments: Arguments) -> Outcome {
-    let Arguments { files, out, overrides, folders } = arguments;
+    let Arguments { files, out, figures, overrides, folders } = arguments;
     let named = !files.is_empty();
     let files = if named { files } else { experiments::files(Path::new("experiments"))? };
     let profiles = match &overrides.profile {
@@ -56,7 +60,7 @@ pub fn run(arguments: Arguments) -> Outcome {
         for profile in &profiles {
             let overrides = Overrides { profile: Some(profile.clone()), ..overrides.clone() };
             match planning::to_look(file, &overrides, &folders) {
-                Ok(plan) => chapters.extend(chapter(file, &plan, &overrides, &folders)?),
+                Ok(plan) => chapters.extend(chapter(file, &plan, &figures, &overrides, &folders)?),
                 // Without a run in this profile, nothing may be known of its data.
                 Err(refusal) => refusals.push(refusal),
             }
@@ -76,7 +80,13 @@ pub fn run(arguments: Arguments) -> Outcome {
 }
 
 /// The chapter of an experiment, if anything of it has been run.
-fn chapter(file: &Path, plan: &Plan, overrides: &Overrides, folders: &Folders) -> Result<Option<Chapter>, Failure> {
+fn chapter(
+    file: &Path,
+    plan: &Plan,
+    figures: &Path,
+    overrides: &Overrides,
+    folders: &Folders,
+) -> Result<Option<Chapter>, Failure> {
     let store = Store::new(&folders.results);
     let rows = result_rows(plan, &store).map_err(planning::store_failure)?;
     if rows.iter().all(|row| row.state == RowState::Missing) {
@@ -84,10 +94,12 @@ fn chapter(file: &Path, plan: &Plan, overrides: &Overrides, folders: &Folders) -
     }
     let table = table::of_rows(&rows, plan)?;
     let figure = match plan.experiment.figure {
-        Some(FigureSpec::Triggers { .. }) | None => None,
+        None => None,
+        // It takes the data to draw one.
+        Some(FigureSpec::Triggers { .. }) => fs_err::read(figure::path(figures, plan, "png")).ok().map(Figure::Picture),
         // A page without a figure is better than none.
         Some(spec) => match figure::draw(spec, plan, folders) {
-            Ok(drawing) => Some(drawing),
+            Ok(drawing) => Some(Figure::Chart(drawing)),
             Err(_) => {
                 terminal::say(format!("{0}: without its figure, try `tsbd figure {0}`", file.display()));
                 None

@@ -270,7 +270,7 @@ pub fn write_atomically(path: &Path, contents: &[u8]) -> Result<(), StoreError> 
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(file_error)?;
     let write = || -> io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
+        let mut file = tsbd_nn::temporary_file(folder)?;
         file.write_all(contents)?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|error| error.error)?;

@@ -66,9 +66,11 @@ const STYLES: [Style; 8] = [
     Style { color: RGBColor(150, 140, 20), marker: RIGHT, dash: Some((12, 3)) },
 ];
 
-/// The look of series number `series`; after eight they begin again.
+/// The look of series number `series`. After eight the colours begin again, each with the marker and the dashes of another.
 pub(super) fn style(series: usize) -> Style {
-    STYLES[series % STYLES.len()]
+    let (round, place) = (series / STYLES.len(), series % STYLES.len());
+    let Style { marker, dash, .. } = STYLES[(place + 3 * round) % STYLES.len()];
+    Style { color: STYLES[place].color, marker, dash }
 }
 
 #[cfg(test)]
@@ -85,6 +87,16 @@ mod tests {
         for pair in STYLES.windows(2) {
             let [first, second] = [pair[0], pair[1]].map(|style| lightness(style.color));
             assert!((first - second).abs() > 0.1, "{pair:?}: {first} and {second}");
+        }
+    }
+
+    #[test]
+    fn the_series_of_a_figure_with_every_method_look_different() {
+        let looks: Vec<Style> = (0..3 * STYLES.len()).map(style).collect();
+        for (place, look) in looks.iter().enumerate() {
+            for other in &looks[..place] {
+                assert!(look.color != other.color || look.marker != other.marker, "series {place}");
+            }
         }
     }
 

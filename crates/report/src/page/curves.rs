@@ -47,7 +47,12 @@ fn of_stage(stage: &str, trace: &[TracePoint]) -> Markup {
                 rect.frame width=(WIDTH) height=(HEIGHT) {}
                 @for (_, class, places) in &lines { polyline class=(class) points=(places) {} }
             }
-            figcaption { (stage) ": " @for (name, class, _) in &lines { span class=(class) { (name) } " " } }
+            figcaption { (stage) ": " @for (name, class, _) in &lines { (sample(class)) span class=(class) { (name) } " " } }
         }
     }
+}
+
+/// A piece of a line as it is drawn, before its name.
+fn sample(class: &str) -> Markup {
+    html! { svg.sample viewBox="0 0 24 8" width="24" height="8" aria-hidden="true" { polyline class=(class) points="0,4 24,4" {} } }
 }

@@ -4,6 +4,7 @@
 
 mod curves;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use tsbd_experiment::{CellKey, CellRecord, Failure, ResultRow, RowState};
 
@@ -28,11 +29,20 @@ pub struct Chapter {
     /// Its table.
     pub table: Table,
     /// Its figure, if it has one.
-    pub figure: Option<Drawing>,
+    pub figure: Option<Figure>,
     /// Its grid points.
     pub rows: Vec<ResultRow>,
     /// Its cells, parents first.
     pub cells: Vec<CellSheet>,
+}
+
+/// A figure of a chapter.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Figure {
+    /// A chart of its results.
+    Chart(Drawing),
+    /// A picture: the bytes of a PNG file.
+    Picture(Vec<u8>),
 }
 
 /// What is known of a cell.
@@ -64,24 +74,40 @@ pub enum CellState {
     Missing,
 }
 
-/// How much is said of each cell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How much is shown, from everything down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Detail {
-    Everything,
-    /// Without logs and numbers on the way.
-    Curves,
-    /// Configuration and cost alone.
+    /// Tables, and of each cell configuration and cost.
     Cost,
+    /// Figures too.
+    Figures,
+    /// The curves of each cell too.
+    Curves,
+    /// Logs and numbers on the way too.
+    Everything,
+}
+
+impl Detail {
+    /// What is left out.
+    fn left_out(self) -> &'static str {
+        match self {
+            Detail::Everything => "nothing is",
+            Detail::Curves => "logs and numbers over epochs are",
+            Detail::Figures => "logs, numbers and curves over epochs are",
+            Detail::Cost => "figures, logs, numbers and curves over epochs are",
+        }
+    }
 }
 
 /// The largest page, in bytes.
 pub const LARGEST: usize = 5_000_000;
 
 impl Page {
-    /// The page. If it would be larger than [`LARGEST`], logs and numbers on the way are left out, then curves; it says so.
+    /// The page. If it would be larger than [`LARGEST`], logs and numbers on the way are left out, then curves, then figures;
+    /// it says so.
     pub fn html(&self) -> String {
         let mut page = String::new();
-        for detail in [Detail::Everything, Detail::Curves, Detail::Cost] {
+        for detail in [Detail::Everything, Detail::Curves, Detail::Figures, Detail::Cost] {
             page = self.render(detail).into_string();
             if page.len() <= LARGEST {
                 break;
@@ -117,10 +143,7 @@ impl Page {
                             p { "No experiment has a result yet. Run one: " code { "tsbd run experiments/demo.toml" } }
                         }
                         @if detail != Detail::Everything {
-                            p.note { "The page would be too large: " (match detail {
-                                Detail::Cost => "logs, numbers and curves over epochs are left out.",
-                                _ => "logs and numbers over epochs are left out.",
-                            }) " The results folder has them." }
+                            p.note { "The page would be too large: " (detail.left_out()) " left out. The results folder has them." }
                         }
                         @for (index, chapter) in self.chapters.iter().enumerate() { (chapter.render(index, detail)) }
                     }
@@ -141,8 +164,16 @@ impl Chapter {
                 p { "Made with " code { (self.command) } }
                 @for (number, panel) in table.panels.iter().enumerate() { (wide(table, panel, &format!("wide-{index}-{number}"))) }
                 ul.notes { @for note in table.notes("the best in bold") { li { (note) } } }
-                @if let Some(figure) = &self.figure {
-                    figure role="img" aria-label={ "Figure of " (table.title) } { (PreEscaped(without_prologue(&figure.svg))) }
+                @if detail >= Detail::Figures {
+                    @match &self.figure {
+                        Some(Figure::Chart(chart)) => figure role="img" aria-label={ "Figure of " (table.title) } {
+                            (PreEscaped(without_prologue(&chart.svg)))
+                        }
+                        Some(Figure::Picture(png)) => figure {
+                            img alt={ "Figure of " (table.title) } src={ "data:image/png;base64," (BASE64_STANDARD.encode(png)) };
+                        }
+                        None => {}
+                    }
                 }
                 @if count.failed > 0 || count.missing > 0 {
                     h3 { "Without a result" }
@@ -222,7 +253,7 @@ fn value(entry: &Entry) -> Markup {
         Value::Measured { mean, .. } => Some(format!("{mean}")),
         Value::Missing | Value::Failed | Value::Undefined => None,
     };
-    html! { td data-value=[number] { @if entry.best { strong { (text) } } @else { (text) } } }
+    html! { td.without[number.is_none()] data-value=[number.as_ref()] { @if entry.best { strong { (text) } } @else { (text) } } }
 }
 
 /// Every grid point with its result, to be sorted and filtered.
@@ -286,7 +317,7 @@ impl CellSheet {
                 summary { (self.label) " " span.key { (self.key.short()) } " " (self.result()) }
                 @if let CellState::Done { record, log } = &self.state {
                     (cost(record))
-                    @if detail != Detail::Cost { (curves(&record.trace)) }
+                    @if detail >= Detail::Curves { (curves(&record.trace)) }
                     @if detail == Detail::Everything && !record.trace.is_empty() { (trace(record)) }
                     @if !record.facts.is_empty() {
                         h4 { "Facts" }

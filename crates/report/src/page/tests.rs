@@ -33,7 +33,7 @@ fn sheet(label: &str, state: CellState) -> CellSheet {
 fn page() -> Page {
     let rows = grid();
     let table = table(&rows, &experiment(), &titles()).unwrap();
-    let figure = Some(table.bars().unwrap().draw().unwrap());
+    let figure = Some(Figure::Chart(table.bars().unwrap().draw().unwrap()));
     let cells =
         vec![sheet("blended + tsbd", CellState::Failed(failure("blended"))), sheet("badnets + fp", CellState::Missing)];
     Page { chapters: vec![Chapter { command: "tsbd run x.toml".into(), table, figure, rows, cells }] }
@@ -56,7 +56,7 @@ fn everything_is_on_the_page_and_nothing_comes_from_elsewhere() {
     ] {
         assert!(html.contains(text), "{text}");
     }
-    for foreign in ["src=", "@import", "url(", "<link"] {
+    for foreign in ["src=\"http", "src=\"/", "@import", "url(", "<link"] {
         assert!(!html.contains(foreign), "{foreign}");
     }
     // The only address is that of the SVG name space.
@@ -92,6 +92,19 @@ fn a_page_that_would_be_too_large_leaves_out_numbers_and_says_so() {
     // What never gets smaller is shown whole, however large.
     page.chapters[0].cells[0].state = CellState::Failed(Failure { log_tail: long, ..failure("blended") });
     assert!(page.html().contains("The page would be too large"));
+}
+
+#[test]
+fn a_picture_is_on_the_page_unless_it_alone_is_too_large() {
+    let mut page = page();
+    page.chapters[0].figure = Some(Figure::Picture(b"PNG".to_vec()));
+    assert!(page.html().contains("src=\"data:image/png;base64,UE5H\""));
+    page.chapters[0].figure = Some(Figure::Picture(vec![0; LARGEST]));
+    let html = page.html();
+    assert!(
+        !html.contains("data:image") && html.contains("figures, logs, numbers and curves over epochs are left out")
+    );
+    assert!(html.len() < LARGEST && html.contains("Table 1: defenses"));
 }
 
 #[test]
