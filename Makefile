@@ -14,10 +14,10 @@ TSBD = $(or $(CARGO_TARGET_DIR),target)/release/tsbd
 # Always the whole workspace: cargo compiles dependencies once for each set of packages that it is asked for.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 table3 table4 fig1 fig3 fig4 fig6 fig8 ablations report data test check audit bench bench-cpu build
+.PHONY: help demo table1 table3 table4 fig1 fig3 fig4 fig6 fig8 ablations report check-report data test check audit bench bench-cpu build
 
 help: ## list these targets
-	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 demo: build ## a small Table 1 on drawn images: no download, minutes; again: only prints
 	@$(call run-and-print,experiments/demo.toml,)
@@ -52,6 +52,9 @@ ablations: build ## TSBD over each of its parameters: a figure each
 
 report: build ## one page with every table and figure found: report.html
 	@$(TSBD) report
+
+check-report: report ## open that page in a headless Chromium, click and type, look for faults (needs playwright and axe-playwright-python)
+	@$(or $(TSBD_PYTHON),python3) tools/check_report.py report.html
 
 data: build ## download CIFAR-10 from its official source and verify it
 	@$(TSBD) data fetch cifar10

@@ -1,0 +1,74 @@
+//! The report of a small grid of which half is missing, opened in a browser as `tools/check_report.py` does.
+
+mod common;
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Command;
+
+use common::{assert_contains, experiment, stderr, stdout, tsbd};
+
+/// A table and a figure.
+const GRID: &str = r#"
+title = "A small grid"
+profile = "smoke"
+
+[data]
+train_images = 300
+test_images = 100
+
+[model]
+width = 4
+
+[training]
+epochs = 2
+
+[defenses.ft]
+epochs = 1
+
+[grid]
+attack = ["badnets", "blended"]
+defense = ["ft"]
+"attack.poisoning_ratio" = [0.1, 0.2]
+
+[table]
+rows = "attack.poisoning_ratio"
+columns = "attack"
+metrics = ["acc", "asr"]
+
+[figure]
+kind = "curves"
+"#;
+
+/// What the script says of itself where it cannot check.
+const MISSING: i32 = 77;
+
+#[test]
+fn a_browser_finds_no_fault_in_a_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = experiment(folder.path(), "grid.toml", GRID);
+    let [results, page] = ["results", "report.html"].map(|name| folder.path().join(name));
+    let command = |name: &str| {
+        let mut command = tsbd();
+        command.arg(name).arg(&file).arg("--results").arg(&results);
+        command
+    };
+    let part = command("run").args(["--set", "grid.attack=[\"badnets\"]"]).output().unwrap();
+    assert!(part.status.success(), "{}", stderr(&part));
+    let written = command("report").arg("--out").arg(&page).output().unwrap();
+    assert!(written.status.success(), "{}", stderr(&written));
+    let html = std::fs::read_to_string(&page).unwrap();
+    assert_contains(&html, &["A small grid", "has not been run", "<svg", "Sort by"]);
+
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/check_report.py");
+    let python = std::env::var_os("TSBD_PYTHON").unwrap_or_else(|| "python3".into());
+    let checked = Command::new(&python).arg(script).arg(&page).output();
+    match checked {
+        Ok(checked) if checked.status.code() != Some(MISSING) => {
+            assert!(checked.status.success(), "{}{}", stdout(&checked), stderr(&checked));
+        }
+        // Past the capture of `println!`: a skipped test should be seen.
+        Ok(checked) => write!(std::io::stderr(), "skipped: a report in a browser: {}", stderr(&checked)).unwrap(),
+        Err(error) => writeln!(std::io::stderr(), "skipped: a report in a browser: {python:?}: {error}").unwrap(),
+    }
+}
