@@ -209,9 +209,14 @@ fn bench_ops_lists_each_operation_beside_the_peak() {
     let operations = measured["operations"].as_array().unwrap();
     // Four stages with stride 1, three with stride 2 and as many shortcuts, the first convolution, the linear layer.
     assert_eq!(operations.len(), 12);
+    for total in ["milliseconds_per_step", "images_per_second", "peak_memory_mb"] {
+        assert!(measured[total].as_f64().unwrap() > 0.0, "{total}");
+    }
+    assert_eq!(measured["precision"], "f32");
     assert!(operations.iter().all(|operation| operation["gflops_per_second"].as_f64().unwrap() > 0.0));
 
-    let output = tsbd().args(small).args(["--only", "conv"]).output().unwrap();
+    let output = tsbd().args(small).args(["--only", "conv"]).env("TSBD_CONV", "bf16").output().unwrap();
+    assert_contains(&stdout(&output), &["bf16", "all operations above"]);
     assert_contains(&stdout(&output), &["conv 3x3 stride 2", "input gradient", "convolutions above, forward"]);
 
     let output = tsbd().args(small).args(["--only", "convolve"]).output().unwrap();

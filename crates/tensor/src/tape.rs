@@ -212,8 +212,8 @@ impl Tape {
         let mut kept = vec![None; nodes.len()];
         for (index, node) in nodes.into_iter().enumerate().rev() {
             let Some(gradient) = flow.pending.pop().flatten() else { continue };
-            debug_assert_eq!(gradient.dims(), node.dims, "gradient of node {index}");
-            debug_assert_eq!(gradient.dtype(), node.dtype, "gradient of node {index}");
+            assert_eq!(gradient.dims(), node.dims, "gradient of node {index}");
+            assert_eq!(gradient.dtype(), node.dtype, "gradient of node {index}");
             match node.backward {
                 None => kept[index] = Some(gradient),
                 Some(backward) => {

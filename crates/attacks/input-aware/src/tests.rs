@@ -61,7 +61,8 @@ fn values(tensor: &Tensor) -> Vec<f64> {
 #[track_caller]
 fn assert_close(found: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(found.len(), expected.len());
-    let largest = found.iter().zip(expected).map(|(a, b)| (a - b).abs() / b.abs().max(1.0)).fold(0.0, f64::max);
+    let largest =
+        found.iter().zip(expected).map(|(a, b)| (a - b).abs() / b.abs().max(1.0)).max_by(f64::total_cmp).unwrap();
     assert!(largest <= tolerance, "largest difference {largest:e}");
 }
 
@@ -88,7 +89,7 @@ fn assert_state(found: &StateDict, prefix: &str, size: usize, name: &str) {
         let expected = if prefix == PATTERN { networks.pattern_state } else { networks.mask_state };
         for (name, entry) in expected.entries() {
             let (found, expected) = (values(found.get(name).unwrap()), values(&entry.tensor));
-            let largest = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            let largest = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).max_by(f64::total_cmp).unwrap();
             assert!(largest <= tolerance(name), "{name}: {largest:e}");
         }
         return;

@@ -107,13 +107,14 @@ impl Attack for Sig {
 
     fn check(&self, dataset: &DatasetFacts) -> Result<(), ParameterError> {
         Candidates::TargetClass.check(&self.poisoning, dataset)?;
-        let (frequency, most) = (self.parameters.frequency, dataset.size as f64 / 2.0);
-        if frequency > most {
+        let (frequency, limit) = (self.parameters.frequency, dataset.size as f64 / 2.0);
+        // At the limit itself every column is a zero of the sine.
+        if frequency >= limit {
             return Err(ParameterError::new(
                 "frequency",
                 frequency,
                 format!("images of {} columns cannot show so many waves", dataset.size),
-                format!("give at most {most}"),
+                format!("give less than {limit}"),
             ));
         }
         Ok(())

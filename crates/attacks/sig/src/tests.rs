@@ -79,8 +79,9 @@ fn labels_that_change_and_waves_that_cannot_be_shown_are_refused() {
     let all_to_all = Poisoning { labels: tsbd_attack::LabelRule::AllToAll, ..Poisoning::default() };
     let error = configured(all_to_all, json!({})).check(&facts).unwrap_err();
     assert_eq!(error.field, "labels");
-    let error = configured(Poisoning::default(), json!({"frequency": 17})).check(&facts).unwrap_err();
-    assert_eq!((error.field.as_str(), error.way_out.as_str()), ("frequency", "give at most 16"));
+    let error = configured(Poisoning::default(), json!({"frequency": 16})).check(&facts).unwrap_err();
+    assert_eq!((error.field.as_str(), error.way_out.as_str()), ("frequency", "give less than 16"));
+    configured(Poisoning::default(), json!({"frequency": 15.5})).check(&facts).unwrap();
     for (field, value) in [("delta", 0.0), ("delta", 256.0), ("frequency", 0.0), ("frequency", -1.0)] {
         let error = (SIG.configure)(&Poisoning::default(), json!({field: value})).unwrap_err();
         assert_eq!(error.field, field);

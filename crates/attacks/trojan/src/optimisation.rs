@@ -150,6 +150,11 @@ impl Groundwork for Optimisation {
         let mask: Vec<f32> = mask.iter().map(|level| f32::from(*level) / 255.0).collect();
         let optimised = self.run(context, &mask, &neurons)?;
         let trigger = Picture { pixels: to_levels(&optimised.levels), height, width };
+        if trigger.pixels.iter().all(|level| *level == 0) {
+            let reason = "every level of the mask was moved to 0, so the trigger would change nothing";
+            let way_out = "give a smaller bound, fewer steps, or a brighter mask";
+            return Err(ParameterError::new("bound", self.parameters.bound, reason, way_out).into());
+        }
         Ok(Material::new()
             .with_picture(TRIGGER, trigger)?
             .with_metric("cost_before", optimised.costs[0])

@@ -30,7 +30,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 #[track_caller]
 fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len());
-    let largest = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let largest = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).max_by(f32::total_cmp).unwrap();
     assert!(largest <= tolerance, "largest difference {largest}");
 }
 

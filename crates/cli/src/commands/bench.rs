@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use nix::sys::resource::{Usage, UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike};
+use tsbd_tensor::ConvolutionAlgorithm;
 
 use crate::command_line::examples;
 use crate::failure::{Failure, Outcome};
@@ -82,9 +83,17 @@ fn processor_time(usage: &Usage) -> Duration {
     duration(usage.user_time()) + duration(usage.system_time())
 }
 
-/// Largest resident memory this process has had. Linux counts in kibibytes.
-fn peak_memory_bytes(usage: &Usage) -> u64 {
-    u64::try_from(usage.max_rss()).unwrap_or(0) * 1024
+/// Largest resident memory this process has had, in MB. Linux counts in kibibytes.
+fn peak_memory_mb() -> f64 {
+    usage().map_or(0.0, |usage| usage.max_rss() as f64 * 1024.0 / 1e6)
+}
+
+/// What the factors of convolutions are.
+fn precision() -> Result<&'static str, tsbd_tensor::Error> {
+    Ok(match ConvolutionAlgorithm::current()? {
+        ConvolutionAlgorithm::Bf16 => "bf16",
+        ConvolutionAlgorithm::Fast | ConvolutionAlgorithm::Exact => "f32",
+    })
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::workbench::{self, Workbench};
 
 /// Draw the figure of an experiment
 ///
-/// The file says which in its section `[figure]`. From the results there are, as SVG and as PNG; nothing is trained:
+/// The file says which in its section `[figure]`. From the results there are, as SVG and as PNG:
 ///
 /// `kind = "curves"` and `"bars"` show the experiment's table: its rows along the horizontal axis, a curve or bar for each of
 /// its columns, a panel for each metric.
@@ -29,8 +29,8 @@ use crate::workbench::{self, Workbench};
 /// `kind = "weight-changes"`, `"activeness"`, `"activations"` and `"coverage"` show what the measurements `nwc`, `activeness`,
 /// `activations` and `coverage` found, a panel for each attack.
 ///
-/// `kind = "triggers"` shows what each attack of the grid does to one test image. No model is trained for it; what an attack
-/// starts from is taken from the results folder, or made there. A trigger that is learned with a model is taken from the
+/// `kind = "triggers"` shows what each attack of the grid does to one test image. No backdoored model is trained for it; what an
+/// attack starts from, such as a clean model, is taken from the results folder, or made there. A trigger that is learned with a model is taken from the
 /// results folder, and left out where it is not there.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(

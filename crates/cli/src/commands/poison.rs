@@ -96,13 +96,18 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
             let picture = workbench.attack.trigger_picture(workbench.size, workbench.size, workbench.material.as_ref());
             let picture = picture.map_err(workbench::failed)?.ok_or_else(|| {
                 Failure::refused(format!(
-                    "--export-trigger: the trigger of \"{name}\" is no picture: it depends on the image"
+                    "--export-trigger: the trigger of \"{name}\" is no picture: what it changes depends on the image"
                 ))
-                .hint("leave the flag out; the images themselves show what is added to each")
+                .hint("leave the flag out; the images themselves show what becomes of each")
             })?;
             Some((path, picture))
         }
     };
+    // Before the images: where it cannot be written, no folder is left that would be in the way of another try.
+    if let Some((path, picture)) = trigger {
+        let size = (picture.height, picture.width);
+        tsbd_data::write_png(path, &picture.pixels, size).map_err(data::failure)?;
+    }
     let no_trigger = || {
         Failure::refused(format!("the attack \"{name}\" changes no image"))
             .hint("`tsbd list attacks` has those that do")
@@ -121,10 +126,6 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
         Split::Test => export::write_test(poisoner.test.as_ref().ok_or_else(no_trigger)?, &out),
     };
     let count = count.map_err(workbench::failed)?;
-    if let Some((path, picture)) = trigger {
-        let size = (picture.height, picture.width);
-        tsbd_data::write_png(path, &picture.pixels, size).map_err(data::failure)?;
-    }
     let manifest = out.join("manifest.csv");
     if json {
         terminal::print_json(&json!({

@@ -28,7 +28,8 @@ fn numbers(tensor: &Tensor) -> Vec<f32> {
 fn close(name: &str, found: &[f32], expected: &Tensor, tolerance: f32) {
     let expected = numbers(expected);
     assert_eq!(found.len(), expected.len(), "{name}");
-    let error = found.iter().zip(&expected).map(|(found, expected)| (found - expected).abs()).fold(0.0, f32::max);
+    let error =
+        found.iter().zip(&expected).map(|(found, expected)| (found - expected).abs()).max_by(f32::total_cmp).unwrap();
     assert!(error < tolerance, "{name} differs by {error:e}");
 }
 

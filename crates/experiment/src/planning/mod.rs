@@ -112,7 +112,8 @@ fn seeds(root: &Table, problems: &mut Problems) -> Vec<u64> {
         Content::List(items) => items
             .iter()
             .map(|item| match item.content {
-                Content::Integer(seed) => u64::try_from(seed).ok(),
+                // The generators of numpy, which draw what is poisoned, take no larger ones.
+                Content::Integer(seed) => u32::try_from(seed).ok().map(u64::from),
                 _ => None,
             })
             .collect(),
@@ -122,7 +123,7 @@ fn seeds(root: &Table, problems: &mut Problems) -> Vec<u64> {
     match seeds.filter(|seeds| !seeds.is_empty() && distinct(seeds)) {
         Some(seeds) => seeds,
         None => {
-            let reason = "seeds are a list of different whole numbers of at least 0";
+            let reason = "seeds are a list of different whole numbers from 0 to 4294967295";
             problems.add(&node.place, "seeds", Some(node.written()), reason, "write seeds = [0, 1, 2]");
             vec![0]
         }

@@ -62,7 +62,10 @@ unsafe fn forward_with<L: Products>(g: &Geometry, x: &[f32], weight: &[f32], sta
                 f32::with_scratch(length, |scratch| {
                     let room = scratch.as_mut_ptr();
                     let unrolled = std::slice::from_raw_parts_mut(room, length);
-                    let rows = L::left([pixels, patch], patches(g, x, first, pixels, unrolled).as_ptr(), room);
+                    let rows = patches(g, x, first, pixels, unrolled).as_ptr();
+                    // What is made in its own place is read and written through one pointer.
+                    let rows = if std::ptr::addr_eq(rows, room) { room.cast_const() } else { rows };
+                    let rows = L::left([pixels, patch], rows, room);
                     let accumulate = !matches!(start, Start::Nothing);
                     L::product([pixels, out, patch], rows, weight.right(), y.as_mut_ptr().cast(), accumulate);
                 });

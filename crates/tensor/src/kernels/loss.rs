@@ -94,7 +94,8 @@ pub(crate) fn binary_cross_entropy<T: Element>(logits: &[T], targets: &[T]) -> f
     let losses = logits.iter().zip(targets).map(|(logit, target)| {
         let (logit, target) = (logit.to_f64(), target.to_f64());
         // Never the exponential of a large number.
-        logit.max(0.) - logit * target + (-logit.abs()).exp().ln_1p()
+        let log_sigmoid = logit.min(0.) - (-logit.abs()).exp().ln_1p();
+        (1. - target) * logit - log_sigmoid
     });
     losses.sum()
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tsbd_tensor::workload::{Cost, NetworkShape, Pass, Workload};
 use tsbd_tensor::{MachinePeak, machine_peak};
 
-use super::{at_least_one, median, use_threads};
+use super::{at_least_one, median, peak_memory_mb, precision, use_threads};
 use crate::columns::Columns;
 use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
@@ -86,16 +86,19 @@ pub fn run(ops: &Ops) -> Outcome {
         }
     }
     use_threads(ops.threads)?;
-    let peak = machine_peak();
+    let failed = |error| Failure::from_error(Exit::Failed, error);
+    let (peak, precision) = (machine_peak(), precision().map_err(failed)?);
     let rows = workloads.into_iter().map(|workload| measure(workload, ops.seconds)).collect::<Result<Vec<_>, _>>()?;
     if ops.json {
         terminal::print_json(&json!({
-            "width": width, "batch": batch, "image_size": image_size, "classes": classes, "precision": "f32",
+            "width": width, "batch": batch, "image_size": image_size, "classes": classes, "precision": precision,
             "device": "cpu", "threads": peak.threads, "peak": peak_json(&peak),
+            "milliseconds_per_step": milliseconds_per_step(&rows),
+            "images_per_second": batch as f64 / milliseconds_per_step(&rows) * 1e3, "peak_memory_mb": peak_memory_mb(),
             "operations": rows.iter().map(|row| row.json(&peak)).collect::<Vec<_>>(),
         }));
     } else {
-        terminal::print(&text(ops, &peak, &rows));
+        terminal::print(&text(ops, precision, &peak, &rows));
     }
     Ok(Exit::Done)
 }
@@ -153,6 +156,11 @@ impl Row {
     }
 }
 
+/// What a training step spends in these operations.
+fn milliseconds_per_step(rows: &[Row]) -> f64 {
+    rows.iter().map(Row::milliseconds_per_step).sum()
+}
+
 fn peak_json(peak: &MachinePeak) -> Value {
     json!({
         "instructions": peak.instructions.name(), "threads": peak.threads,
@@ -162,7 +170,7 @@ fn peak_json(peak: &MachinePeak) -> Value {
     })
 }
 
-fn text(ops: &Ops, peak: &MachinePeak, rows: &[Row]) -> String {
+fn text(ops: &Ops, precision: &str, peak: &MachinePeak, rows: &[Row]) -> String {
     let mut columns = Columns::headed(&[
         "operation",
         "channels, input",
@@ -198,7 +206,7 @@ fn text(ops: &Ops, peak: &MachinePeak, rows: &[Row]) -> String {
     let instructions = instructions.name();
     let Ops { width, batch, image_size, .. } = ops;
     let mut text = format!(
-        "PreAct-ResNet18, width {width}, {image_size}x{image_size} pixels, batch {batch}, f32, {threads} threads\n\
+        "PreAct-ResNet18, width {width}, {image_size}x{image_size} pixels, batch {batch}, {precision}, {threads} threads\n\
          peak, {instructions}: {:.0} GFLOP/s and {:.1} GB/s copied (one thread {:.0} and {:.1})\n\n{}",
         flops / 1e9,
         copy / 1e9,
@@ -207,6 +215,11 @@ fn text(ops: &Ops, peak: &MachinePeak, rows: &[Row]) -> String {
         columns.render(usize::MAX),
     );
     text.push_str(&convolutions_of_a_step(rows));
+    text.push_str(&format!(
+        "all operations above: {:.1} ms a step; peak memory {:.0} MB\n",
+        milliseconds_per_step(rows),
+        peak_memory_mb()
+    ));
     text
 }
 

@@ -8,7 +8,7 @@ use tsbd_attack::TrainingSource;
 use tsbd_data::ImageSource;
 use tsbd_tensor::kernels_in_use;
 
-use super::{at_least_one, median, peak_memory_bytes, processor_time, usage, use_threads};
+use super::{at_least_one, median, peak_memory_mb, processor_time, usage, use_threads};
 use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::options::{Folders, OnePoint};
@@ -56,7 +56,6 @@ pub fn run(Poison { name, rounds, threads, json, point, folders }: &Poison, talk
     let workbench = Workbench::of(&plan, folders, talk)?;
     let (train, test, size) = (workbench.dataset.train.len(), workbench.dataset.test.len(), workbench.size);
     let processor = || usage().map_or(Duration::ZERO, |usage| processor_time(&usage));
-    let peak_memory_mb = || usage().map_or(0.0, |usage| peak_memory_bytes(&usage) as f64 / 1e6);
     let memory_before_mb = peak_memory_mb();
     let (begin, mut seconds, mut poisoned) = (processor(), Vec::new(), (0, 0));
     for _ in 0..*rounds {

@@ -9,9 +9,9 @@ use serde_json::json;
 use tsbd_data::{CHANNELS, Dataset, Images, Loader, Normalization};
 use tsbd_models::ModelParameters;
 use tsbd_nn::{Batch, BatchSource, IgnoreProgress, Model, Schedule, SgdConfig, Streams, TrainingConfig};
-use tsbd_tensor::{ConvolutionAlgorithm, kernels_in_use};
+use tsbd_tensor::kernels_in_use;
 
-use super::{at_least_one, median, peak_memory_bytes, processor_time, usage, use_threads};
+use super::{at_least_one, median, peak_memory_mb, precision, processor_time, usage, use_threads};
 use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::terminal;
@@ -159,10 +159,7 @@ impl Settings {
         let Measured { steps, data, processor } = stopwatch.measured(self.warmup);
         let refused = |error: tsbd_tensor::Error| failed(error.into());
         let kernels = kernels_in_use().map_err(refused)?;
-        let precision = match ConvolutionAlgorithm::current().map_err(refused)? {
-            ConvolutionAlgorithm::Bf16 => "bf16",
-            ConvolutionAlgorithm::Fast | ConvolutionAlgorithm::Exact => "f32",
-        };
+        let precision = precision().map_err(refused)?;
         let sorted = |times: &[f64]| {
             let mut times = times.to_vec();
             times.sort_by(f64::total_cmp);
@@ -172,7 +169,7 @@ impl Settings {
         let (steps, data) = (sorted(&steps), median(&sorted(&data)));
         let (step, fastest) = (median(&steps), steps[0]);
         let images_per_second = self.batch as f64 / step * 1e3;
-        let peak_memory_mb = usage().map_or(0.0, |usage| peak_memory_bytes(&usage) as f64 / 1e6);
+        let peak_memory_mb = peak_memory_mb();
         let (model_name, threads) = (&self.model, rayon::current_num_threads());
         if self.json {
             terminal::print_json(&json!({
