@@ -10,8 +10,10 @@ published descriptions of the methods.
 
 - clp: the bounds of all channels for both pairings (the module before the batch norm, or the convolution that feeds it) by
   torch.linalg.svdvals in 64 bits, and the channels above mean + u * deviation for three u.
+- clp_outstanding: the same channels of a network in which one channel of each batch norm stands out, for six u.
 - anp: the first random perturbation of each of six iterations (for each batch norm masks, then biases), the batches' images,
   and the masks after each iteration, for both variants (a perturbation that may leave its range, or is cut off).
+- anp_three_steps: three iterations of the same with perturbations of three steps.
 - rnp: accuracies while unlearning, masks after recovering, and the channels whose mask (four decimals) is at most 0.7, for
   both variants (without and with clipping of the gradient).
 """
@@ -96,8 +98,25 @@ def clp():
     return result
 
 
-def anp(variant):
-    """Settings: learning rate 0.3, momentum 0.9, epsilon 0.4, one step, alpha 0.2; batches of 16 drawn with replacement."""
+def outstanding():
+    """The backdoored network with one channel of each batch norm made 40 times as strong: what several u prune of it."""
+    model = backdoored().double()
+    with torch.no_grad():
+        model.bn1.weight[2] *= 40
+        model.bn2.weight[5] *= 40
+    layers = []
+    for conv, norm in ((model.conv1, model.bn1), (model.shortcut, model.bn2)):
+        scale = (norm.weight / norm.running_var.sqrt()).abs()
+        filters = conv.weight.reshape(*conv.weight.shape[:2], -1) * scale.reshape(-1, 1, 1)
+        layers.append(torch.linalg.svdvals(filters)[:, 0].detach())
+    print("outstanding", [((layer - layer.mean()) / layer.std()).max().item() for layer in layers])
+    above = lambda layer, u: [c for c, s in enumerate(layer.tolist()) if s > layer.mean() + u * layer.std()]
+    return {str(u): [above(layer, u) for layer in layers] for u in (1.2, 2.0, 2.5, 3.0, 3.15, 3.5)}
+
+
+def anp(variant, steps=1, count=6):
+    """Settings: learning rate 0.3, momentum 0.9, epsilon 0.4, alpha 0.2; batches of 16 drawn with replacement. A perturbation
+    of several steps takes its gradient anew before each."""
     epsilon, alpha = 0.4, 0.2
     x, y = data()
     model = backdoored(NoisyNorm)
@@ -105,9 +124,9 @@ def anp(variant):
     generator = torch.Generator().manual_seed(1)
     uniform = lambda n: (torch.rand(n, generator=generator) * 2 - 1) * epsilon
     optimiser = torch.optim.SGD([norm.mask for norm in norms], lr=0.3, momentum=0.9)
-    climber = torch.optim.SGD([p for norm in norms for p in (norm.noise, norm.bias_noise)], lr=epsilon)
+    climber = torch.optim.SGD([p for norm in norms for p in (norm.noise, norm.bias_noise)], lr=epsilon / steps)
     iterations = []
-    for _ in range(6):
+    for _ in range(count):
         batch = torch.randint(0, 24, (16,), generator=generator)
         images, labels = x[batch], y[batch]
         drawn = []
@@ -115,16 +134,17 @@ def anp(variant):
             norm.noise.data, norm.bias_noise.data = uniform(len(norm.mask)), uniform(len(norm.mask))
             drawn += [norm.noise.tolist(), norm.bias_noise.tolist()]
             norm.noisy = True
-        climber.zero_grad()
-        (-F.cross_entropy(model(images), labels)).backward()
-        for norm in norms:
-            norm.noise.grad.sign_()
-            norm.bias_noise.grad.sign_()
-        climber.step()
-        if variant == "paper":
+        for _ in range(steps):
+            climber.zero_grad()
+            (-F.cross_entropy(model(images), labels)).backward()
             for norm in norms:
-                norm.noise.data.clamp_(-epsilon, epsilon)
-                norm.bias_noise.data.clamp_(-epsilon, epsilon)
+                norm.noise.grad.sign_()
+                norm.bias_noise.grad.sign_()
+            climber.step()
+            if variant == "paper":
+                for norm in norms:
+                    norm.noise.data.clamp_(-epsilon, epsilon)
+                    norm.bias_noise.data.clamp_(-epsilon, epsilon)
         optimiser.zero_grad()
         perturbed = F.cross_entropy(model(images), labels)
         for norm in norms:
@@ -180,7 +200,14 @@ def rnp(variant):
 
 
 def main():
-    golden = {"clp": clp(), "anp": {v: anp(v) for v in ("reference", "paper")}, "rnp": {v: rnp(v) for v in ("reference", "paper")}}
+    variants = ("reference", "paper")
+    golden = {
+        "clp": clp(),
+        "anp": {v: anp(v) for v in variants},
+        "rnp": {v: rnp(v) for v in variants},
+        "clp_outstanding": outstanding(),
+        "anp_three_steps": {v: anp(v, steps=3, count=3) for v in variants},
+    }
     (GOLDEN / "channel_pruning.json").write_text(json.dumps(golden) + "\n")
     for v in golden["clp"]:
         print(v, golden["clp"][v]["pruned"])

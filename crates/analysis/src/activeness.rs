@@ -27,7 +27,7 @@ pub fn activeness(
     let mut rule = Recording { plain: ascent(), neurons, sums, minibatches: 0 };
     let source = unlearning.training(images, context);
     let mut model = model.clone();
-    unlearning.train(&mut rule, &mut model, &source, 1, context.observer, &mut |_, _| Ok((None, false)))?;
+    unlearning.first_epoch(&mut rule, &mut model, &source, &mut *context.observer)?;
     let count = f64::from(rule.minibatches.max(1));
     Ok(rule.sums.into_iter().flatten().map(|sum| sum / count).collect())
 }

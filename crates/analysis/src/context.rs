@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use tsbd_data::{Augmentation, ImageSource, Loader, Normalization, Order};
-use tsbd_nn::Streams;
+use tsbd_nn::{Keeper, Streams};
 use tsbd_tensor::Device;
 
 use crate::Error;
@@ -23,8 +23,8 @@ pub struct Context<'a> {
     pub observer: &'a mut dyn Observer,
 }
 
-/// Watches a measurement, and can stop it.
-pub trait Observer {
+/// Watches a measurement or an unlearning, can stop it, and may keep how far it has come.
+pub trait Observer: Keeper {
     /// Step `done` of at most `total` of `stage` is done. `Break` stops: the measurement ends with [`Error::Stopped`].
     fn step(&mut self, _stage: &'static str, _done: usize, _total: usize, _loss: Option<f64>) -> ControlFlow<()> {
         ControlFlow::Continue(())
@@ -37,6 +37,8 @@ pub trait Observer {
 /// Watches nothing.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct NoObserver;
+
+impl Keeper for NoObserver {}
 
 impl Observer for NoObserver {}
 

@@ -1,77 +1,26 @@
 //! The golden values of `tools/reference/analysis.py` and the tiny network they belong to: for tests.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use safetensors::SafeTensors;
 use serde_json::Value;
 use tsbd_data::{Augmentation, ImageSource, Images, Loader, Normalization};
-use tsbd_nn::{Architecture, Layer, Model, Module, Pass, Streams};
-use tsbd_tensor::{Device, Var};
+use tsbd_nn::{Model, Streams};
+use tsbd_tensor::Device;
+pub(crate) use tsbd_testing::tiny::architecture;
+use tsbd_testing::{Golden, tiny};
 
 use crate::context::{Context, NoObserver, Observer};
 use crate::{Measured, MeasurementEntry, NeuronVector, Pairs, Subject, Unlearned, Unlearning};
 
-/// The network of `tools/reference/tsbd.py`: two convolutions with a shortcut between them, and a linear layer.
-#[derive(Debug)]
-struct Tiny(Vec<Module>);
-
-impl Architecture for Tiny {
-    fn name(&self) -> &str {
-        "tiny"
-    }
-    fn modules(&self) -> &[Module] {
-        &self.0
-    }
-    fn classes(&self) -> usize {
-        3
-    }
-    fn head(&self) -> &str {
-        "linear"
-    }
-    fn features(&self) -> &str {
-        "features"
-    }
-    fn forward(&self, pass: &Pass, images: &Var) -> tsbd_nn::Result<Var> {
-        let x = pass.batch_norm_relu("bn1", &pass.conv("conv1", images)?)?;
-        let x = pass.conv_add("conv2", &x, &pass.conv("shortcut", &x)?)?;
-        let x = pass.batch_norm_relu("bn2", &x)?.global_average_pool()?;
-        pass.output("features", &x);
-        pass.linear("linear", &x)
-    }
-}
-
-pub(crate) fn architecture() -> Arc<dyn Architecture> {
-    let conv = |name, in_channels, out_channels, kernel, stride| {
-        let padding = kernel / 2;
-        Module::new(name, Layer::Conv2d { in_channels, out_channels, kernel, stride, padding, bias: false })
-    };
-    let norm = |name, channels| Module::new(name, Layer::BatchNorm2d { channels });
-    Arc::new(Tiny(vec![
-        conv("conv1", 3, 4, 3, 1),
-        norm("bn1", 4),
-        conv("conv2", 4, 12, 3, 2),
-        conv("shortcut", 4, 12, 1, 2),
-        norm("bn2", 12),
-        Module::new("linear", Layer::Linear { in_features: 12, out_features: 3 }),
-    ]))
-}
-
-fn path(file: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tools/reference/golden/analysis")).join(file)
-}
-
 /// The model with the weights of a golden file.
 pub(crate) fn model(name: &str) -> Model {
-    Model::load(architecture(), path(&format!("{name}.safetensors"))).unwrap()
+    tiny::model(&format!("analysis/{name}"))
 }
 
 /// A value of golden.json.
 pub(crate) fn value(name: &str) -> Value {
-    let text = std::fs::read_to_string(path("golden.json")).unwrap();
-    let golden: Value = serde_json::from_str(&text).unwrap();
-    golden[name].clone()
+    tsbd_testing::numbers("analysis/golden.json")[name].clone()
 }
 
 /// A list of numbers.
@@ -86,19 +35,16 @@ pub(crate) fn numbers(name: &str) -> Vec<f64> {
 
 /// `images`, `triggered` (the same with a trigger), or `poison` (the triggered ones of other classes than 0, labelled 0).
 pub(crate) fn images(name: &str) -> Arc<dyn ImageSource> {
-    let bytes = std::fs::read(path("images.safetensors")).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let pixels = |name: &str| tensors.tensor(name).unwrap().data().to_vec();
-    let labels = pixels("labels").chunks_exact(4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap())).collect();
-    let all = |name: &str, labels: Vec<u32>| Images::new(pixels(name), labels, (8, 8), 3);
+    let all = |name: &str| tiny::images("analysis/images", name);
     match name {
         "poison" => {
-            let of_others = |labels: &Vec<u32>| (0..labels.len() as u32).filter(|&i| labels[i as usize] != 0).collect();
-            let indices = of_others(&labels);
-            let relabelled = all("triggered", vec![0; labels.len()]);
-            Arc::new(tsbd_data::Subset::new(Arc::new(relabelled), indices))
+            let triggered = all("triggered");
+            let of_others = (0..triggered.len() as u32).filter(|&index| triggered.label(index as usize) != 0).collect();
+            let relabelled = Golden::read("analysis/images").bytes("triggered");
+            let relabelled = Images::new(relabelled, vec![0; triggered.len()], (8, 8), 3);
+            Arc::new(tsbd_data::Subset::new(Arc::new(relabelled), of_others))
         }
-        name => Arc::new(all(name, labels)),
+        name => Arc::new(all(name)),
     }
 }
 

@@ -201,7 +201,7 @@ pub(crate) fn layer_named<'n>(layer: &Option<String>, neurons: &'n Neurons) -> O
 mod tests {
     use super::*;
     use crate::MEASUREMENTS;
-    use crate::golden::{self, measured};
+    use crate::golden;
 
     #[test]
     fn every_measurement_has_its_own_name_and_reads_back_the_parameters_it_writes() {
@@ -223,20 +223,30 @@ mod tests {
 
     #[test]
     fn every_measurement_gives_the_numbers_it_announces_the_same_each_time_and_touches_no_model() {
-        let before = golden::model("planted").state.digest().unwrap();
-        for entry in MEASUREMENTS {
-            let found = measured(entry, Value::Null);
-            assert_eq!(found, measured(entry, Value::Null), "{}", entry.name);
-            assert!(!found.vectors.is_empty() && !found.scalars.is_empty(), "{}", entry.name);
-            assert!(found.scalars.keys().all(|name| entry.gives(name)), "{}: {:?}", entry.name, found.scalars);
-            for scalar in entry.scalars {
-                let start = scalar.name.trim_end_matches('*');
-                assert!(found.scalars.keys().any(|name| name.starts_with(start)), "{}.{}", entry.name, scalar.name);
+        golden::with_subject(|subject| {
+            let digests = || {
+                let models = [subject.model, subject.clean_model, subject.unlearned, subject.poison_unlearned];
+                models.map(|model| model.unwrap().state.digest().unwrap())
+            };
+            let before = digests();
+            for entry in MEASUREMENTS {
+                let measurement = (entry.configure)(&Value::Null).unwrap();
+                let measured = || {
+                    golden::in_context(&mut crate::NoObserver, |context| measurement.measure(subject, context).unwrap())
+                };
+                let found = measured();
+                assert_eq!(digests(), before, "{} touched a model", entry.name);
+                assert_eq!(found, measured(), "{}", entry.name);
+                assert!(!found.vectors.is_empty() && !found.scalars.is_empty(), "{}", entry.name);
+                assert!(found.scalars.keys().all(|name| entry.gives(name)), "{}: {:?}", entry.name, found.scalars);
+                for scalar in entry.scalars {
+                    let start = scalar.name.trim_end_matches('*');
+                    assert!(found.scalars.keys().any(|name| name.starts_with(start)), "{}.{}", entry.name, scalar.name);
+                }
+                let vectors = found.vectors.values().flat_map(NeuronVector::values);
+                assert!(vectors.chain(found.scalars.values().copied()).all(f64::is_finite), "{}", entry.name);
             }
-            let values = found.vectors.values().flat_map(NeuronVector::values).chain(found.scalars.values().copied());
-            assert!(values.into_iter().all(f64::is_finite), "{}", entry.name);
-        }
-        assert_eq!(golden::model("planted").state.digest().unwrap(), before);
+        });
     }
 
     #[test]

@@ -43,11 +43,17 @@ impl Tac {
 }
 
 /// The TAC of each neuron over the first epochs of `clean` and `triggered`, which give the same images in the same
-/// batches, without and with the trigger.
-pub fn tac(model: &Model, clean: &dyn BatchSource, triggered: &dyn BatchSource) -> Result<Tac, Error> {
+/// batches, without and with the trigger. `step` is called after each batch with how many are done; its error ends the
+/// measurement.
+pub fn tac(
+    model: &Model,
+    clean: &dyn BatchSource,
+    triggered: &dyn BatchSource,
+    step: &mut dyn FnMut(usize) -> Result<(), Error>,
+) -> Result<Tac, Error> {
     let neurons = Neurons::of(model.architecture.as_ref());
     let zeros = || -> Vec<Vec<f64>> { neurons.layers().iter().map(|layer| vec![0.0; layer.filters]).collect() };
-    let (mut absolute, mut norms, mut images) = (zeros(), zeros(), 0);
+    let (mut absolute, mut norms, mut images, mut batches) = (zeros(), zeros(), 0, 0);
     let mut pairs = (outputs(model, &neurons, clean), outputs(model, &neurons, triggered));
     loop {
         let (clean, triggered) = match (pairs.0.next(), pairs.1.next()) {
@@ -76,7 +82,8 @@ pub fn tac(model: &Model, clean: &dyn BatchSource, triggered: &dyn BatchSource) 
                 }
             }
         }
-        images += clean.images;
+        (images, batches) = (images + clean.images, batches + 1);
+        step(batches)?;
     }
     // The mean over images and the sum over positions may change places.
     let means = |sums: Vec<Vec<f64>>| sums.into_iter().flatten().map(|sum| sum / images.max(1) as f64).collect();
@@ -93,7 +100,7 @@ mod tests {
         let model = golden::model("backdoored");
         for batch_size in [24, 7] {
             let loader = |name| golden::loader(name, batch_size);
-            let found = tac(&model, &loader("images"), &loader("triggered")).unwrap();
+            let found = tac(&model, &loader("images"), &loader("triggered"), &mut |_| Ok(())).unwrap();
             assert_close(&found.backdoorbench, &golden::numbers("tac_backdoorbench"), 1e-4);
             assert_close(&found.clp, &golden::numbers("tac_clp"), 1e-4);
             assert_eq!(found.form(TacForm::Clp), found.clp);
@@ -104,14 +111,28 @@ mod tests {
     #[test]
     fn without_a_trigger_nothing_changes() {
         let model = golden::model("backdoored");
-        let found = tac(&model, &golden::loader("images", 8), &golden::loader("images", 8)).unwrap();
+        let found = tac(&model, &golden::loader("images", 8), &golden::loader("images", 8), &mut |_| Ok(())).unwrap();
         assert!(found.backdoorbench.iter().chain(&found.clp).all(|value| *value == 0.0));
     }
 
     #[test]
     fn images_that_are_no_pairs_are_refused() {
         let model = golden::model("backdoored");
-        let error = tac(&model, &golden::loader("images", 8), &golden::loader("triggered", 12)).unwrap_err();
+        let error =
+            tac(&model, &golden::loader("images", 8), &golden::loader("triggered", 12), &mut |_| Ok(())).unwrap_err();
         assert!(matches!(error, Error::Unpaired), "{error}");
+    }
+
+    #[test]
+    fn a_request_to_stop_is_heard_after_each_batch() {
+        let mut batches = Vec::new();
+        let mut second = |batch| {
+            batches.push(batch);
+            if batch < 2 { Ok(()) } else { Err(Error::Stopped { stage: "TAC" }) }
+        };
+        let loader = |name| golden::loader(name, 7);
+        let stopped = tac(&golden::model("backdoored"), &loader("images"), &loader("triggered"), &mut second);
+        assert!(matches!(stopped, Err(Error::Stopped { .. })));
+        assert_eq!(batches, [1, 2], "of four");
     }
 }

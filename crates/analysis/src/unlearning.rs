@@ -10,8 +10,8 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use tsbd_data::{ImageSource, Loader};
 use tsbd_nn::{
-    Batch, BatchSource, CrossEntropyStep, EpochReport, LossOptions, Mode, Model, Outcome, Schedule, SgdConfig,
-    StepReport, StepRule, TrainingConfig, TrainingObserver, train_with,
+    Batch, BatchSource, Checkpoint, CrossEntropyStep, EpochReport, LossOptions, Mode, Model, Outcome, Schedule,
+    SgdConfig, StepReport, StepRule, TrainingConfig, TrainingObserver, describe_run, train_with,
 };
 
 use crate::Error;
@@ -96,28 +96,48 @@ impl Unlearning {
     /// Batch norms use and move their statistics in training; images are augmented afresh in each epoch and not shuffled.
     /// After each epoch the share of images that get their label is measured in evaluation mode: clean unlearning
     /// measures a further augmentation of the same images, as the released code of TSBD does, poison unlearning the
-    /// images as they are, which is the attack success rate.
+    /// images as they are, which is the attack success rate. Each epoch is kept.
     pub fn run(
         &self,
         model: &Model,
         images: Arc<dyn ImageSource>,
         context: &mut Context,
     ) -> Result<UnlearnedModel, Error> {
-        let start = Instant::now();
         let training = self.training(Arc::clone(&images), context);
         let measured = match self.of {
             Unlearned::Clean => context.augmented(images, "tsbd/unlearning-accuracy", self.batch_size),
             Unlearned::Poison => context.plain(images, self.batch_size),
         };
-        let (mut rates, mut reached) = (Vec::new(), false);
-        let mut model = model.clone();
-        self.train(&mut ascent(), &mut model, &training, self.epochs, context.observer, &mut |epoch, model| {
-            let rate = model.predict(&OneEpoch { source: &measured, epoch })?.accuracy();
-            rates.push(rate);
-            reached = rate <= self.stop_at;
-            Ok((Some(rate), reached))
-        })?;
-        Ok(UnlearnedModel { model, rates, reached, seconds: start.elapsed().as_secs_f64() })
+        let (stage, config) = (self.of.stage(), self.config(self.epochs));
+        let run = format!("{}, from {}", describe_run(&ascent(), model, &training, &config), model.state.digest()?);
+        let kept = Checkpoint::kept(&mut *context.observer, stage, &run, model.architecture.modules());
+        let kept = kept.and_then(|(checkpoint, notes)| Some((checkpoint, serde_json::from_str::<Notes>(&notes).ok()?)));
+        let (resume, notes) = kept.map_or((None, Notes::default()), |(checkpoint, notes)| (Some(checkpoint), notes));
+        for (report, rate) in resume.iter().flat_map(Checkpoint::history).zip(&notes.rates) {
+            context.observer.epoch(stage, report.epoch, &metrics(self.of, report, Some(*rate)));
+        }
+
+        let mut unlearned = model.clone();
+        let (start, earlier) = (Instant::now(), notes.seconds);
+        let tracking = Tracking { run, measured, stop_at: self.stop_at, notes, start, earlier };
+        let mut watcher = Watcher { of: self.of, observer: &mut *context.observer, tracking: Some(tracking) };
+        self.ascend(&mut ascent(), &mut unlearned, &training, &config, resume, &mut watcher)?;
+        let rates = watcher.tracking.map(|tracking| tracking.notes.rates).unwrap_or_default();
+        let reached = rates.last().is_some_and(|rate| *rate <= self.stop_at);
+        let seconds = earlier + start.elapsed().as_secs_f64();
+        Ok(UnlearnedModel { model: unlearned, rates, reached, seconds })
+    }
+
+    /// The first epoch alone, with another `rule`. Nothing is measured, and nothing kept.
+    pub(crate) fn first_epoch(
+        &self,
+        rule: &mut dyn StepRule,
+        model: &mut Model,
+        source: &dyn BatchSource,
+        observer: &mut dyn Observer,
+    ) -> Result<(), Error> {
+        let mut watcher = Watcher { of: self.of, observer, tracking: None };
+        self.ascend(rule, model, source, &self.config(1), None, &mut watcher)
     }
 
     /// The batches that are unlearned.
@@ -129,24 +149,22 @@ impl Unlearning {
         context.augmented(images, purpose, self.batch_size)
     }
 
-    /// Trains `model` with `rule`. `measure` gives the rate after an epoch, if it measures one, and whether to end there.
-    pub(crate) fn train(
+    fn config(&self, epochs: usize) -> TrainingConfig {
+        let sgd = SgdConfig { learning_rate: self.learning_rate, momentum: self.momentum, weight_decay: 0.0 };
+        TrainingConfig { epochs, sgd, schedule: Schedule::Constant }
+    }
+
+    fn ascend(
         &self,
         rule: &mut dyn StepRule,
         model: &mut Model,
         source: &dyn BatchSource,
-        epochs: usize,
-        observer: &mut dyn Observer,
-        measure: Measure,
+        config: &TrainingConfig,
+        resume: Option<Checkpoint>,
+        watcher: &mut Watcher,
     ) -> Result<(), Error> {
         let stage = self.of.stage();
-        let config = TrainingConfig {
-            epochs,
-            sgd: SgdConfig { learning_rate: self.learning_rate, momentum: self.momentum, weight_decay: 0.0 },
-            schedule: Schedule::Constant,
-        };
-        let mut watcher = Watcher { of: self.of, observer, measure };
-        let summary = train_with(rule, model, source, &config, None, &mut watcher).map_err(|error| match error {
+        let summary = train_with(rule, model, source, config, resume, watcher).map_err(|error| match error {
             error @ tsbd_nn::Error::NonFiniteLoss { .. } => Error::Diverged { stage, source: Box::new(error) },
             error => Error::Network(error),
         })?;
@@ -157,18 +175,41 @@ impl Unlearning {
     }
 }
 
-/// What is measured after an epoch: the rate, if any, and whether to end there.
-pub(crate) type Measure<'m> = &'m mut dyn FnMut(usize, &Model) -> tsbd_nn::Result<(Option<f64>, bool)>;
-
 /// Gradient ascent on the cross-entropy, batch norms in training mode.
 pub(crate) fn ascent() -> CrossEntropyStep {
     CrossEntropyStep { loss: LossOptions::ascent(), mode: Mode::Train }
 }
 
+/// What is told of an epoch.
+fn metrics(of: Unlearned, report: &EpochReport, rate: Option<f64>) -> Vec<(&'static str, f64)> {
+    let metrics = [("loss", Some(report.mean_loss)), ("train_accuracy", report.train_accuracy), (of.rate(), rate)];
+    metrics.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
+/// What is kept with each checkpoint.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Notes {
+    rates: Vec<f64>,
+    seconds: f64,
+}
+
+/// Measures the rate after each epoch, and keeps both.
+struct Tracking {
+    /// Which unlearning is kept.
+    run: String,
+    /// What the rate is measured on.
+    measured: Loader,
+    stop_at: f64,
+    notes: Notes,
+    start: Instant,
+    /// Seconds before `start`, up to the checkpoint that was gone on from.
+    earlier: f64,
+}
+
 struct Watcher<'w> {
     of: Unlearned,
     observer: &'w mut dyn Observer,
-    measure: Measure<'w>,
+    tracking: Option<Tracking>,
 }
 
 impl TrainingObserver for Watcher<'_> {
@@ -178,12 +219,22 @@ impl TrainingObserver for Watcher<'_> {
     }
 
     fn epoch_end(&mut self, report: &EpochReport, model: &Model) -> tsbd_nn::Result<ControlFlow<()>> {
-        let (rate, end) = (self.measure)(report.epoch, model)?;
-        let metrics =
-            [("loss", Some(report.mean_loss)), ("train_accuracy", report.train_accuracy), (self.of.rate(), rate)];
-        let metrics: Vec<_> = metrics.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-        self.observer.epoch(self.of.stage(), report.epoch, &metrics);
+        let (mut rate, mut end) = (None, false);
+        if let Some(tracking) = &mut self.tracking {
+            let source = OneEpoch { source: &tracking.measured, epoch: report.epoch };
+            let measured = model.predict(&source)?.accuracy();
+            tracking.notes.rates.push(measured);
+            (rate, end) = (Some(measured), measured <= tracking.stop_at);
+        }
+        self.observer.epoch(self.of.stage(), report.epoch, &metrics(self.of, report, rate));
         Ok(if end { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+
+    fn checkpoint(&mut self, checkpoint: &Checkpoint) -> tsbd_nn::Result<()> {
+        let Some(tracking) = &mut self.tracking else { return Ok(()) };
+        tracking.notes.seconds = tracking.earlier + tracking.start.elapsed().as_secs_f64();
+        let notes = serde_json::to_string(&tracking.notes).map_err(tsbd_nn::Error::observer)?;
+        checkpoint.keep(&mut *self.observer, self.of.stage(), &tracking.run, &notes)
     }
 }
 
@@ -209,6 +260,11 @@ impl BatchSource for OneEpoch<'_> {
 
 #[cfg(test)]
 mod tests {
+    use indexmap::IndexMap;
+    use tsbd_nn::Keeper;
+    use tsbd_tensor::Tensor;
+    use tsbd_testing::Shelf;
+
     use super::*;
     use crate::golden::{self, assert_close, in_context};
     use crate::{NoObserver, pearson, weight_change};
@@ -261,8 +317,57 @@ mod tests {
     }
 
     #[test]
+    fn an_unlearning_killed_in_any_step_goes_on_from_its_last_epoch_with_the_same_bits_and_the_same_trace() {
+        struct Killer<'s> {
+            shelf: &'s mut Shelf,
+            steps: usize,
+            killed_at: usize,
+            told: Vec<(usize, Vec<(&'static str, f64)>)>,
+        }
+        impl Keeper for Killer<'_> {
+            fn keep(&mut self, stage: &str, run: &str, state: &IndexMap<String, Tensor>) -> tsbd_nn::Result<()> {
+                self.shelf.keep(stage, run, state)
+            }
+            fn kept(&mut self, stage: &str, run: &str) -> Option<IndexMap<String, Tensor>> {
+                self.shelf.kept(stage, run)
+            }
+        }
+        impl Observer for Killer<'_> {
+            fn step(&mut self, _: &'static str, _: usize, _: usize, _: Option<f64>) -> ControlFlow<()> {
+                self.steps += 1;
+                if self.steps == self.killed_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            }
+            fn epoch(&mut self, _: &'static str, epoch: usize, metrics: &[(&'static str, f64)]) {
+                self.told.push((epoch, metrics.to_vec()));
+            }
+        }
+        let poison = unlearning().of_poison(0.05);
+        let run = |shelf: &mut Shelf, killed_at| {
+            let mut killer = Killer { shelf, steps: 0, killed_at, told: Vec::new() };
+            let found = in_context(&mut killer, |context| {
+                poison.run(&golden::model("planted"), golden::images("poison"), context)
+            });
+            (found, killer.steps, killer.told)
+        };
+        let (whole, steps, told) = run(&mut Shelf::new(), 0);
+        let whole = whole.unwrap();
+        assert!(steps >= 4 && whole.rates.len() == told.len());
+        for killed_at in 1..=steps {
+            let mut shelf = Shelf::new();
+            assert!(matches!(run(&mut shelf, killed_at).0, Err(Error::Stopped { .. })));
+            let kept = !shelf.is_empty();
+            let (resumed, again, told_again) = run(&mut shelf, 0);
+            let resumed = resumed.unwrap();
+            assert_eq!(resumed.model.state.digest().unwrap(), whole.model.state.digest().unwrap(), "step {killed_at}");
+            assert_eq!((&resumed.rates, resumed.reached, &told_again), (&whole.rates, whole.reached, &told));
+            assert_eq!(again < steps, kept, "{again} of {steps} steps after step {killed_at}");
+        }
+    }
+
+    #[test]
     fn a_request_to_stop_ends_it() {
         struct Impatient;
+        impl Keeper for Impatient {}
         impl Observer for Impatient {
             fn step(&mut self, _: &'static str, done: usize, total: usize, _: Option<f64>) -> ControlFlow<()> {
                 assert!(done <= total);

@@ -69,6 +69,13 @@ pub trait Attack: Send + Sync + Debug {
         Ok(())
     }
 
+    /// Epochs of the clean model that a measurement compares the attacked one with, in a profile whose training has
+    /// `profile_epochs`. As many as the profile's, as published; for an attack that was given epochs of its own, as many as
+    /// its model learns in, so that the two models have seen as much.
+    fn clean_epochs(&self, profile_epochs: usize) -> usize {
+        profile_epochs
+    }
+
     /// Makes the training source and the triggered test set. `streams` carries the cell's seed, `material` what the
     /// attack's groundwork made ([`Error::NoMaterial`] if it has one and nothing is given).
     fn prepare(&self, clean: &Arc<Dataset>, streams: &Streams, material: Option<&Material>) -> Result<Poisoner, Error>;

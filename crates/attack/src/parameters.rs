@@ -54,6 +54,14 @@ impl ParameterError {
         Err(ParameterError::new(field, value, "out of range", way_out))
     }
 
+    /// Refuses `value` unless it is a share of something: greater than 0 and at most 1.
+    pub fn unless_share(field: &str, value: f64) -> Result<(), ParameterError> {
+        if value > 0.0 && value <= 1.0 {
+            return Ok(());
+        }
+        Err(ParameterError::new(field, value, "out of range", "give a number greater than 0 and at most 1"))
+    }
+
     /// Refuses `value` unless it is finite and greater than 0.
     pub fn unless_positive(field: &str, value: f64) -> Result<(), ParameterError> {
         if value.is_finite() && value > 0.0 {
@@ -294,6 +302,15 @@ mod tests {
         let error = Poisoning::default().check(&few).unwrap_err();
         assert_eq!(error.field, "poisoning_ratio");
         assert!(Poisoning::default().check(&cifar10()).is_ok());
+    }
+
+    #[test]
+    fn a_share_is_more_than_nothing_and_no_more_than_all() {
+        let way_out = |value| ParameterError::unless_share("share", value).map_err(|error| error.way_out);
+        assert!(way_out(1.0).is_ok() && way_out(f64::MIN_POSITIVE).is_ok());
+        for wrong in [0.0, -0.1, 1.1, f64::NAN] {
+            assert_eq!(way_out(wrong).unwrap_err(), "give a number greater than 0 and at most 1", "{wrong}");
+        }
     }
 
     #[test]

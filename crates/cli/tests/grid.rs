@@ -112,10 +112,15 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// The checkpoint of a training.
 fn a_checkpoint(folder: &Path) -> Option<PathBuf> {
+    checkpoint_named(folder, "checkpoint.safetensors")
+}
+
+fn checkpoint_named(folder: &Path, name: &str) -> Option<PathBuf> {
     let cells = std::fs::read_dir(folder.join("cells")).ok()?;
     let attempts = cells.flatten().filter_map(|cell| std::fs::read_dir(cell.path().join("attempts")).ok());
-    let mut checkpoints = attempts.flatten().flatten().map(|attempt| attempt.path().join("checkpoint.safetensors"));
+    let mut checkpoints = attempts.flatten().flatten().map(|attempt| attempt.path().join(name));
     checkpoints.find(|checkpoint| checkpoint.exists())
 }
 
@@ -185,6 +190,39 @@ fn a_cell_that_is_killed_is_told_with_its_children_and_made_by_the_next_run() {
     let output = bench.command("run").args(["--set", "training.epochs=40"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(bench.records().len(), 2);
+}
+
+/// The bytes of the model that a cell with this defense has published.
+fn repaired_model(bench: &Bench, defense: &str) -> Vec<u8> {
+    let row = bench.long_table().into_iter().find(|row| row[5] == defense).unwrap();
+    std::fs::read(bench.results().join("cells").join(&row[13]).join("model.safetensors")).unwrap()
+}
+
+#[test]
+fn a_repair_and_an_unlearning_that_are_killed_go_on_from_their_last_epoch_and_end_with_the_same_bits() {
+    let long = |defense: &str| {
+        let grid = GRID.replace("[\"badnets\", \"blended\"]", "[\"badnets\"]").replace("epochs = 6", "epochs = 1");
+        let grid = grid.replace("[defenses.ft]\nepochs = 1", "[defenses.ft]\nepochs = 80");
+        // An accuracy that is never reached.
+        let grid = grid.replace("unlearning_epochs = 2", "unlearning_epochs = 80\nunlearning_accuracy = 0.0");
+        Bench::new(&grid.replace("[\"none\", \"ft\", \"fp\", \"tsbd\"]", &format!("[\"{defense}\"]")))
+    };
+    for (defense, stage) in [("ft", "fine-tuning"), ("tsbd", "unlearning")] {
+        let whole = long(defense);
+        assert_eq!(whole.command("run").output().unwrap().status.code(), Some(0));
+        let killed = long(defense);
+        let mut coordinator = killed.start();
+        let name = format!("checkpoint.{stage}.safetensors");
+        wait_until(&name, || checkpoint_named(&killed.results(), &name).is_some());
+        coordinator.kill().unwrap();
+        coordinator.wait().unwrap();
+        wait_until("the children to end", || killed.cell_processes().is_empty());
+        assert!(checkpoint_named(&killed.results(), &name).is_some(), "{stage} was done before it could be killed");
+        let output = killed.command("run").output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_contains(&stderr(&output), &["continues"]);
+        assert!(repaired_model(&killed, defense) == repaired_model(&whole, defense), "{defense}");
+    }
 }
 
 #[test]

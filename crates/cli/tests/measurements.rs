@@ -114,6 +114,10 @@ fn every_measurement_runs_and_its_numbers_and_vectors_are_printed_and_exported()
     ran(&mut command("run", &file));
     let long: Value = serde_json::from_str(&ran(command("table", &file).args(["--long", "--format", "json"]))).unwrap();
     assert_eq!((epochs(&long[0]), &long[1]["facts"]["order"]), (unlearned, &"nwc".into()));
+    let shared = |row: usize| long[row]["shared_seconds"].as_f64().unwrap();
+    assert!(shared(0) > 0.0 && shared(0) == shared(1), "the seconds of the one unlearning");
+    assert!(rows[0]["shared_seconds"].as_f64().unwrap() > shared(0), "that and the poison unlearning");
+    assert!(rows[3]["shared_seconds"].is_null(), "TAC unlearns nothing");
 }
 
 #[test]

@@ -13,7 +13,6 @@
 //! iterations of 256 images are 600 times the images of FT's epoch.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,11 +23,10 @@ use tsbd_data::{ImageSource, Loader, Subset};
 use tsbd_nn::{Architecture, Batch, BatchSource, Model, RandomStream, Streams};
 use tsbd_tensor::{Sgd, Tensor};
 
-use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint};
+use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint, as_everywhere};
 use crate::masks::{ChannelMasks, MaskTraining, Noise};
-use crate::pruning::{
-    Candidate, ChannelScores, Choice, ThresholdSelection, Zeroed, mask_thresholds, require_batch_norms,
-};
+use crate::pruning::{ChannelScores, MaskPruning, require_batch_norms};
+use crate::selection::{Judge, ThresholdSelection};
 use crate::{CleanSubset, Context, Error};
 
 /// The registry's entry.
@@ -40,6 +38,7 @@ pub static ANP: DefenseEntry = DefenseEntry {
     revision: 1,
     schema: || schemars::schema_for!(Parameters),
     configure: |common, own| Ok(Box::new(Anp::new(common.clone(), read(&own)?)?)),
+    published: as_everywhere,
 };
 
 /// Iterations after which the mean loss is reported, as in BackdoorBench.
@@ -108,12 +107,25 @@ impl Parameters {
         for (field, share) in [("threshold", self.threshold), ("momentum", self.momentum), ("alpha", self.alpha)] {
             ParameterError::unless_within(field, share, 0.0, 1.0)?;
         }
-        ParameterError::unless_within("tolerance", self.tolerance, f64::MIN_POSITIVE, 1.0)?;
+        ParameterError::unless_share("tolerance", self.tolerance)?;
         ParameterError::unless_positive("learning_rate", self.learning_rate)?;
         ParameterError::unless_within("epsilon", self.epsilon, 0.0, f64::MAX)?;
         ParameterError::unless_nonzero("iterations", self.iterations)?;
         ParameterError::unless_nonzero("perturbation_steps", self.perturbation_steps)?;
         ParameterError::unless_between("validation_share", self.validation_share, 0.0, 1.0)
+    }
+
+    /// One form for everything that means the same: a field that the selection does not use has its default.
+    fn canonical(self) -> Parameters {
+        let usual = Parameters::default();
+        let fixed = self.selection == ThresholdSelection::Fixed;
+        let held_out = self.selection == ThresholdSelection::Validation;
+        Parameters {
+            validation_share: if held_out { self.validation_share } else { usual.validation_share },
+            threshold: if fixed { self.threshold } else { usual.threshold },
+            tolerance: if fixed { usual.tolerance } else { self.tolerance },
+            ..self
+        }
     }
 }
 
@@ -129,17 +141,18 @@ impl Anp {
     pub fn new(common: DefenseCommon, parameters: Parameters) -> Result<Anp, ParameterError> {
         common.check_ranges()?;
         parameters.check()?;
-        Ok(Anp { common, parameters })
+        Ok(Anp { common, parameters: parameters.canonical() })
     }
 
-    /// Step 1: the masks after training on `images`, rounded to four decimals. Backdoor channels have the smallest.
+    /// Step 1: the masks after training on `images`, rounded to four decimals, and the seconds that it took. Backdoor channels
+    /// have the smallest.
     pub fn channel_masks(
         &self,
         model: &Model,
         images: Arc<dyn ImageSource>,
         context: &mut Context,
         trace: &mut Vec<TracePoint>,
-    ) -> Result<ChannelScores, Error> {
+    ) -> Result<(ChannelScores, f64), Error> {
         let Parameters { iterations, epsilon, .. } = self.parameters;
         let source = WithReplacement {
             batches: iterations.min(REPORTED),
@@ -149,12 +162,12 @@ impl Anp {
         let training =
             MaskTraining { stage: "masks", rate_parameter: "learning_rate", epochs: iterations.div_ceil(REPORTED) };
         let mut masks = ChannelMasks::ones(model)?;
-        let streams = context.streams;
-        training.run(&source, context, trace, &mut |number, batch| {
+        let (streams, run) = (context.streams, model.state.digest()?);
+        let seconds = training.run(&mut masks, &source, &run, context, trace, &mut |masks, number, batch| {
             let noise = Noise::draw(model, epsilon, &mut streams.stream("anp/perturbation", number as u64))?;
-            self.step(model, &mut masks, batch, noise)
+            self.step(model, masks, batch, noise)
         })?;
-        masks.rounded()
+        Ok((masks.rounded()?, seconds))
     }
 
     /// One iteration that begins with the perturbation `noise`; the loss that the masks descended.
@@ -259,41 +272,17 @@ impl Defense for Anp {
 
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         let Parameters { selection, variant, validation_share, threshold, tolerance, .. } = self.parameters;
-        let start = Instant::now();
-        let (images, held_out) = match selection {
-            ThresholdSelection::Validation => clean.hold_out(validation_share),
-            ThresholdSelection::Fixed | ThresholdSelection::Oracle => (clean.images(), clean.images()),
-        };
-        let images_used = images.len();
-        let mut trace = Vec::new();
-        let masks = self.channel_masks(backdoored, images, context, &mut trace)?;
-        let masks_seconds = start.elapsed().as_secs_f64();
-
-        let start = Instant::now();
-        let candidate = |threshold| Candidate { threshold, channels: masks.at_most(threshold) };
-        let candidates = match selection {
-            ThresholdSelection::Fixed => vec![candidate(threshold)],
-            ThresholdSelection::Validation | ThresholdSelection::Oracle => mask_thresholds().map(candidate).collect(),
-        };
-        let batch_size = self.common.batch_size;
-        let choice = Choice { selection, tolerance, held_out, batch_size, zeroed: Zeroed::Weight };
-        let pruned = choice.prune(backdoored, candidates, context, &mut trace)?;
+        let (images, held_out) = selection.split(clean, validation_share);
+        let (images_used, mut trace) = (images.len(), Vec::new());
+        let (masks, masks_seconds) = self.channel_masks(backdoored, images, context, &mut trace)?;
         let facts = [
             ("clean_count", json!(clean.len())),
-            ("selection", json!(selection)),
             ("variant", json!(variant)),
             ("images_used", json!(images_used)),
             ("masks_seconds", json!(masks_seconds)),
-            ("pruning_seconds", json!(start.elapsed().as_secs_f64())),
         ];
-        let facts = facts.into_iter().chain(pruned.facts()).map(|(name, value)| (name.to_owned(), value)).collect();
-        Ok(Repaired {
-            changed: pruned.changed(),
-            model: pruned.model,
-            trace,
-            facts,
-            scores: Some(masks.scores(|_, mask| 1.0 - mask)),
-        })
+        let judge = Judge { selection, tolerance, held_out, batch_size: self.common.batch_size };
+        MaskPruning { masks: &masks, fixed: threshold, judge }.repair(backdoored, facts, context, trace)
     }
 }
 

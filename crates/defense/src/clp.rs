@@ -21,8 +21,9 @@ use tsbd_attack::parameters::{join, read};
 use tsbd_attack::{DatasetFacts, ParameterError};
 use tsbd_nn::{Architecture, Layer, Model};
 
-use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired};
-use crate::pruning::{Candidate, ChannelScores, Choice, ThresholdSelection, Zeroed, batch_norms, require_batch_norms};
+use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, as_everywhere};
+use crate::pruning::{Candidate, ChannelScores, Choice, Zeroed, batch_norms, require_batch_norms};
+use crate::selection::{Judge, ThresholdSelection};
 use crate::{CleanSubset, Context, Error};
 use singular_value::largest_singular_value;
 
@@ -38,8 +39,9 @@ pub static CLP: DefenseEntry = DefenseEntry {
         let parameters: Parameters = read(&own)?;
         common.check_ranges()?;
         parameters.check()?;
-        Ok(Box::new(Clp { common: common.clone(), parameters }))
+        Ok(Box::new(Clp { common: common.clone(), parameters: parameters.canonical() }))
     },
+    published: as_everywhere,
 };
 
 /// Which convolution belongs to a batch norm.
@@ -63,8 +65,8 @@ pub struct Parameters {
     pub selection: ThresholdSelection,
     /// `reference` or `paper`.
     pub variant: Variant,
-    /// u: channels more than so many standard deviations above the mean of their layer are pruned; 0 or more. Without it
-    /// 3, and 5 for images of 64 pixels or more (Tiny ImageNet), as BackdoorBench's configurations.
+    /// u, with `fixed`: channels more than so many standard deviations above the mean of their layer are pruned; 0 or more.
+    /// Without it 3, and 5 for images of 64 pixels or more (Tiny ImageNet), as BackdoorBench's configurations.
     pub deviations: Option<f64>,
     /// With `validation` and `oracle`: the accuracy may lose less than this share of its first value.
     pub tolerance: f64,
@@ -86,7 +88,22 @@ impl Parameters {
         if let Some(deviations) = self.deviations {
             ParameterError::unless_within("deviations", deviations, 0.0, f64::MAX)?;
         }
-        ParameterError::unless_within("tolerance", self.tolerance, f64::MIN_POSITIVE, 1.0)
+        ParameterError::unless_share("tolerance", self.tolerance)?;
+        match self.deviations {
+            Some(deviations) if self.selection != ThresholdSelection::Fixed => Err(ParameterError::new(
+                "deviations",
+                deviations,
+                "u is chosen by `selection`",
+                "remove it, or write selection = \"fixed\"",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// One form for everything that means the same: with `fixed` the tolerance is not used.
+    fn canonical(self) -> Parameters {
+        let fixed = self.selection == ThresholdSelection::Fixed;
+        Parameters { tolerance: if fixed { Parameters::default().tolerance } else { self.tolerance }, ..self }
     }
 
     /// u for images of so many rows.
@@ -135,7 +152,8 @@ impl Defense for Clp {
             }
         };
         let batch_size = self.common.batch_size;
-        let choice = Choice { selection, tolerance, held_out: images, batch_size, zeroed: Zeroed::WeightAndBias };
+        let judge = Judge { selection, tolerance, held_out: images, batch_size };
+        let choice = Choice { judge, zeroed: Zeroed::WeightAndBias };
         let mut trace = Vec::new();
         let pruned = choice.prune(backdoored, candidates, context, &mut trace)?;
         let facts = [

@@ -3,11 +3,14 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tsbd_analysis::{UnlearnedModel, Unlearning};
 use tsbd_attack::Evaluation;
 use tsbd_data::{Augmentation, ImageSource, Normalization};
-use tsbd_nn::{Model, Streams};
-use tsbd_tensor::Device;
+use tsbd_nn::{Keeper, Model, Streams, tensor_text, text_tensor};
+use tsbd_tensor::{Device, Tensor};
 
 use crate::{CleanSubset, Error, TracePoint};
 
@@ -44,8 +47,8 @@ pub struct Progress {
     pub loss: Option<f64>,
 }
 
-/// Watches a repair, and can stop it.
-pub trait DefenseObserver {
+/// Watches a repair, can stop it, and may keep how far its stages have come.
+pub trait DefenseObserver: Keeper {
     /// A stage begins, of at most `steps` steps.
     fn stage(&mut self, _stage: &str, _steps: usize) {}
 
@@ -62,7 +65,12 @@ pub trait DefenseObserver {
 #[derive(Debug, Default, Clone, Copy)]
 pub struct NoObserver;
 
+impl Keeper for NoObserver {}
+
 impl DefenseObserver for NoObserver {}
+
+/// Name of the notes among the tensors of a stage that is kept.
+const NOTES: &str = "notes";
 
 impl Context<'_> {
     /// Reports a step outside of training; an error if the observer wants to stop.
@@ -71,6 +79,30 @@ impl Context<'_> {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::Stopped { stage }),
         }
+    }
+
+    /// Keeps how far `stage` has come: tensors, and what can be told as JSON.
+    pub(crate) fn keep(
+        &mut self,
+        stage: &str,
+        run: &str,
+        mut tensors: IndexMap<String, Tensor>,
+        notes: &impl Serialize,
+    ) -> Result<(), Error> {
+        let notes = serde_json::to_string(notes).map_err(tsbd_nn::Error::observer)?;
+        tensors.insert(NOTES.to_owned(), text_tensor(&notes)?);
+        Ok(self.observer.keep(stage, run, &tensors)?)
+    }
+
+    /// What [`Self::keep`] kept last for this stage and run by a repair that was killed.
+    pub(crate) fn kept<N: DeserializeOwned>(
+        &mut self,
+        stage: &str,
+        run: &str,
+    ) -> Option<(IndexMap<String, Tensor>, N)> {
+        let tensors = self.observer.kept(stage, run)?;
+        let notes = tensor_text(tensors.get(NOTES)?).ok()?;
+        Some((tensors, serde_json::from_str(&notes).ok()?))
     }
 
     /// Does the unlearning that a defense starts from, with the streams of this context. Those of a repair that is to be
@@ -120,6 +152,16 @@ impl Context<'_> {
 struct UnlearningObserver<'o> {
     observer: &'o mut dyn DefenseObserver,
     trace: &'o mut Vec<TracePoint>,
+}
+
+impl Keeper for UnlearningObserver<'_> {
+    fn keep(&mut self, stage: &str, run: &str, state: &IndexMap<String, Tensor>) -> tsbd_nn::Result<()> {
+        self.observer.keep(stage, run, state)
+    }
+
+    fn kept(&mut self, stage: &str, run: &str) -> Option<IndexMap<String, Tensor>> {
+        self.observer.kept(stage, run)
+    }
 }
 
 impl tsbd_analysis::Observer for UnlearningObserver<'_> {

@@ -1,13 +1,20 @@
 //! What every defense of the registry keeps, whatever it does.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
+use tsbd_attack::Evaluation;
 use tsbd_data::Images;
-use tsbd_nn::{Model, Streams};
+use tsbd_nn::{Keeper, Model, Streams};
+use tsbd_tensor::Tensor;
+use tsbd_testing::Shelf;
 
 use crate::tiny::{self, in_context};
-use crate::{CleanSubset, DEFENSES, Defense, DefenseCommon, DefenseEntry, NoObserver, Repaired};
+use crate::{
+    CleanSubset, DEFENSES, Defense, DefenseCommon, DefenseEntry, DefenseObserver, Error, NoObserver, Progress, Repaired,
+};
 
 /// The defense as it comes, but for its counts of epochs, passes, rounds and iterations: those are 2.
 fn short(entry: &DefenseEntry, common: &DefenseCommon) -> Box<dyn Defense> {
@@ -105,4 +112,109 @@ fn no_clean_image_at_all_and_fewer_than_classes_are_refused_before_anything_runs
             assert_eq!(error.field, "clean_ratio", "{}", entry.name);
         }
     }
+}
+
+/// Keeps the stages of a repair in files and kills the repair in the step with a certain number, counted over all stages.
+struct Killer<'s> {
+    shelf: &'s mut Shelf,
+    steps: usize,
+    killed_at: usize,
+}
+
+impl Keeper for Killer<'_> {
+    fn keep(&mut self, stage: &str, run: &str, state: &IndexMap<String, Tensor>) -> tsbd_nn::Result<()> {
+        self.shelf.keep(stage, run, state)
+    }
+
+    fn kept(&mut self, stage: &str, run: &str) -> Option<IndexMap<String, Tensor>> {
+        self.shelf.kept(stage, run)
+    }
+}
+
+impl DefenseObserver for Killer<'_> {
+    fn progress(&mut self, _: &Progress) -> ControlFlow<()> {
+        self.steps += 1;
+        if self.steps == self.killed_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+/// Rates that depend on the network: the smaller the weights of its second convolution, the lower the success rate.
+fn rates(model: &Model) -> Result<Evaluation, tsbd_attack::Error> {
+    let weights = model.state.get("conv2.weight").unwrap().abs().unwrap().mean_all().unwrap();
+    let asr = f64::from(weights.to_scalar::<f32>().unwrap());
+    Ok(Evaluation { acc: 0.9, asr: Some(asr), ..Evaluation::default() })
+}
+
+/// Kills a repair in one step after the other, and again in the first step of its second life, and compares what the third
+/// one leaves with what an undisturbed one leaves. How often something was kept.
+fn assert_survives_kills(name: &str, defense: &dyn Defense) -> usize {
+    let repair = |shelf: &mut Shelf, killed_at: usize| {
+        let mut killer = Killer { shelf, steps: 0, killed_at };
+        let repaired = in_context(&mut killer, |context| {
+            context.evaluate = &rates;
+            defense.repair(&tiny::model("backdoored"), &tiny::clean(), context)
+        });
+        (repaired, killer.steps)
+    };
+    // Everything but how long it took.
+    let left = |repaired: Repaired| {
+        let Repaired { model, changed, trace, mut facts, scores } = repaired;
+        facts.retain(|fact, _| !fact.ends_with("seconds"));
+        facts.entry("unlearning").and_modify(|unlearning| unlearning["seconds"] = json!(0.0));
+        (model.state.digest().unwrap(), changed, trace, facts, scores)
+    };
+    let (whole, steps) = repair(&mut Shelf::new(), 0);
+    let whole = left(whole.unwrap());
+    let mut kept = 0;
+    for killed_at in (1..=steps).step_by(1 + steps / 20) {
+        let mut shelf = Shelf::new();
+        assert!(matches!(repair(&mut shelf, killed_at).0, Err(Error::Stopped { .. })), "{name}, step {killed_at}");
+        let something = !shelf.is_empty();
+        // Perhaps no step is left.
+        let _ = repair(&mut shelf, 1);
+        let (resumed, again) = repair(&mut shelf, 0);
+        assert!(left(resumed.unwrap()) == whole, "{name}: another result after step {killed_at} of {steps}");
+        assert_eq!(again < steps, something, "{name}: {again} of {steps} steps after step {killed_at}");
+        kept += usize::from(something);
+    }
+    kept
+}
+
+#[test]
+fn a_repair_that_is_killed_in_any_step_goes_on_from_what_it_kept_and_ends_with_the_same_bits() {
+    for entry in DEFENSES {
+        let kept = assert_survives_kills(entry.name, short(entry, &tiny::common(8)).as_ref());
+        // CLP, whose u is fixed, has no step to be killed in.
+        assert_eq!(kept > 0, entry.name != "clp", "{}", entry.name);
+    }
+}
+
+#[test]
+fn long_stages_sweeps_and_unlearnings_within_a_repair_are_kept_as_well() {
+    let configured = |entry: &DefenseEntry, own| (entry.configure)(&tiny::common(16), own).unwrap();
+    let sweep = json!({"selection": "oracle", "unlearning_epochs": 2, "fine_tuning_passes": 2});
+    let nwc = json!({"order": "nwc", "selection": "oracle", "unlearning_epochs": 3, "epochs": 2});
+    for (name, defense) in [
+        ("anp", configured(&crate::anp::ANP, json!({"iterations": 120, "selection": "fixed"}))),
+        ("tsbd", configured(&crate::tsbd::TSBD, sweep)),
+        ("fp", configured(&crate::fp::FP, nwc)),
+    ] {
+        assert!(assert_survives_kills(name, defense.as_ref()) > 3, "{name}");
+    }
+}
+
+#[test]
+fn a_state_that_was_kept_for_another_network_is_not_gone_on_from() {
+    let mut shelf = Shelf::new();
+    let defense = short(&crate::ft::FT, &tiny::common(8));
+    let mut repair = |name: &str, killed_at| {
+        let mut killer = Killer { shelf: &mut shelf, steps: 0, killed_at };
+        let model = tiny::model(name);
+        let repaired = in_context(&mut killer, |context| defense.repair(&model, &tiny::clean(), context));
+        (repaired.map(|repaired| repaired.model.state.digest().unwrap()), killer.steps)
+    };
+    assert!(repair("backdoored", 5).0.is_err());
+    let (other, steps) = repair("unlearned", 0);
+    assert_eq!(steps, 6, "from its beginning");
+    assert_ne!(other.unwrap(), repair("backdoored", 0).0.unwrap());
 }

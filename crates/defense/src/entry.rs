@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tsbd_analysis::{NeuronVector, Unlearning};
 use tsbd_attack::parameters::{read, split};
 use tsbd_attack::{DatasetFacts, Evaluation, ParameterError};
@@ -34,6 +34,19 @@ pub struct DefenseEntry {
     pub schema: fn() -> schemars::Schema,
     /// Checks the parameters as far as it goes without network and data set.
     pub configure: Configure,
+    /// Parameters, own and shared ones, that are published for a data set and differ from the defaults, as one table. They
+    /// stand in for what nobody has written.
+    pub published: fn(&DatasetFacts) -> Value,
+}
+
+/// Nothing but the defaults is published for any data set.
+pub fn as_everywhere(_: &DatasetFacts) -> Value {
+    json!({})
+}
+
+/// Whether these are the numbers of Tiny ImageNet, the only data set here of 200 classes.
+pub(crate) fn is_tiny_imagenet(dataset: &DatasetFacts) -> bool {
+    dataset.classes == 200
 }
 
 impl DefenseEntry {
@@ -80,11 +93,7 @@ impl DefenseCommon {
     /// Refuses what no data set allows.
     pub fn check_ranges(&self) -> Result<(), ParameterError> {
         ParameterError::unless_nonzero("batch_size", self.batch_size)?;
-        if self.clean_ratio > 0.0 && self.clean_ratio <= 1.0 {
-            return Ok(());
-        }
-        let way_out = "give a number greater than 0 and at most 1";
-        Err(ParameterError::new("clean_ratio", self.clean_ratio, "out of range", way_out))
+        ParameterError::unless_share("clean_ratio", self.clean_ratio)
     }
 
     /// Refuses a share of the data set that is less than one image for each class.
@@ -115,17 +124,6 @@ impl DefenseCommon {
             "give a greater share, a greater `clean_ratio`, or `selection = \"oracle\"`",
         ))
     }
-}
-
-/// What a defense tunes itself on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Selection {
-    /// Clean images held out of the defender's subset.
-    #[default]
-    Validation,
-    /// The test sets, as the published code does: an upper bound, no defender has them.
-    Oracle,
 }
 
 /// A configured defense.
@@ -214,8 +212,6 @@ impl TracePoint {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::DEFENSES;
 
@@ -243,6 +239,28 @@ mod tests {
                 assert!(property.get("description").is_some(), "{}.{field}", entry.name);
             }
         }
+    }
+
+    #[test]
+    fn what_is_published_for_a_data_set_are_parameters_that_the_defense_takes() {
+        let facts = |classes, size| DatasetFacts { classes, train_images: 100_000, images_per_class: vec![], size };
+        let mut particular = Vec::new();
+        for entry in DEFENSES {
+            let usual = (entry.configure)(&DefenseCommon::default(), json!({})).unwrap().parameters();
+            for dataset in [facts(10, 32), facts(43, 32)] {
+                assert_eq!((entry.published)(&dataset), json!({}), "{}", entry.name);
+            }
+            let published = (entry.published)(&facts(200, 64));
+            for (field, value) in published.as_object().unwrap() {
+                assert_ne!(&usual[field], value, "{}.{field}", entry.name);
+            }
+            let of_tiny = entry.from_parameters(&published).unwrap().parameters();
+            assert!(published.as_object().unwrap().iter().all(|(field, value)| of_tiny[field] == *value));
+            if of_tiny != usual {
+                particular.push(entry.name);
+            }
+        }
+        assert_eq!(particular, ["ft", "fp", "nad", "nc"]);
     }
 
     #[test]

@@ -3,8 +3,6 @@
 //! As BackdoorBench's `defense/ft.py`: SGD 0.01, momentum 0.9, weight decay 5e-4 on all parameters, cosine schedule of
 //! period 100, 100 epochs, shuffled and augmented; the model after the last epoch.
 
-use std::time::Instant;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -13,7 +11,7 @@ use tsbd_attack::{DatasetFacts, ParameterError};
 use tsbd_nn::{Architecture, CrossEntropyStep, Model};
 
 use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired};
-use crate::training::{FineTuning, nothing};
+use crate::training::{self, FineTuning, FineTuningSchedule, nothing};
 use crate::{CleanSubset, Context, Error};
 
 /// The registry's entry.
@@ -26,18 +24,22 @@ pub static FT: DefenseEntry = DefenseEntry {
     schema: || schemars::schema_for!(Parameters),
     configure: |common, own| {
         let parameters: Parameters = read(&own)?;
-        let defense = Ft { common: common.clone(), parameters };
+        let mut defense = Ft { common: common.clone(), parameters };
+        let fine_tuning = defense.fine_tuning();
         common.check_ranges()?;
-        defense.fine_tuning().check()?;
+        fine_tuning.check()?;
+        (defense.parameters.schedule, defense.parameters.cosine_period) = fine_tuning.canonical_schedule();
         Ok(Box::new(defense))
     },
+    published: training::published,
 };
 
 /// FT's own parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Parameters {
-    /// Passes over the clean images.
+    /// Passes over the clean images. Unless given 100, and 200 on Tiny ImageNet (200 classes), as BackdoorBench's
+    /// configurations.
     pub epochs: usize,
     /// Learning rate of the first epoch.
     pub learning_rate: f64,
@@ -45,13 +47,22 @@ pub struct Parameters {
     pub momentum: f64,
     /// Weight decay of all parameters.
     pub weight_decay: f64,
+    /// `cosine` (the default) or `plateau` (the default on Tiny ImageNet).
+    pub schedule: Option<FineTuningSchedule>,
     /// Epochs after which the cosine schedule reaches 0, whatever `epochs` is.
     pub cosine_period: usize,
 }
 
 impl Default for Parameters {
     fn default() -> Parameters {
-        Parameters { epochs: 100, learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4, cosine_period: 100 }
+        Parameters {
+            epochs: 100,
+            learning_rate: 0.01,
+            momentum: 0.9,
+            weight_decay: 5e-4,
+            schedule: None,
+            cosine_period: 100,
+        }
     }
 }
 
@@ -63,8 +74,8 @@ struct Ft {
 
 impl Ft {
     fn fine_tuning(&self) -> FineTuning {
-        let Parameters { epochs, learning_rate, momentum, weight_decay, cosine_period } = self.parameters;
-        FineTuning { epochs, learning_rate, momentum, weight_decay, cosine_period }
+        let Parameters { epochs, learning_rate, momentum, weight_decay, schedule, cosine_period } = self.parameters;
+        FineTuning { epochs, learning_rate, momentum, weight_decay, schedule, cosine_period }
     }
 }
 
@@ -82,15 +93,13 @@ impl Defense for Ft {
     }
 
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
-        let start = Instant::now();
         let (mut model, mut trace) = (backdoored.clone(), Vec::new());
         let source = context.shuffled(clean.images(), "ft", self.common.batch_size);
         let mut rule = CrossEntropyStep::default();
-        self.fine_tuning().stage().train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
-        let facts = [
-            ("clean_count".to_owned(), json!(clean.len())),
-            ("fine_tuning_seconds".to_owned(), json!(start.elapsed().as_secs_f64())),
-        ];
+        let stage = self.fine_tuning().stage();
+        let seconds = stage.train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
+        let facts =
+            [("clean_count".to_owned(), json!(clean.len())), ("fine_tuning_seconds".to_owned(), json!(seconds))];
         Ok(Repaired { model, changed: Vec::new(), trace, facts: facts.into_iter().collect(), scores: None })
     }
 }
@@ -116,6 +125,24 @@ mod tests {
     }
 
     #[test]
+    fn a_plateau_lowers_the_rate_where_the_loss_does_not_fall_and_the_cosine_after_its_period() {
+        let rates = |own: Value| {
+            let stage = Ft { common: tiny::common(24), parameters: read(&own).unwrap() }.fine_tuning().stage();
+            let mut state = tsbd_nn::ScheduleState::new(stage.config.sgd.learning_rate);
+            let step = |_| {
+                let rate = state.learning_rate();
+                state.step(&stage.config.schedule, 1.0);
+                rate
+            };
+            (0..15).map(step).collect::<Vec<f64>>()
+        };
+        let plateau = rates(json!({"schedule": "plateau"}));
+        assert_eq!((plateau[11], plateau[12]), (0.01, 0.001), "eleven epochs after the first");
+        let cosine = rates(json!({"cosine_period": 10}));
+        assert!(cosine[5] > 0.004 && cosine[10] < 1e-12, "{cosine:?}");
+    }
+
+    #[test]
     fn the_same_seed_gives_the_same_bits_and_another_seed_other_ones() {
         let defense = (FT.configure)(&tiny::common(10), json!({"epochs": 2})).unwrap();
         let digest = |seed| {
@@ -134,11 +161,24 @@ mod tests {
         let configured = (FT.configure)(&DefenseCommon::default(), json!({})).unwrap();
         let expected = json!({
             "clean_ratio": 0.05, "batch_size": 256, "epochs": 100, "learning_rate": 0.01, "momentum": 0.9,
-            "weight_decay": 5e-4, "cosine_period": 100,
+            "weight_decay": 5e-4, "schedule": null, "cosine_period": 100,
         });
         assert_eq!(configured.parameters(), expected);
         assert_eq!(FT.from_parameters(&expected).unwrap().parameters(), expected);
-        for (field, value) in [("epochs", json!(0)), ("learning_rate", json!(0.0)), ("epoch", json!(3))] {
+        let of = |own| (FT.configure)(&DefenseCommon::default(), own).unwrap().parameters();
+        assert_eq!(of(json!({"schedule": "cosine"})), expected);
+        let plateau = of(json!({"schedule": "plateau"}));
+        assert_eq!(
+            (&plateau["schedule"], of(json!({"schedule": "plateau", "cosine_period": 7}))),
+            (&json!("plateau"), plateau.clone())
+        );
+        for (field, value) in [
+            ("epochs", json!(0)),
+            ("learning_rate", json!(0.0)),
+            ("epoch", json!(3)),
+            ("schedule", json!("step")),
+            ("cosine_period", json!(0)),
+        ] {
             let error = (FT.configure)(&DefenseCommon::default(), json!({field: value})).unwrap_err();
             assert_eq!(error.field, field);
         }

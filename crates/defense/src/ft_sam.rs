@@ -8,7 +8,6 @@
 //! Cost: two gradients per step.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -21,7 +20,7 @@ use tsbd_nn::{
     TrainingConfig,
 };
 
-use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired};
+use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, as_everywhere};
 use crate::training::{Stage, nothing};
 use crate::{CleanSubset, Context, Error};
 
@@ -39,6 +38,7 @@ pub static FT_SAM: DefenseEntry = DefenseEntry {
         parameters.check()?;
         Ok(Box::new(FtSam { common: common.clone(), parameters }))
     },
+    published: as_everywhere,
 };
 
 /// Where BackdoorBench's code departs from the paper.
@@ -194,7 +194,6 @@ impl Defense for FtSam {
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         let Parameters { variant, learning_rate, momentum, weight_decay, cosine_period, radius, adaptive, .. } =
             self.parameters;
-        let start = Instant::now();
         let classes = backdoored.architecture.classes();
         // The others share the smoothing; `LossOptions` spreads it over all classes, the true one included.
         let label_smoothing = match classes {
@@ -217,12 +216,12 @@ impl Defense for FtSam {
         };
         let source = context.shuffled(clean.images(), "ft_sam", self.common.batch_size);
         let (mut model, mut trace) = (backdoored.clone(), Vec::new());
-        stage.train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
+        let seconds = stage.train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
         let facts = [
             ("clean_count", json!(clean.len())),
             ("variant", json!(variant)),
             ("epochs", json!(stage.config.epochs)),
-            ("fine_tuning_seconds", json!(start.elapsed().as_secs_f64())),
+            ("fine_tuning_seconds", json!(seconds)),
         ];
         let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         Ok(Repaired { model, changed: Vec::new(), trace, facts, scores: None })

@@ -25,7 +25,7 @@ use tsbd_data::CHANNELS;
 use tsbd_nn::{Adam, AdamConfig, Architecture, Batch, BatchSource, Mode, Model, ParameterGradients, Pass, StateDict};
 use tsbd_tensor::{CrossEntropy, DType, Device, Tape, Tensor, Var};
 
-use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint};
+use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint, as_everywhere};
 use crate::training::scalar;
 use crate::{CleanSubset, Context, Error};
 
@@ -43,6 +43,7 @@ pub static IBAU: DefenseEntry = DefenseEntry {
         parameters.check()?;
         Ok(Box::new(Ibau { common: common.clone(), parameters }))
     },
+    published: as_everywhere,
 };
 
 /// Where BackdoorBench's code departs from the paper.
@@ -76,7 +77,8 @@ pub struct Parameters {
     pub iterations: usize,
     /// Step of the gradient descent whose fixed point the perturbation is taken to be.
     pub inner_step: f64,
-    /// Share of a batch that carries the perturbation in the outer objective, rounded down, but at least one image.
+    /// Share of a batch that carries the perturbation in the outer objective, rounded down, but at least one image; greater
+    /// than 0, at most 1.
     pub perturbed_share: f64,
 }
 
@@ -107,7 +109,7 @@ impl Parameters {
             ParameterError::unless_positive(field, value)?;
         }
         ParameterError::unless_within("penalty", self.penalty, 0.0, f64::MAX)?;
-        ParameterError::unless_within("perturbed_share", self.perturbed_share, 0.0, 1.0)
+        ParameterError::unless_share("perturbed_share", self.perturbed_share)
     }
 }
 
@@ -139,7 +141,7 @@ impl Defense for Ibau {
         };
         probe().map(|_| ()).map_err(|error: tsbd_nn::Error| {
             let reason = format!("{} cannot be differentiated twice: {error}", architecture.name());
-            ParameterError::new("iterations", self.parameters.iterations, reason, "use another defense")
+            ParameterError::new("defense", "\"i-bau\"", reason, "use another defense")
         })
     }
 
@@ -154,9 +156,19 @@ impl Defense for Ibau {
         let batches: Vec<Batch> = source.epoch(0).collect::<Result<_, _>>()?;
         let total = 2 * batches.len() * parameters.rounds;
         context.observer.stage(STAGE, total);
-        let (mut trace, mut done, mut solved) = (Vec::new(), 0, Iterations::default());
-        let (mut perturbation_seconds, mut unlearning_seconds) = (0.0, 0.0);
-        for round in 0..parameters.rounds {
+        let run = backdoored.state.digest()?;
+        let mut done = Rounds::default();
+        if let Some((tensors, kept)) = context.kept(STAGE, &run) {
+            model.state.restore(MODEL, &tensors)?;
+            adam.restore(ADAM, &tensors)?;
+            done = kept;
+        }
+        let mut trace = Vec::new();
+        for point in &done.points {
+            context.trace(&mut trace, point.clone());
+        }
+        for round in done.points.len()..parameters.rounds {
+            let mut steps = 2 * batches.len() * round;
             let diverged = |step: usize, loss: f64, parameter, batch: &Batch| {
                 let source = tsbd_nn::Error::NonFiniteLoss { epoch: round, step, loss, indices: batch.indices.clone() };
                 Error::Diverged { stage: STAGE, parameter, source: Box::new(source) }
@@ -172,10 +184,10 @@ impl Defense for Ibau {
                 }
                 perturbation = (perturbation - (gradient * parameters.perturbation_learning_rate)?)?;
                 losses[0] += loss / batches.len() as f64;
-                done += 1;
-                context.step(STAGE, done, total)?;
+                steps += 1;
+                context.step(STAGE, steps, total)?;
             }
-            perturbation_seconds += start.elapsed().as_secs_f64();
+            done.perturbation_seconds += start.elapsed().as_secs_f64();
 
             let start = Instant::now();
             for (step, batch) in batches.iter().enumerate() {
@@ -194,49 +206,51 @@ impl Defense for Ibau {
                 if !is_finite(&model)? {
                     return Err(diverged(step, f64::NAN, "learning_rate", batch));
                 }
-                solved.add(found.iterations);
+                done.equations += 1;
+                done.iterations += found.iterations;
                 losses[1] += found.loss / batches.len() as f64;
-                done += 1;
-                context.step(STAGE, done, total)?;
+                steps += 1;
+                context.step(STAGE, steps, total)?;
             }
-            unlearning_seconds += start.elapsed().as_secs_f64();
+            done.unlearning_seconds += start.elapsed().as_secs_f64();
 
             let metrics =
                 [("perturbation_norm", norm(&perturbation)?), ("inner_loss", losses[0]), ("outer_loss", losses[1])];
             let mut point = TracePoint::new(STAGE, round, metrics);
             point.add(&(context.evaluate)(&model)?);
+            done.points.push(point.clone());
             context.trace(&mut trace, point);
+            let tensors = model.state.tensors(MODEL).chain(adam.tensors(ADAM)?).collect();
+            context.keep(STAGE, &run, tensors, &done)?;
         }
         let facts = [
             ("clean_count", json!(clean.len())),
             ("variant", json!(parameters.variant)),
             ("steps", json!(adam.steps())),
-            ("mean_iterations", json!(solved.mean())),
+            ("mean_iterations", json!(done.iterations as f64 / done.equations as f64)),
             ("perturbation_norm", json!(trace.last().map(|point| point.metrics["perturbation_norm"]))),
-            ("perturbation_seconds", json!(perturbation_seconds)),
-            ("unlearning_seconds", json!(unlearning_seconds)),
+            ("perturbation_seconds", json!(done.perturbation_seconds)),
+            ("unlearning_seconds", json!(done.unlearning_seconds)),
         ];
         let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         Ok(Repaired { model, changed: Vec::new(), trace, facts, scores: None })
     }
 }
 
-/// How many iterations the fixed-point equations took.
-#[derive(Debug, Default)]
-struct Iterations {
+/// Before the names of the network's and of the optimiser's tensors that are kept.
+const MODEL: &str = "model.";
+const ADAM: &str = "adam.";
+
+/// The rounds that are done: kept after each.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Rounds {
+    /// A point of the trace for each.
+    points: Vec<TracePoint>,
+    /// How many fixed-point equations were solved, and the iterations that they took.
     equations: usize,
     iterations: usize,
-}
-
-impl Iterations {
-    fn add(&mut self, iterations: usize) {
-        self.equations += 1;
-        self.iterations += iterations;
-    }
-
-    fn mean(&self) -> f64 {
-        self.iterations as f64 / self.equations as f64
-    }
+    perturbation_seconds: f64,
+    unlearning_seconds: f64,
 }
 
 /// No perturbation of images as those of `batch`: zeros `[1, height, width, channel]`.

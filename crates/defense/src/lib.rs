@@ -21,6 +21,7 @@ pub mod nad;
 pub mod nc;
 pub mod pruning;
 pub mod rnp;
+pub mod selection;
 #[cfg(test)]
 mod tiny;
 mod training;
@@ -28,7 +29,9 @@ pub mod tsbd;
 
 pub use clean_subset::CleanSubset;
 pub use context::{Context, DefenseObserver, NoObserver, Progress};
-pub use entry::{ChangedNeuron, Defense, DefenseCommon, DefenseEntry, Repaired, Selection, TracePoint};
+pub use entry::{ChangedNeuron, Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint};
+pub use selection::{Selection, ThresholdSelection};
+pub use training::FineTuningSchedule;
 pub use tsbd_analysis::{UnlearnedModel, Unlearning};
 pub use tsbd_attack::{DatasetFacts, Evaluation, ParameterError};
 

@@ -4,7 +4,10 @@
 //! noise `γ * mask` and β. Batches are normalised by their own statistics, and no running estimate moves.
 
 use std::ops::ControlFlow;
+use std::time::Instant;
 
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
 use tsbd_nn::{Batch, BatchSource, Mode, Model};
 use tsbd_tensor::{CrossEntropy, Sgd, Tape, Tensor, Var, sgd_step};
 
@@ -44,6 +47,30 @@ impl ChannelMasks {
         let values = weights.iter().map(|weight| weight.ones_like()).collect::<Result<_, _>>()?;
         let velocities = weights.iter().map(|weight| weight.zeros_like()).collect::<Result<_, _>>()?;
         Ok(ChannelMasks { norms, values, velocities })
+    }
+
+    /// Masks and velocities by name.
+    fn tensors(&self) -> IndexMap<String, Tensor> {
+        let named = |what: &str, tensors: &[Tensor]| -> Vec<(String, Tensor)> {
+            let names = self.norms.iter().map(|norm| format!("{what}.{norm}"));
+            names.zip(tensors.iter().cloned()).collect()
+        };
+        [named("mask", &self.values), named("velocity", &self.velocities)].into_iter().flatten().collect()
+    }
+
+    /// Takes copies of what [`Self::tensors`] gave.
+    fn restore(&mut self, tensors: &IndexMap<String, Tensor>) -> Result<(), Error> {
+        for (what, own) in [("mask", &mut self.values), ("velocity", &mut self.velocities)] {
+            for (norm, own) in self.norms.iter().zip(own) {
+                let name = format!("{what}.{norm}");
+                let missing = || {
+                    let example = tensors.keys().next().cloned().unwrap_or_default();
+                    tsbd_nn::Error::UnknownTensor { name: name.clone(), example }
+                };
+                *own = tensors.get(&name).ok_or_else(missing)?.to_device(own.device())?.copy()?;
+            }
+        }
+        Ok(())
     }
 
     /// The masks, rounded to four decimals: the reference writes them to a text file.
@@ -135,38 +162,76 @@ pub(crate) struct MaskTraining {
     pub(crate) epochs: usize,
 }
 
+/// Steps after which a training of masks is kept, beside the end of each epoch: ANP's epochs have up to 500.
+const KEPT: usize = 50;
+
+/// What is kept beside the masks.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Notes {
+    /// Steps done.
+    done: usize,
+    /// Sum of the losses of the present epoch.
+    sum: f64,
+    /// The stage's part of the trace.
+    points: Vec<TracePoint>,
+    seconds: f64,
+}
+
 impl MaskTraining {
-    /// Calls `step` with the number of each step and its batch; it returns the loss. Each epoch leaves its mean loss in
-    /// the trace.
+    /// Calls `step` with the masks, the number of each step and its batch; it returns the loss. Each epoch leaves its mean
+    /// loss in the trace. `run` says what is kept: a training that was killed goes on if it is the same. The seconds that it
+    /// took.
     pub(crate) fn run(
         &self,
+        masks: &mut ChannelMasks,
         source: &dyn BatchSource,
+        run: &str,
         context: &mut Context,
         trace: &mut Vec<TracePoint>,
-        step: &mut dyn FnMut(usize, &Batch) -> Result<f64, Error>,
-    ) -> Result<(), Error> {
+        step: &mut dyn FnMut(&mut ChannelMasks, usize, &Batch) -> Result<f64, Error>,
+    ) -> Result<f64, Error> {
         let &MaskTraining { stage, rate_parameter, epochs } = self;
-        let steps = source.batches_per_epoch();
-        context.observer.stage(stage, epochs * steps);
-        for epoch in 0..epochs {
-            let mut sum = 0.0;
-            for (number, batch) in source.epoch(epoch).enumerate() {
+        let (start, steps) = (Instant::now(), source.batches_per_epoch());
+        let total = epochs * steps;
+        context.observer.stage(stage, total);
+        let mut notes = Notes::default();
+        if let Some((tensors, kept)) = context.kept(stage, run) {
+            masks.restore(&tensors)?;
+            notes = kept;
+        }
+        for point in &notes.points {
+            context.trace(trace, point.clone());
+        }
+        let earlier = notes.seconds;
+        let (first, made) = (notes.done / steps, notes.done % steps);
+        for epoch in first..epochs {
+            let skipped = if epoch == first { made } else { 0 };
+            for (number, batch) in source.epoch(epoch).enumerate().skip(skipped) {
                 let batch = batch?;
-                let done = epoch * steps + number;
-                let loss = step(done, &batch)?;
+                let loss = step(masks, epoch * steps + number, &batch)?;
                 if !loss.is_finite() {
                     let indices = batch.indices.clone();
                     let source = Box::new(tsbd_nn::Error::NonFiniteLoss { epoch, step: number, loss, indices });
                     return Err(Error::Diverged { stage, parameter: rate_parameter, source });
                 }
-                sum += loss;
-                let progress = Progress { stage, done: done + 1, total: epochs * steps, loss: Some(loss) };
+                (notes.done, notes.sum) = (notes.done + 1, notes.sum + loss);
+                let progress = Progress { stage, done: notes.done, total, loss: Some(loss) };
                 if let ControlFlow::Break(()) = context.observer.progress(&progress) {
                     return Err(Error::Stopped { stage });
                 }
+                let ended = number + 1 == steps;
+                if ended {
+                    let point = TracePoint::new(stage, epoch, [("loss", notes.sum / steps as f64)]);
+                    notes.sum = 0.0;
+                    notes.points.push(point.clone());
+                    context.trace(trace, point);
+                }
+                if ended || notes.done % KEPT == 0 {
+                    notes.seconds = earlier + start.elapsed().as_secs_f64();
+                    context.keep(stage, run, masks.tensors(), &notes)?;
+                }
             }
-            context.trace(trace, TracePoint::new(stage, epoch, [("loss", sum / steps as f64)]));
         }
-        Ok(())
+        Ok(earlier + start.elapsed().as_secs_f64())
     }
 }

@@ -14,7 +14,6 @@
 //! Cost: an epoch of the teacher is one of training, one of the student a training and an evaluation pass.
 
 use std::ops::ControlFlow;
-use std::time::Instant;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,8 +26,8 @@ use tsbd_nn::{
 };
 use tsbd_tensor::{CrossEntropy, Var};
 
-use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired};
-use crate::training::{FineTuning, Stage, nothing};
+use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, is_tiny_imagenet};
+use crate::training::{FineTuning, Measure, Stage, nothing};
 use crate::{CleanSubset, Context, Error};
 
 /// The registry's entry.
@@ -45,6 +44,7 @@ pub static NAD: DefenseEntry = DefenseEntry {
         parameters.check()?;
         Ok(Box::new(Nad { common: common.clone(), parameters }))
     },
+    published: |dataset| if is_tiny_imagenet(dataset) { json!({"batch_size": 128}) } else { json!({}) },
 };
 
 /// Where BackdoorBench's code departs from the paper.
@@ -111,27 +111,26 @@ impl Parameters {
 
     fn fine_tuning(&self, epochs: usize) -> FineTuning {
         let Parameters { learning_rate, momentum, weight_decay, cosine_period, .. } = *self;
-        FineTuning { epochs, learning_rate, momentum, weight_decay, cosine_period }
+        FineTuning { epochs, learning_rate, momentum, weight_decay, schedule: None, cosine_period }
     }
 
     /// The attention maps of an architecture with their weights.
     fn attention(&self, architecture: &dyn Architecture) -> Result<Vec<(String, f64)>, ParameterError> {
         let (maps, weights) = (architecture.attention(), &self.attention_weights);
-        let refuse = |reason: String, way_out: String| {
-            Err(ParameterError::new("attention_weights", format!("{weights:?}"), reason, way_out))
-        };
         if maps.is_empty() {
             let reason = format!("{} names no layers whose attention could be distilled", architecture.name());
-            return refuse(reason, "use another defense".to_owned());
+            return Err(ParameterError::new("defense", "\"nad\"", reason, "use another defense"));
         }
         match weights.len().checked_sub(maps.len()) {
             Some(unused) => {
                 Ok(maps.iter().zip(&weights[unused..]).map(|(map, weight)| ((*map).to_owned(), *weight)).collect())
             }
-            None => refuse(
+            None => Err(ParameterError::new(
+                "attention_weights",
+                format!("{weights:?}"),
                 format!("{} has the {} attention maps {}", architecture.name(), maps.len(), maps.join(", ")),
                 format!("give at least {} numbers", maps.len()),
-            ),
+            )),
         }
     }
 }
@@ -161,21 +160,19 @@ impl Defense for Nad {
         let attention = parameters.attention(backdoored.architecture.as_ref())?;
         let mut trace = Vec::new();
 
-        let start = Instant::now();
         let mut teacher = backdoored.clone();
         let source = context.shuffled(clean.images(), "nad/teacher", batch_size);
         let epochs = parameters.teacher_epochs;
         let stage = Stage { name: "teacher", ..parameters.fine_tuning(epochs).stage() };
         let mut rule = CrossEntropyStep::default();
-        stage.train(&mut rule, &mut teacher, &source, context, &mut trace, &mut |report, model, context, point| {
+        let measure: Measure = &mut |report, model, context, point| {
             if report.epoch + 1 == epochs {
                 point.add(&(context.evaluate)(model)?);
             }
             Ok(ControlFlow::Continue(()))
-        })?;
-        let teacher_seconds = start.elapsed().as_secs_f64();
+        };
+        let teacher_seconds = stage.train(&mut rule, &mut teacher, &source, context, &mut trace, measure)?;
 
-        let start = Instant::now();
         let mut model = backdoored.clone();
         let mut rule = DistillationStep { teacher, attention, variant: parameters.variant };
         let source = context.shuffled(clean.images(), "nad/distillation", batch_size);
@@ -189,7 +186,7 @@ impl Defense for Nad {
                 schedule: Schedule::Constant,
             },
         };
-        stage.train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
+        let distillation_seconds = stage.train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
 
         let (maps, weights): (Vec<_>, Vec<_>) = rule.attention.into_iter().unzip();
         let facts = [
@@ -198,7 +195,7 @@ impl Defense for Nad {
             ("attention_maps", json!(maps)),
             ("attention_weights", json!(weights)),
             ("teacher_seconds", json!(teacher_seconds)),
-            ("distillation_seconds", json!(start.elapsed().as_secs_f64())),
+            ("distillation_seconds", json!(distillation_seconds)),
         ];
         let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         Ok(Repaired { model, changed: Vec::new(), trace, facts, scores: None })

@@ -1,40 +1,23 @@
 //! Pruning of batch-norm channels: a score for each channel, pruned networks for a row of thresholds, and who chooses
 //! among them. ANP, CLP and RNP share it; they differ in the score.
 
-use std::sync::Arc;
+use std::time::Instant;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tsbd_analysis::NeuronVector;
 use tsbd_attack::ParameterError;
-use tsbd_data::ImageSource;
 use tsbd_nn::{Architecture, Layer, Model};
 use tsbd_tensor::Tensor;
 
-use crate::entry::{ChangedNeuron, TracePoint};
+use crate::entry::{ChangedNeuron, Repaired, TracePoint};
+use crate::selection::{Judge, ThresholdSelection};
 use crate::{Context, Error};
 
 const STAGE: &str = "pruning";
 
 /// The thresholds that BackdoorBench sweeps over masks: 0, 0.05, ... 0.90.
-pub(crate) fn mask_thresholds() -> impl Iterator<Item = f64> {
+fn mask_thresholds() -> impl Iterator<Item = f64> {
     (0..19).map(|number| f64::from(number) * 0.05)
-}
-
-/// Who decides how much is pruned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum ThresholdSelection {
-    /// Nobody: one threshold, fixed in advance.
-    Fixed,
-    /// Held-out clean images: of the thresholds swept, the one that prunes most and keeps the accuracy on them within
-    /// the tolerance.
-    Validation,
-    /// The test sets: of the thresholds swept that keep the test accuracy within the tolerance and lower the attack
-    /// success rate, the one with the lowest attack success rate. An upper bound, no defender has them. A network
-    /// without a backdoor stays as it is.
-    Oracle,
 }
 
 /// The batch norms of a network with their channels, in network order.
@@ -134,14 +117,9 @@ pub(crate) struct Candidate {
     pub(crate) channels: Vec<Channel>,
 }
 
-/// How one of several candidates is chosen.
+/// How one of several candidates is chosen, and what it prunes of a channel.
 pub(crate) struct Choice {
-    pub(crate) selection: ThresholdSelection,
-    /// A candidate counts while the accuracy has lost less than this share of its first value.
-    pub(crate) tolerance: f64,
-    /// The clean images that `validation` measures on.
-    pub(crate) held_out: Arc<dyn ImageSource>,
-    pub(crate) batch_size: usize,
+    pub(crate) judge: Judge,
     pub(crate) zeroed: Zeroed,
 }
 
@@ -156,13 +134,6 @@ pub(crate) struct Pruned {
     accuracy_before: Option<f64>,
 }
 
-/// Accuracy and, from the test sets, attack success rate.
-#[derive(Debug, Clone, Copy)]
-struct Measured {
-    accuracy: f64,
-    asr: Option<f64>,
-}
-
 impl Choice {
     /// Prunes `model` by the candidate that is chosen. Candidates are in the order of growing pruning; `fixed` takes the
     /// first and measures nothing. Each measured candidate leaves a point of the trace.
@@ -175,52 +146,25 @@ impl Choice {
     ) -> Result<Pruned, Error> {
         let steps = candidates.len();
         context.observer.stage(STAGE, steps);
-        let (chosen, accuracy_before) = if self.selection == ThresholdSelection::Fixed {
+        let (chosen, accuracy_before) = if self.judge.selection == ThresholdSelection::Fixed {
             (Some(0), None)
         } else {
-            let before = self.measure(model, context, &mut TracePoint::new(STAGE, 0, []))?;
+            let before = self.judge.measure(model, context, &mut TracePoint::new(STAGE, 0, []))?;
             let mut measured = Vec::with_capacity(steps);
             for (number, candidate) in candidates.iter().enumerate() {
                 let pruned = prune(model, &candidate.channels, self.zeroed)?;
                 let count = candidate.channels.len() as f64;
                 let metrics = [("threshold", candidate.threshold), ("channels_pruned", count)];
                 let mut point = TracePoint::new(STAGE, number, metrics);
-                measured.push(self.measure(&pruned, context, &mut point)?);
+                measured.push(self.judge.measure(&pruned, context, &mut point)?);
                 context.trace(trace, point);
                 context.step(STAGE, number + 1, steps)?;
             }
-            (self.best(before, &measured), Some(before.accuracy))
+            (self.judge.best(before, &measured), Some(before.accuracy))
         };
         let chosen = chosen.and_then(|number| candidates.into_iter().nth(number));
         let channels = chosen.as_ref().map_or(&[][..], |candidate| &candidate.channels);
         Ok(Pruned { model: prune(model, channels, self.zeroed)?, chosen, zeroed: self.zeroed, accuracy_before })
-    }
-
-    fn measure(&self, model: &Model, context: &Context, point: &mut TracePoint) -> Result<Measured, Error> {
-        let measured = if self.selection == ThresholdSelection::Oracle {
-            let evaluation = (context.evaluate)(model)?;
-            point.add(&evaluation);
-            Measured { accuracy: evaluation.acc, asr: evaluation.asr }
-        } else {
-            let images = context.plain(self.held_out.clone(), self.batch_size);
-            Measured { accuracy: model.predict(&images)?.accuracy(), asr: None }
-        };
-        point.metrics.insert("selection_accuracy".to_owned(), measured.accuracy);
-        Ok(measured)
-    }
-
-    /// The number of the best candidate: see [`ThresholdSelection`].
-    fn best(&self, before: Measured, candidates: &[Measured]) -> Option<usize> {
-        let within =
-            |candidate: &Measured| (candidate.accuracy - before.accuracy).abs() < self.tolerance * before.accuracy;
-        let mut kept = candidates.iter().enumerate().filter(|(_, candidate)| within(candidate));
-        if self.selection != ThresholdSelection::Oracle {
-            return kept.next_back().map(|(number, _)| number);
-        }
-        let lowered = kept.filter_map(|(number, candidate)| {
-            candidate.asr.zip(before.asr).filter(|(asr, before)| asr < before).map(|(asr, _)| (number, asr))
-        });
-        lowered.min_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(number, _)| number)
     }
 }
 
@@ -254,6 +198,44 @@ impl Pruned {
     }
 }
 
+/// The end of ANP and RNP: channels whose mask is at most a threshold lose their batch norm's weight, in the original
+/// network. The threshold is `fixed` or chosen among [`mask_thresholds`].
+pub(crate) struct MaskPruning<'a> {
+    pub(crate) masks: &'a ChannelScores,
+    pub(crate) fixed: f64,
+    pub(crate) judge: Judge,
+}
+
+impl MaskPruning<'_> {
+    /// Prunes `backdoored`. `facts` are those of the masks; what came before is in `trace`.
+    pub(crate) fn repair(
+        self,
+        backdoored: &Model,
+        facts: impl IntoIterator<Item = (&'static str, Value)>,
+        context: &mut Context,
+        mut trace: Vec<TracePoint>,
+    ) -> Result<Repaired, Error> {
+        let MaskPruning { masks, fixed, judge } = self;
+        let (start, selection) = (Instant::now(), judge.selection);
+        let candidate = |threshold| Candidate { threshold, channels: masks.at_most(threshold) };
+        let candidates = match selection {
+            ThresholdSelection::Fixed => vec![candidate(fixed)],
+            ThresholdSelection::Validation | ThresholdSelection::Oracle => mask_thresholds().map(candidate).collect(),
+        };
+        let choice = Choice { judge, zeroed: Zeroed::Weight };
+        let pruned = choice.prune(backdoored, candidates, context, &mut trace)?;
+        let own = [("selection", json!(selection)), ("pruning_seconds", json!(start.elapsed().as_secs_f64()))];
+        let facts = facts.into_iter().chain(own).chain(pruned.facts());
+        Ok(Repaired {
+            changed: pruned.changed(),
+            model: pruned.model,
+            trace,
+            facts: facts.map(|(name, value)| (name.to_owned(), value)).collect(),
+            scores: Some(masks.scores(|_, mask| 1.0 - mask)),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -265,36 +247,8 @@ mod tests {
     use crate::tiny::{self, in_context};
 
     fn choice(selection: ThresholdSelection) -> Choice {
-        let held_out = tiny::clean().images();
-        Choice { selection, tolerance: 0.1, held_out, batch_size: 24, zeroed: Zeroed::WeightAndBias }
-    }
-
-    fn best(selection: ThresholdSelection, before: (f64, Option<f64>), after: &[(f64, Option<f64>)]) -> Option<usize> {
-        let measured = |&(accuracy, asr): &(f64, Option<f64>)| Measured { accuracy, asr };
-        choice(selection).best(measured(&before), &after.iter().map(measured).collect::<Vec<_>>())
-    }
-
-    #[test]
-    fn the_test_sets_choose_the_lowest_success_rate_within_the_tolerance() {
-        let oracle = |before, after: &[(f64, f64)]| {
-            let after: Vec<_> = after.iter().map(|(accuracy, asr)| (*accuracy, Some(*asr))).collect();
-            best(ThresholdSelection::Oracle, (0.9, before), &after)
-        };
-        let first = oracle(Some(0.8), &[(0.9, 0.7), (0.85, 0.3), (0.82, 0.3), (0.5, 0.0)]);
-        assert_eq!(first, Some(1), "the first of equals");
-        let none = oracle(Some(0.8), &[(0.9, 0.8), (0.85, 0.9), (0.5, 0.0)]);
-        assert_eq!(none, None, "an equal success rate is not lower");
-        assert_eq!(oracle(None, &[(0.9, 0.0)]), None, "without a backdoor nothing can be lowered");
-    }
-
-    #[test]
-    fn held_out_images_choose_what_prunes_most_within_the_tolerance() {
-        let best = |after: &[f64]| {
-            let after: Vec<_> = after.iter().map(|accuracy| (*accuracy, None)).collect();
-            best(ThresholdSelection::Validation, (0.9, None), &after)
-        };
-        assert_eq!(best(&[0.9, 0.88, 0.82, 0.5, 0.1]), Some(2));
-        assert_eq!(best(&[0.8, 0.5]), None);
+        let judge = Judge { selection, tolerance: 0.1, held_out: tiny::clean().images(), batch_size: 24 };
+        Choice { judge, zeroed: Zeroed::WeightAndBias }
     }
 
     #[test]

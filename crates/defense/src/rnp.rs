@@ -12,7 +12,6 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Instant;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,11 +25,10 @@ use tsbd_nn::{
 };
 use tsbd_tensor::Sgd;
 
-use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint};
+use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint, as_everywhere};
 use crate::masks::{ChannelMasks, MaskTraining};
-use crate::pruning::{
-    Candidate, ChannelScores, Choice, ThresholdSelection, Zeroed, mask_thresholds, require_batch_norms,
-};
+use crate::pruning::{ChannelScores, MaskPruning, require_batch_norms};
+use crate::selection::{Judge, ThresholdSelection};
 use crate::training::Stage;
 use crate::{CleanSubset, Context, Error};
 
@@ -43,6 +41,7 @@ pub static RNP: DefenseEntry = DefenseEntry {
     revision: 1,
     schema: || schemars::schema_for!(Parameters),
     configure: |common, own| Ok(Box::new(Rnp::new(common.clone(), read(&own)?)?)),
+    published: as_everywhere,
 };
 
 /// What the norm of the unlearning gradient is cut off at in the variant `paper`.
@@ -122,8 +121,8 @@ impl Default for Parameters {
 
 impl Parameters {
     fn check(&self) -> Result<(), ParameterError> {
-        ParameterError::unless_within("clean_share", self.clean_share, f64::MIN_POSITIVE, 1.0)?;
-        ParameterError::unless_within("tolerance", self.tolerance, f64::MIN_POSITIVE, 1.0)?;
+        ParameterError::unless_share("clean_share", self.clean_share)?;
+        ParameterError::unless_share("tolerance", self.tolerance)?;
         for (field, share) in [
             ("threshold", self.threshold),
             ("unlearning_weight_decay", self.unlearning_weight_decay),
@@ -141,7 +140,28 @@ impl Parameters {
         }
         ParameterError::unless_nonzero("unlearning_epochs", self.unlearning_epochs)?;
         ParameterError::unless_nonzero("recovering_epochs", self.recovering_epochs)?;
-        ParameterError::unless_between("validation_share", self.validation_share, 0.0, 1.0)
+        ParameterError::unless_between("validation_share", self.validation_share, 0.0, 1.0)?;
+        let left = 1.0 - self.validation_share;
+        if self.selection == ThresholdSelection::Validation && self.clean_share > left {
+            let reason =
+                format!("with validation_share = {} only {left} of the images are left", self.validation_share);
+            let way_out = format!("give at most {left}, or hold out fewer");
+            return Err(ParameterError::new("clean_share", self.clean_share, reason, way_out));
+        }
+        Ok(())
+    }
+
+    /// One form for everything that means the same: a field that the selection does not use has its default.
+    fn canonical(self) -> Parameters {
+        let usual = Parameters::default();
+        let fixed = self.selection == ThresholdSelection::Fixed;
+        let held_out = self.selection == ThresholdSelection::Validation;
+        Parameters {
+            validation_share: if held_out { self.validation_share } else { usual.validation_share },
+            threshold: if fixed { self.threshold } else { usual.threshold },
+            tolerance: if fixed { usual.tolerance } else { self.tolerance },
+            ..self
+        }
     }
 }
 
@@ -161,6 +181,8 @@ pub struct Unlearned {
     pub epochs: usize,
     /// Accuracy during the last of them.
     pub accuracy: f64,
+    /// Wall-clock seconds.
+    pub seconds: f64,
 }
 
 impl Rnp {
@@ -168,12 +190,12 @@ impl Rnp {
     pub fn new(common: DefenseCommon, parameters: Parameters) -> Result<Rnp, ParameterError> {
         common.check_ranges()?;
         parameters.check()?;
-        Ok(Rnp { common, parameters })
+        Ok(Rnp { common, parameters: parameters.canonical() })
     }
 
-    /// How many of `count` clean images are used; not more than `available`.
-    fn used(&self, count: usize, available: usize) -> usize {
-        ((count as f64 * self.parameters.clean_share) as usize).clamp(1, available.max(1))
+    /// How many of `count` clean images are used.
+    fn used(&self, count: usize) -> usize {
+        ((count as f64 * self.parameters.clean_share) as usize).max(1)
     }
 
     /// Step 1: gradient ascent on `images`. All parameters move, batch norms use and move their statistics.
@@ -206,39 +228,39 @@ impl Rnp {
             },
         };
         let source = context.shuffled(images, "rnp/unlearning", self.common.batch_size);
-        let mut unlearned = Unlearned { model: backdoored.clone(), epochs: 0, accuracy: f64::NAN };
-        let Unlearned { model, epochs, accuracy } = &mut unlearned;
-        stage.train(&mut rule, model, &source, context, trace, &mut |report, _, _, _| {
-            *epochs = report.epoch + 1;
-            *accuracy = report.train_accuracy.unwrap_or(f64::NAN);
-            let reached = *accuracy <= parameters.unlearning_accuracy;
+        let (mut model, before) = (backdoored.clone(), trace.len());
+        let seconds = stage.train(&mut rule, &mut model, &source, context, trace, &mut |report, _, _, _| {
+            let reached = report.train_accuracy.is_some_and(|accuracy| accuracy <= parameters.unlearning_accuracy);
             Ok(if reached { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
-        Ok(unlearned)
+        // Of all epochs, those before the repair was killed included.
+        let epochs = &trace[before..];
+        let accuracy = epochs.last().and_then(|epoch| epoch.metrics.get("train_accuracy")).copied();
+        Ok(Unlearned { model, epochs: epochs.len(), accuracy: accuracy.unwrap_or(f64::NAN), seconds })
     }
 
-    /// Step 2: the masks with which the `unlearned` network recovers, rounded to four decimals. Backdoor channels have the
-    /// smallest.
+    /// Step 2: the masks with which the `unlearned` network recovers, rounded to four decimals, and the seconds that it took.
+    /// Backdoor channels have the smallest.
     pub fn recover(
         &self,
         unlearned: &Model,
         images: Arc<dyn ImageSource>,
         context: &mut Context,
         trace: &mut Vec<TracePoint>,
-    ) -> Result<ChannelScores, Error> {
+    ) -> Result<(ChannelScores, f64), Error> {
         let Parameters { recovering_learning_rate, recovering_epochs, momentum, alpha, .. } = self.parameters;
         let training =
             MaskTraining { stage: "recovering", rate_parameter: "recovering_learning_rate", epochs: recovering_epochs };
         let source = context.shuffled(images, "rnp/recovering", self.common.batch_size);
         let options = Sgd { learning_rate: recovering_learning_rate, momentum, weight_decay: 0.0 };
-        let mut masks = ChannelMasks::ones(unlearned)?;
-        training.run(&source, context, trace, &mut |_, batch| {
+        let (mut masks, run) = (ChannelMasks::ones(unlearned)?, unlearned.state.digest()?);
+        let seconds = training.run(&mut masks, &source, &run, context, trace, &mut |masks, _, batch| {
             let slope = masks.slope(unlearned, batch, None)?;
             let scaled = slope.gradients.iter().map(|gradient| gradient * alpha).collect::<Result<Vec<_>, _>>()?;
             masks.descend(&scaled, options)?;
             Ok(alpha * slope.loss)
         })?;
-        masks.rounded()
+        Ok((masks.rounded()?, seconds))
     }
 }
 
@@ -300,50 +322,24 @@ impl Defense for Rnp {
 
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         let Parameters { selection, variant, validation_share, threshold, tolerance, .. } = self.parameters;
-        let (images, held_out) = match selection {
-            ThresholdSelection::Validation => clean.hold_out(validation_share),
-            ThresholdSelection::Fixed | ThresholdSelection::Oracle => (clean.images(), clean.images()),
-        };
-        let used = self.used(clean.len(), images.len());
+        let (images, held_out) = selection.split(clean, validation_share);
+        let used = self.used(clean.len()).min(images.len());
         let images: Arc<dyn ImageSource> = Arc::new(Subset::new(images, (0..used as u32).collect()));
         let mut trace = Vec::new();
-
-        let start = Instant::now();
         let unlearned = self.unlearn(backdoored, images.clone(), context, &mut trace)?;
-        let unlearning_seconds = start.elapsed().as_secs_f64();
-        let start = Instant::now();
-        let masks = self.recover(&unlearned.model, images, context, &mut trace)?;
-        let recovering_seconds = start.elapsed().as_secs_f64();
-
-        let start = Instant::now();
-        let candidate = |threshold| Candidate { threshold, channels: masks.at_most(threshold) };
-        let candidates = match selection {
-            ThresholdSelection::Fixed => vec![candidate(threshold)],
-            ThresholdSelection::Validation | ThresholdSelection::Oracle => mask_thresholds().map(candidate).collect(),
-        };
-        let batch_size = self.common.batch_size;
-        let choice = Choice { selection, tolerance, held_out, batch_size, zeroed: Zeroed::Weight };
-        let pruned = choice.prune(backdoored, candidates, context, &mut trace)?;
+        let (masks, recovering_seconds) = self.recover(&unlearned.model, images, context, &mut trace)?;
         let facts = [
             ("clean_count", json!(clean.len())),
-            ("selection", json!(selection)),
             ("variant", json!(variant)),
             ("images_used", json!(used)),
             ("unlearning_epochs", json!(unlearned.epochs)),
             ("unlearning_reached", json!(unlearned.accuracy <= self.parameters.unlearning_accuracy)),
             ("unlearning_accuracy", json!(unlearned.accuracy)),
-            ("unlearning_seconds", json!(unlearning_seconds)),
+            ("unlearning_seconds", json!(unlearned.seconds)),
             ("recovering_seconds", json!(recovering_seconds)),
-            ("pruning_seconds", json!(start.elapsed().as_secs_f64())),
         ];
-        let facts = facts.into_iter().chain(pruned.facts()).map(|(name, value)| (name.to_owned(), value)).collect();
-        Ok(Repaired {
-            changed: pruned.changed(),
-            model: pruned.model,
-            trace,
-            facts,
-            scores: Some(masks.scores(|_, mask| 1.0 - mask)),
-        })
+        let judge = Judge { selection, tolerance, held_out, batch_size: self.common.batch_size };
+        MaskPruning { masks: &masks, fixed: threshold, judge }.repair(backdoored, facts, context, trace)
     }
 }
 

@@ -1,80 +1,23 @@
-//! The tiny network of `tools/reference/tsbd.py`, its data and its golden values: for tests.
+//! The tiny network of `tsbd_testing` with the golden values of `tools/reference/tsbd.py` and others: for tests.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 use tsbd_attack::{DatasetFacts, Evaluation};
 use tsbd_data::{Augmentation, Images, Normalization};
-use tsbd_nn::{Architecture, Layer, Model, Module, Pass, StateDict, Streams};
-use tsbd_tensor::{Device, Tensor, Var};
+use tsbd_nn::{Model, StateDict, Streams};
+use tsbd_tensor::{Device, Tensor};
+use tsbd_testing::Golden;
+pub(crate) use tsbd_testing::golden_path;
+pub(crate) use tsbd_testing::tiny::architecture;
 
 use crate::{CleanSubset, Context, DefenseCommon, DefenseObserver, Progress};
 
-/// Two convolutions with a shortcut between them, a batch norm each, and a linear layer.
-#[derive(Debug)]
-struct Tiny(Vec<Module>);
-
-impl Architecture for Tiny {
-    fn name(&self) -> &str {
-        "tiny"
-    }
-    fn modules(&self) -> &[Module] {
-        &self.0
-    }
-    fn classes(&self) -> usize {
-        3
-    }
-    fn head(&self) -> &str {
-        "linear"
-    }
-    fn features(&self) -> &str {
-        "features"
-    }
-    fn attention(&self) -> &[&str] {
-        &["block", "features"]
-    }
-    fn forward(&self, pass: &Pass, images: &Var) -> tsbd_nn::Result<Var> {
-        let x = pass.batch_norm_relu("bn1", &pass.conv("conv1", images)?)?;
-        let x = pass.conv("conv2", &x)?.add(&pass.conv("shortcut", &x)?)?;
-        pass.output("block", &x);
-        let x = pass.batch_norm_relu("bn2", &x)?.global_average_pool()?;
-        pass.output("features", &x);
-        pass.linear("linear", &x)
-    }
-}
-
-pub(crate) fn architecture() -> Arc<dyn Architecture> {
-    let conv = |name, in_channels, out_channels, kernel, stride| {
-        let padding = kernel / 2;
-        Module::new(name, Layer::Conv2d { in_channels, out_channels, kernel, stride, padding, bias: false })
-    };
-    let norm = |name, channels| Module::new(name, Layer::BatchNorm2d { channels });
-    Arc::new(Tiny(vec![
-        conv("conv1", 3, 4, 3, 1),
-        norm("bn1", 4),
-        conv("conv2", 4, 12, 3, 2),
-        conv("shortcut", 4, 12, 1, 2),
-        norm("bn2", 12),
-        Module::new("linear", Layer::Linear { in_features: 12, out_features: 3 }),
-    ]))
-}
-
-fn path(file: &str) -> PathBuf {
-    golden_path("tsbd").join(file)
-}
-
-/// A file that a program of `tools/reference` made.
-pub(crate) fn golden_path(file: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tools/reference/golden")).join(file)
-}
-
 /// A JSON file that a program of `tools/reference` made.
 pub(crate) fn golden_json(file: &str) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(golden_path(file)).unwrap()).unwrap()
+    tsbd_testing::numbers(file)
 }
 
 /// The tensors of a file in the folder of golden values, as they are in it.
@@ -84,7 +27,7 @@ pub(crate) fn tensors(file: &str) -> HashMap<String, Tensor> {
 
 /// The tiny model with the weights of a file in the folder of golden values.
 pub(crate) fn model_in(folder: &str, name: &str) -> Model {
-    model(&format!("../{folder}/{name}"))
+    tsbd_testing::tiny::model(&format!("{folder}/{name}"))
 }
 
 /// golden.json of a folder.
@@ -94,7 +37,7 @@ pub(crate) fn golden_in(folder: &str) -> Value {
 
 /// The model with the weights of a golden file.
 pub(crate) fn model(name: &str) -> Model {
-    Model::load(architecture(), path(&format!("{name}.safetensors"))).unwrap()
+    model_in("tsbd", name)
 }
 
 /// The numbers of golden.json.
@@ -109,18 +52,11 @@ pub(crate) fn numbers(name: &str) -> Vec<f64> {
 
 /// The convolutions' weights of a golden file, `[out, in, kh, kw]` flattened.
 pub(crate) fn weights(name: &str, tensor: &str) -> Vec<f32> {
-    let bytes = std::fs::read(path(&format!("{name}.safetensors"))).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let data = tensors.tensor(tensor).unwrap().data().to_vec();
-    data.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
+    Golden::read(&format!("tsbd/{name}")).floats(tensor)
 }
 
 pub(crate) fn images() -> Arc<Images> {
-    let bytes = std::fs::read(path("images.safetensors")).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let labels = tensors.tensor("labels").unwrap().data().to_vec();
-    let labels = labels.chunks_exact(4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap())).collect();
-    Arc::new(Images::new(tensors.tensor("images").unwrap().data().to_vec(), labels, (8, 8), 3))
+    Arc::new(tsbd_testing::tiny::images("tsbd/images", "images"))
 }
 
 pub(crate) fn facts() -> DatasetFacts {
@@ -153,6 +89,8 @@ pub(crate) fn in_context<'a, T>(observer: &'a mut dyn DefenseObserver, with: imp
 
 /// Stops a repair in the step with this number of whatever stage gets so far.
 pub(crate) struct StopAfter(pub(crate) usize);
+
+impl tsbd_nn::Keeper for StopAfter {}
 
 impl DefenseObserver for StopAfter {
     fn progress(&mut self, progress: &Progress) -> ControlFlow<()> {

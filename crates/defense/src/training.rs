@@ -1,20 +1,24 @@
 //! The training loop of `tsbd-nn` as a stage of a repair: progress goes to the repair's observer, each epoch leaves a
-//! point in the trace.
+//! point in the trace and is kept, so that a repair that was killed goes on with the epoch after it.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Instant;
 
-use tsbd_attack::ParameterError;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tsbd_attack::{DatasetFacts, ParameterError};
 use tsbd_data::{ImageSource, Loader, Order};
 use tsbd_nn::{
-    BatchSource, EpochReport, Model, Outcome, Schedule, SgdConfig, StepReport, StepRule, TrainingConfig,
-    TrainingObserver, train_with,
+    BatchSource, Checkpoint, EpochReport, Model, Outcome, Schedule, SgdConfig, StepReport, StepRule, TrainingConfig,
+    TrainingObserver, describe_run, train_with,
 };
 use tsbd_tensor::{DType, Tensor};
 
 use crate::Error;
 use crate::context::{Context, Progress};
-use crate::entry::TracePoint;
+use crate::entry::{TracePoint, is_tiny_imagenet};
 
 /// The number of a tensor of one element, in 64 bits.
 pub(crate) fn scalar(tensor: &Tensor) -> Result<f64, Error> {
@@ -37,7 +41,7 @@ pub(crate) type Measure<'m> =
     &'m mut dyn FnMut(&EpochReport, &Model, &Context, &mut TracePoint) -> Result<ControlFlow<()>, Error>;
 
 impl Stage {
-    /// Trains `model` with `rule` on `source`.
+    /// Trains `model` with `rule` on `source`; the seconds that it took.
     pub(crate) fn train(
         &self,
         rule: &mut dyn StepRule,
@@ -46,12 +50,20 @@ impl Stage {
         context: &mut Context,
         trace: &mut Vec<TracePoint>,
         measure: Measure,
-    ) -> Result<(), Error> {
+    ) -> Result<f64, Error> {
         let total = self.config.epochs * source.batches_per_epoch();
         context.observer.stage(self.name, total);
-        let mut watcher = Watcher { stage: self, context, trace, measure };
+        let run = format!("{}, from {}", describe_run(rule, model, source, &self.config), model.state.digest()?);
+        let kept = Checkpoint::kept(&mut *context.observer, self.name, &run, model.architecture.modules());
+        let kept = kept.and_then(|(checkpoint, notes)| Some((checkpoint, serde_json::from_str::<Notes>(&notes).ok()?)));
+        let (resume, notes) = kept.map_or((None, Notes::default()), |(checkpoint, notes)| (Some(checkpoint), notes));
+        for point in &notes.points {
+            context.trace(trace, point.clone());
+        }
+        let (start, earlier) = (Instant::now(), notes.seconds);
+        let mut watcher = Watcher { stage: self, run, notes, start, earlier, context, trace, measure };
         let summary =
-            train_with(rule, model, source, &self.config, None, &mut watcher).map_err(|error| match error {
+            train_with(rule, model, source, &self.config, resume, &mut watcher).map_err(|error| match error {
                 error @ tsbd_nn::Error::NonFiniteLoss { .. } => {
                     Error::Diverged { stage: self.name, parameter: self.rate_parameter, source: Box::new(error) }
                 }
@@ -59,16 +71,36 @@ impl Stage {
             })?;
         match summary.outcome {
             Outcome::Interrupted => Err(Error::Stopped { stage: self.name }),
-            Outcome::Completed | Outcome::Stopped => Ok(()),
+            Outcome::Completed | Outcome::Stopped => Ok(watcher.seconds()),
         }
     }
 }
 
+/// What is kept with each checkpoint.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Notes {
+    /// The stage's part of the trace.
+    points: Vec<TracePoint>,
+    seconds: f64,
+}
+
 struct Watcher<'w, 'c, 'm> {
     stage: &'w Stage,
+    /// Which training is kept.
+    run: String,
+    notes: Notes,
+    start: Instant,
+    /// Seconds before `start`, up to the checkpoint that was gone on from.
+    earlier: f64,
     context: &'w mut Context<'c>,
     trace: &'w mut Vec<TracePoint>,
     measure: Measure<'m>,
+}
+
+impl Watcher<'_, '_, '_> {
+    fn seconds(&self) -> f64 {
+        self.earlier + self.start.elapsed().as_secs_f64()
+    }
 }
 
 impl TrainingObserver for Watcher<'_, '_, '_> {
@@ -83,8 +115,15 @@ impl TrainingObserver for Watcher<'_, '_, '_> {
         let metrics = metrics.into_iter().filter_map(|(name, value)| Some((name, value?)));
         let mut point = TracePoint::new(self.stage.name, report.epoch, metrics);
         let flow = (self.measure)(report, model, self.context, &mut point).map_err(tsbd_nn::Error::observer)?;
+        self.notes.points.push(point.clone());
         self.context.trace(self.trace, point);
         Ok(flow)
+    }
+
+    fn checkpoint(&mut self, checkpoint: &Checkpoint) -> tsbd_nn::Result<()> {
+        self.notes.seconds = self.seconds();
+        let notes = serde_json::to_string(&self.notes).map_err(tsbd_nn::Error::observer)?;
+        checkpoint.keep(&mut *self.context.observer, self.stage.name, &self.run, &notes)
     }
 }
 
@@ -120,13 +159,30 @@ impl Context<'_> {
     }
 }
 
-/// Fine-tuning as BackdoorBench's defenses do it: SGD with a cosine schedule, shuffled and augmented.
+/// How the learning rate of fine-tuning changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum FineTuningSchedule {
+    /// Half a cosine of `cosine_period` epochs.
+    Cosine,
+    /// A tenth when the loss of ten epochs has brought nothing new, as PyTorch's `ReduceLROnPlateau` with its defaults.
+    Plateau,
+}
+
+/// What BackdoorBench's configurations of FT, FP and NC have for Tiny ImageNet.
+pub(crate) fn published(dataset: &DatasetFacts) -> Value {
+    if is_tiny_imagenet(dataset) { json!({"epochs": 200, "schedule": "plateau"}) } else { json!({}) }
+}
+
+/// Fine-tuning as BackdoorBench's defenses do it: SGD with a schedule, shuffled and augmented.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FineTuning {
     pub(crate) epochs: usize,
     pub(crate) learning_rate: f64,
     pub(crate) momentum: f64,
     pub(crate) weight_decay: f64,
+    /// A cosine unless given.
+    pub(crate) schedule: Option<FineTuningSchedule>,
     pub(crate) cosine_period: usize,
 }
 
@@ -139,11 +195,23 @@ impl FineTuning {
         ParameterError::unless_nonzero("cosine_period", self.cosine_period)
     }
 
+    /// One form of schedule and period for everything that means the same: the usual schedule is not there, and a period that
+    /// is not used is 100.
+    pub(crate) fn canonical_schedule(&self) -> (Option<FineTuningSchedule>, usize) {
+        match self.schedule {
+            None | Some(FineTuningSchedule::Cosine) => (None, self.cosine_period),
+            plateau => (plateau, 100),
+        }
+    }
+
     /// The stage `fine-tuning` with these numbers.
     pub(crate) fn stage(&self) -> Stage {
-        let FineTuning { epochs, learning_rate, momentum, weight_decay, cosine_period } = *self;
+        let FineTuning { epochs, learning_rate, momentum, weight_decay, schedule, cosine_period } = *self;
         let sgd = SgdConfig { learning_rate, momentum, weight_decay };
-        let schedule = Schedule::Cosine { t_max: cosine_period };
+        let schedule = match schedule {
+            None | Some(FineTuningSchedule::Cosine) => Schedule::Cosine { t_max: cosine_period },
+            Some(FineTuningSchedule::Plateau) => Schedule::plateau(),
+        };
         Stage { name: "fine-tuning", rate_parameter: "learning_rate", config: TrainingConfig { epochs, sgd, schedule } }
     }
 }

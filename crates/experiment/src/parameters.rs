@@ -43,6 +43,17 @@ pub struct TrainingParameters {
     pub augmentation: Augmentation,
 }
 
+impl TrainingParameters {
+    /// The same for so many epochs. A cosine that ends with the training still does.
+    pub fn lasting(&self, epochs: usize) -> TrainingParameters {
+        let schedule = match &self.schedule {
+            Schedule::Cosine { t_max } if *t_max == self.epochs => Schedule::Cosine { t_max: epochs },
+            schedule => schedule.clone(),
+        };
+        TrainingParameters { epochs, schedule, ..self.clone() }
+    }
+}
+
 /// Learning-rate schedules, stepped once per epoch as in PyTorch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "kebab-case", deny_unknown_fields)]

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use tsbd_analysis::NeuronVectors;
 
-use crate::cell::CellKey;
+use crate::cell::{Cell, CellKey, CellKind};
 use crate::plan::Plan;
 use crate::record::NEURONS;
 use crate::store::{Found, Store, StoreError, Verification};
@@ -54,6 +54,9 @@ pub struct ResultRow {
     pub facts: Map<String, Value>,
     /// Seconds the cell took.
     pub seconds: Option<f64>,
+    /// Seconds of the unlearnings that it starts from: cells of their own, which others may start from too. `None` where it
+    /// starts from none, or where the result of one is not there.
+    pub shared_seconds: Option<f64>,
     /// Largest resident memory of its process, in MB (10^6 bytes).
     pub peak_memory_mb: Option<f64>,
 }
@@ -124,6 +127,7 @@ pub fn result_rows(plan: &Plan, store: &Store) -> Result<Vec<ResultRow>, StoreEr
             metrics: BTreeMap::new(),
             facts: Map::new(),
             seconds: None,
+            shared_seconds: None,
             peak_memory_mb: None,
         };
         if !found.contains_key(&point.cell) {
@@ -135,6 +139,7 @@ pub fn result_rows(plan: &Plan, store: &Store) -> Result<Vec<ResultRow>, StoreEr
                 row.metrics = record.metrics.clone();
                 row.facts = record.facts.clone();
                 row.seconds = Some(record.provenance.seconds);
+                row.shared_seconds = shared_seconds(cell, plan, store)?;
                 row.peak_memory_mb = Some(record.provenance.peak_memory_bytes as f64 / 1e6);
             }
             Found::Failed(failure) => row.state = RowState::Failed(failure.reason.clone()),
@@ -143,6 +148,16 @@ pub fn result_rows(plan: &Plan, store: &Store) -> Result<Vec<ResultRow>, StoreEr
         rows.push(row);
     }
     Ok(rows)
+}
+
+/// The seconds of the unlearnings among a cell's parents; nothing if there is none, or one without a result.
+fn shared_seconds(cell: &Cell, plan: &Plan, store: &Store) -> Result<Option<f64>, StoreError> {
+    let mut seconds = None;
+    for key in cell.parents.iter().filter(|key| plan.cells[*key].kind == CellKind::Unlearn) {
+        let Found::Done(record) = store.look(key, Verification::Sizes)? else { return Ok(None) };
+        seconds = Some(seconds.unwrap_or(0.0) + record.provenance.seconds);
+    }
+    Ok(seconds)
 }
 
 /// A value without the quotes of JSON.

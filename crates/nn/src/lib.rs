@@ -12,6 +12,7 @@ mod checkpoint;
 mod error;
 mod gradients;
 mod initialization;
+mod keeper;
 mod model;
 mod module;
 mod network;
@@ -36,6 +37,7 @@ pub use batch::{Batch, BatchSource};
 pub use checkpoint::Checkpoint;
 pub use error::{Error, Result};
 pub use gradients::ParameterGradients;
+pub use keeper::Keeper;
 pub use model::{LossOptions, Model, Step, count_correct};
 pub use module::{Layer, Layout, Module, Role, Slot};
 pub use network::Network;
@@ -44,10 +46,10 @@ pub use pass::{Mode, Pass, Statistics};
 pub use predictions::Predictions;
 pub use random::{RandomStream, Streams};
 pub use schedule::{Schedule, ScheduleState};
-pub use sealed::{load_tensors, save_tensors};
+pub use sealed::{load_tensors, save_tensors, tensor_text, text_tensor};
 pub use sgd::{Sgd, SgdConfig};
 pub use state::{Entry, StateDict};
 pub use training::{
     CrossEntropyStep, EpochReport, IgnoreProgress, Outcome, Preparation, StepReport, StepRule, TrainingConfig,
-    TrainingObserver, TrainingSummary, train, train_with,
+    TrainingObserver, TrainingSummary, describe_run, train, train_with,
 };

@@ -8,19 +8,19 @@ use crate::{Error, Layout, Result, write_atomically};
 use indexmap::IndexMap;
 use safetensors::SafeTensors;
 use std::path::Path;
-use tsbd_tensor::Tensor;
+use tsbd_tensor::{Device, Tensor};
 
 /// The first bytes of every such file; the digit is the format's version.
-const MAGIC: &[u8; 8] = b"tsbdckp1";
+const MAGIC: &[u8; 8] = b"tsbdckp2";
 const DIGEST: usize = 32;
 
 /// Writes the file, whole or not at all.
-pub(crate) fn write(path: &Path, content: &[u8]) -> Result<()> {
+fn write(path: &Path, content: &[u8]) -> Result<()> {
     write_atomically(path, &[MAGIC, blake3::hash(content).as_bytes(), content])
 }
 
 /// What [`write`] wrote.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+fn read(path: &Path) -> Result<Vec<u8>> {
     let damaged = |reason: &str| Error::DamagedCheckpoint { path: path.to_path_buf(), reason: reason.to_owned() };
     let mut bytes = std::fs::read(path).map_err(Error::file(path))?;
     let sealed = bytes.strip_prefix(MAGIC).ok_or_else(|| damaged("it does not begin as one"))?;
@@ -33,8 +33,8 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes.split_off(MAGIC.len() + DIGEST))
 }
 
-/// Keeps tensors (`f32`, `f64` or `i64`, as they lie in memory) from which a training that is not that of a [`crate::Model`]
-/// can go on. `run` says what it belongs to.
+/// Keeps tensors (`f32`, `f64`, `i64` or `u8`, as they lie in memory) from which unfinished work can go on. `run` says what
+/// they belong to.
 pub fn save_tensors(path: &Path, run: &str, tensors: &IndexMap<String, Tensor>) -> Result<()> {
     let mut file = FileTensors::new();
     for (name, tensor) in tensors {
@@ -59,16 +59,26 @@ pub fn load_tensors(path: &Path, run: &str) -> Result<Option<IndexMap<String, Te
     tensors.collect::<Result<_>>().map(Some)
 }
 
+/// A text as a tensor of its bytes, to be kept among others.
+pub fn text_tensor(text: &str) -> Result<Tensor> {
+    Ok(Tensor::from_vec(text.as_bytes().to_vec(), text.len(), &Device::Cpu)?)
+}
+
+/// The text of a [`text_tensor`].
+pub fn tensor_text(tensor: &Tensor) -> Result<String> {
+    Ok(String::from_utf8_lossy(&tensor.to_vec1::<u8>()?).into_owned())
+}
+
 /// The name of the entry that says what a checkpoint belongs to.
-pub(crate) const RUN: &str = "run";
+const RUN: &str = "run";
 
 /// The safetensors file in a checkpoint.
-pub(crate) fn parse<'a>(content: &'a [u8], path: &Path) -> Result<SafeTensors<'a>> {
+fn parse<'a>(content: &'a [u8], path: &Path) -> Result<SafeTensors<'a>> {
     SafeTensors::deserialize(content).map_err(|source| Error::Safetensors { path: path.to_path_buf(), source })
 }
 
 /// What a checkpoint says that it belongs to.
-pub(crate) fn run_of(content: &[u8], path: &Path) -> Result<String> {
+fn run_of(content: &[u8], path: &Path) -> Result<String> {
     let unreadable = |source| Error::Safetensors { path: path.to_path_buf(), source };
     let (_, header) = SafeTensors::read_metadata(content).map_err(unreadable)?;
     let run = header.metadata().as_ref().and_then(|metadata| metadata.get(RUN)).cloned();
@@ -78,8 +88,6 @@ pub(crate) fn run_of(content: &[u8], path: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use tsbd_tensor::Device;
-
     use super::*;
 
     #[test]
@@ -89,11 +97,14 @@ mod tests {
         assert!(load_tensors(&path, "a").unwrap().is_none());
         let tensor = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap();
         let steps = Tensor::new(7i64, &Device::Cpu).unwrap();
-        let kept = IndexMap::from([("w".to_owned(), tensor(&[0.1, f32::MIN_POSITIVE])), ("step".to_owned(), steps)]);
+        let notes = text_tensor("{\"größe\": 1}").unwrap();
+        let kept = [("w", tensor(&[0.1, f32::MIN_POSITIVE])), ("step", steps), ("notes", notes)];
+        let kept = kept.map(|(name, tensor)| (name.to_owned(), tensor)).into();
         save_tensors(&path, "a", &kept).unwrap();
         let found = load_tensors(&path, "a").unwrap().unwrap();
         assert_eq!(found["w"].to_vec1::<f32>().unwrap(), [0.1, f32::MIN_POSITIVE]);
-        assert_eq!((found["step"].to_scalar::<i64>().unwrap(), found.len()), (7, 2));
+        assert_eq!((found["step"].to_scalar::<i64>().unwrap(), found.len()), (7, 3));
+        assert_eq!(tensor_text(&found["notes"]).unwrap(), "{\"größe\": 1}");
         let foreign = load_tensors(&path, "b").unwrap_err();
         assert!(matches!(foreign, Error::ForeignCheckpoint { .. }), "{foreign}");
 

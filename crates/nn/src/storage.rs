@@ -30,6 +30,7 @@ impl FileTensors {
             DType::F32 => Dtype::F32,
             DType::F64 => Dtype::F64,
             DType::I64 => Dtype::I64,
+            DType::U8 => Dtype::U8,
             other => return Err(candle_core::Error::UnsupportedDTypeForOp(other, "save").into()),
         };
         self.0.insert(name, (dtype, tensor.dims().to_vec(), bytes(&tensor)?));
@@ -56,6 +57,7 @@ pub(crate) fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     Ok(match tensor.dtype() {
         DType::F64 => flat.to_vec1::<f64>()?.into_iter().flat_map(f64::to_le_bytes).collect(),
         DType::I64 => flat.to_vec1::<i64>()?.into_iter().flat_map(i64::to_le_bytes).collect(),
+        DType::U8 => flat.to_vec1::<u8>()?,
         _ => flat.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect(),
     })
 }
@@ -100,6 +102,9 @@ pub(crate) fn read(file: &SafeTensors, name: &str, slot: &Slot, path: &Path, exa
 /// Reads one tensor of a file with the shape, type and layout that it has there.
 pub(crate) fn read_as_stored(file: &SafeTensors, name: &str, path: &Path) -> Result<Tensor> {
     let view = file.tensor(name).map_err(|source| Error::Safetensors { path: path.to_path_buf(), source })?;
+    if view.dtype() == Dtype::U8 {
+        return Ok(Tensor::from_raw_buffer(view.data(), DType::U8, view.shape(), &Device::Cpu)?);
+    }
     let role = if view.dtype() == Dtype::I64 { Role::Counter } else { Role::Buffer };
     let slot = Slot { name: name.to_owned(), dims: view.shape().to_vec(), role, layout: Layout::Same };
     read(file, name, &slot, path, true)

@@ -218,7 +218,7 @@ pub fn train_with(
     resume: Option<Checkpoint>,
     observer: &mut dyn TrainingObserver,
 ) -> Result<TrainingSummary> {
-    let run = run_description(rule, model, source, config);
+    let run = describe_run(rule, model, source, config);
     let mut schedule = ScheduleState::new(config.sgd.learning_rate);
     let mut history = vec![];
     let mut optimizer = Sgd::new(config.sgd, &model.state)?;
@@ -314,8 +314,8 @@ fn train_epoch(
     }))
 }
 
-/// What a checkpoint must agree on with the run that resumes from it.
-fn run_description(rule: &dyn StepRule, model: &Model, source: &dyn BatchSource, config: &TrainingConfig) -> String {
+/// What a checkpoint must agree on with the run that resumes from it: network, configuration, batches and rule, in words.
+pub fn describe_run(rule: &dyn StepRule, model: &Model, source: &dyn BatchSource, config: &TrainingConfig) -> String {
     format!(
         "{} with {} parameters, {:?}, {} images in {} batches, {}",
         model.architecture.name(),

@@ -10,12 +10,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fs_err as fs;
+use indexmap::IndexMap;
 use serde_json::{Map, Value};
 use tsbd_experiment::store::{AttemptId, write_atomically};
 use tsbd_experiment::{
     Attempt, Cell, CellKey, CellKind, CellRecord, Found, Outcome, Provenance, Published, RECORD_FORMAT, Store,
     StoreError, TracePoint, Verification, Versions,
 };
+use tsbd_nn::{load_tensors, save_tensors};
+use tsbd_tensor::Tensor;
 
 use crate::lifeline;
 use crate::protocol::{CellArguments, CellEvent, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED};
@@ -73,7 +76,7 @@ impl CellWorkspace {
         let wanted: Option<AttemptId> = arguments.attempt.as_deref().and_then(|id| id.parse().ok());
         let attempt = store.begin_attempt(&arguments.key, wanted.as_ref())?;
         let seconds = fs::read_to_string(attempt.directory().join(Self::SECONDS)).ok();
-        let earlier_seconds = match attempt.checkpoint().exists() {
+        let earlier_seconds = match attempt.has_checkpoint() {
             true => seconds.and_then(|text| text.trim().parse().ok()).unwrap_or(0.0),
             false => 0.0,
         };
@@ -114,6 +117,30 @@ impl CellWorkspace {
     /// interrupted tells what it took as a whole.
     pub fn checkpointed(&self) -> Result<(), StoreError> {
         write_atomically(&self.directory().join(Self::SECONDS), self.seconds().to_string().as_bytes())
+    }
+
+    /// Keeps how far a stage of the work has come, as [`tsbd_nn::Keeper::keep`].
+    pub fn keep(&self, stage: &str, run: &str, state: &IndexMap<String, Tensor>) -> tsbd_nn::Result<()> {
+        save_tensors(&self.attempt.stage_checkpoint(stage), run, state)?;
+        if let Err(error) = self.checkpointed() {
+            eprintln!("the seconds spent so far could not be kept: {error}");
+        }
+        Ok(())
+    }
+
+    /// What [`Self::keep`] kept last of this stage and run. A damaged state costs the work that it held and nothing else.
+    pub fn kept(&self, stage: &str, run: &str) -> Option<IndexMap<String, Tensor>> {
+        match load_tensors(&self.attempt.stage_checkpoint(stage), run) {
+            Ok(kept) => kept,
+            // The stage has begun with something else since.
+            Err(tsbd_nn::Error::ForeignCheckpoint { .. }) => None,
+            Err(error) => {
+                let note = format!("{error}; {stage} begins again");
+                eprintln!("{note}");
+                self.reporter.note(note);
+                None
+            }
+        }
     }
 
     /// The result of a cell that this one starts from, its files verified.
@@ -230,7 +257,7 @@ where
     workspace.reporter.send(&CellEvent::Started {
         pid: std::process::id(),
         attempt: workspace.attempt.id().to_string(),
-        continues: workspace.checkpoint().exists(),
+        continues: workspace.attempt.has_checkpoint(),
     });
     let conclusion = match catch_unwind(AssertUnwindSafe(|| execute(&workspace))) {
         Ok(conclusion) => conclusion?,

@@ -54,6 +54,12 @@ pub const COLUMNS: &[ColumnDescription] = &[
     column("selection", "string", "how the defense chose among its candidates, e.g. `oracle` or `validation`"),
     column("facts", "string", "everything the cell noted beside its metrics, as one JSON object"),
     column("measure", "string", "name of the measurement; `none` for a model and its rates"),
+    column(
+        "shared_seconds",
+        "double",
+        "seconds of the unlearning that it starts from, a cell of its own that others share",
+    ),
+    column("variant", "string", "`reference` or `paper`, where a defense has both: whose steps it took"),
 ];
 
 /// Results in long form.
@@ -130,8 +136,20 @@ impl LongTable {
 }
 
 /// What fits on a terminal.
-const NARROW: [&str; 11] =
-    ["dataset", "model", "attack", "defense", "seed", "acc", "asr", "ra", "der", "seconds", "peak_memory_mb"];
+const NARROW: [&str; 12] = [
+    "dataset",
+    "model",
+    "attack",
+    "defense",
+    "seed",
+    "acc",
+    "asr",
+    "ra",
+    "der",
+    "seconds",
+    "shared_seconds",
+    "peak_memory_mb",
+];
 
 /// All values that a cell's points have on an axis, among them `None` for a point without it.
 type AxisValues<'a> = BTreeMap<(&'a str, &'a str, &'a str), BTreeSet<Option<&'a str>>>;
@@ -170,6 +188,7 @@ fn text(row: &ResultRow, name: &str) -> Option<String> {
 fn double(row: &ResultRow, name: &str) -> Option<f64> {
     match name {
         "seconds" => row.seconds.map(|value| rounded(value, 1e3)),
+        "shared_seconds" => row.shared_seconds.map(|value| rounded(value, 1e3)),
         "peak_memory_mb" => row.peak_memory_mb.map(|value| rounded(value, 1e3)),
         // Metrics are counts over counts: six decimals of a percent lose nothing and hide 91.23000000000002.
         metric if row.measure == "none" => row.shown(metric).map(|percent| rounded(percent, 1e6)),
@@ -262,6 +281,7 @@ mod tests {
     fn parquet_is_read_back_as_it_was() {
         let mut rows = grid();
         rows[5].facts.insert("selection".into(), json!("validation"));
+        rows[5].facts.insert("variant".into(), json!("paper"));
         rows[5].facts.insert("poison_per_class".into(), json!([1, 2, 3]));
         rows[5].facts.insert("clean_count".into(), json!(100));
         rows[5].metrics.insert("acc_first_epoch".into(), 0.5);
@@ -271,10 +291,24 @@ mod tests {
         assert!(read.equals_missing(&long.frame));
         assert_eq!(read.height(), 10);
         assert_eq!(read.column("selection").unwrap().str().unwrap().get(5), Some("validation"));
+        let variants = read.column("variant").unwrap().str().unwrap();
+        assert_eq!((variants.get(5), variants.get(4)), (Some("paper"), None));
         assert_eq!(read.column("poison_per_class").unwrap().str().unwrap().get(5), Some("[1,2,3]"));
         assert_eq!(read.column("clean_count").unwrap().u64().unwrap().get(5), Some(100));
         assert_eq!(read.column("acc_first_epoch").unwrap().f64().unwrap().get(5), Some(50.0));
         assert_eq!(read.column("acc_first_epoch").unwrap().f64().unwrap().get(4), None);
+    }
+
+    #[test]
+    fn the_seconds_of_a_shared_unlearning_stand_beside_those_of_the_repair() {
+        let mut repaired = done("badnets", "tsbd", 0, &[("acc", 0.9)]);
+        repaired.shared_seconds = Some(61.25);
+        let plain = done("badnets", "ft", 1, &[("acc", 0.9)]);
+        let long = long(&[repaired, plain]).unwrap();
+        let of = |name: &str| long.frame.column(name).unwrap().f64().unwrap().iter().collect::<Vec<_>>();
+        assert_eq!((of("seconds"), of("shared_seconds")), (vec![Some(12.5); 2], vec![Some(61.25), None]));
+        let text = String::from_utf8(long.render(Format::Text).unwrap()).unwrap();
+        assert!(text.contains("shared_seconds") && text.contains("61.25"), "{text}");
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub(crate) fn missing(attack: &str, defense: &str, seed: u64) -> ResultRow {
         metrics: BTreeMap::new(),
         facts: Map::new(),
         seconds: None,
+        shared_seconds: None,
         peak_memory_mb: None,
     }
 }

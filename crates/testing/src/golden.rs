@@ -37,6 +37,13 @@ impl Golden {
         bytes
     }
 
+    /// A tensor of 32-bit integers.
+    pub fn integers(&self, name: &str) -> Vec<u32> {
+        let (dtype, _, bytes) = self.tensor(name);
+        assert!(matches!(dtype, Dtype::U32 | Dtype::I32), "{name}");
+        bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect()
+    }
+
     /// A tensor in single precision.
     pub fn floats(&self, name: &str) -> Vec<f32> {
         let (dtype, _, bytes) = self.tensor(name);

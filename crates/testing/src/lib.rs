@@ -7,6 +7,9 @@
 mod golden;
 pub mod groundwork;
 mod network;
+mod shelf;
+pub mod tiny;
 
 pub use golden::{Golden, golden_path, numbers};
 pub use network::{convolution, network};
+pub use shelf::Shelf;

@@ -8,8 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tsbd_attack::ParameterError;
 use tsbd_attack::parameters::read;
-use tsbd_data::ImageSource;
-use tsbd_nn::{Architecture, Model};
+use tsbd_nn::Architecture;
 
 use super::tac::{DRAW, PASS};
 use crate::measurement::{
@@ -90,13 +89,16 @@ impl Measurement for Activations {
         let pairs = pairs.at_most(self.parameters.images, &mut context.streams.stream(DRAW, 0));
         let neurons = Neurons::of(model.architecture.as_ref());
         let mut measured = Measured::default();
-        let total = 2 * models.len();
-        for (done, (name, model)) in models.into_iter().enumerate() {
-            for (half, (of, images)) in [("clean", &pairs.clean), ("poison", &pairs.triggered)].into_iter().enumerate()
-            {
-                let vector = activations(model, &neurons, images, context)?;
-                measured = measured.with_vector(format!("activation_{of}{name}"), vector);
-                context.step("activations", 2 * done + half + 1, total)?;
+        let batches = pairs.clean.len().div_ceil(PASS);
+        let (mut passes, total) = (0, 2 * models.len() * batches);
+        for (name, model) in models {
+            for (of, images) in [("clean", &pairs.clean), ("poison", &pairs.triggered)] {
+                let source = context.plain(Arc::clone(images), PASS);
+                let mut step = |done| context.step("activations", passes * batches + done, total);
+                let values = mean_activations(model, &source, &mut step)?;
+                passes += 1;
+                measured =
+                    measured.with_vector(format!("activation_{of}{name}"), NeuronVector::of_all(&neurons, &values));
             }
         }
         let layer = layer_named(&self.parameters.layer, &neurons).map_or("", |layer| layer.module.as_str());
@@ -111,17 +113,6 @@ impl Measurement for Activations {
             .with_fact("layer", layer)
             .with_fact("images", pairs.clean.len()))
     }
-}
-
-/// The mean activations of one model on some images.
-fn activations(
-    model: &Model,
-    neurons: &Neurons,
-    images: &Arc<dyn ImageSource>,
-    context: &Context,
-) -> Result<NeuronVector, Error> {
-    let values = mean_activations(model, &context.plain(Arc::clone(images), PASS))?;
-    Ok(NeuronVector::of_all(neurons, &values))
 }
 
 #[cfg(test)]

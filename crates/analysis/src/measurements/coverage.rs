@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tsbd_attack::ParameterError;
 use tsbd_attack::parameters::read;
-use tsbd_nn::Architecture;
+use tsbd_nn::{Architecture, BatchSource};
 
 use super::tac::{PASS, of_subject};
 use crate::measurement::{Measured, Measurement, MeasurementEntry, Needs, Scalar, Subject, given};
@@ -175,7 +175,10 @@ impl Coverage {
         match method {
             FP => {
                 let (_, images) = given(subject.unlearning.as_ref(), "clean images")?;
-                let means = mean_activations(model, &context.plain(images.clone(), PASS))?;
+                let source = context.plain(images.clone(), PASS);
+                let total = source.batches_per_epoch();
+                let mut step = |done| context.step("activations", done, total);
+                let means = mean_activations(model, &source, &mut step)?;
                 let dormancy: Vec<f64> = means.into_iter().map(|mean| -mean).collect();
                 Ok(NeuronVector::of_all(neurons, &dormancy))
             }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tsbd_attack::ParameterError;
 use tsbd_attack::parameters::read;
-use tsbd_nn::Architecture;
+use tsbd_nn::{Architecture, BatchSource};
 
 use crate::measurement::{Measured, Measurement, MeasurementEntry, Needs, Scalar, Subject, given};
 use crate::{Context, Error, NeuronVector, Neurons, Tac, median, spearman, tac};
@@ -98,8 +98,8 @@ pub(crate) fn of_subject(
     let pairs = pairs.at_most(images, &mut context.streams.stream(DRAW, 0));
     let count = pairs.clean.len();
     let [clean, triggered] = [pairs.clean, pairs.triggered].map(|images| context.plain(images, PASS));
-    let found = tac(model, &clean, &triggered)?;
-    context.step("TAC", 1, 1)?;
+    let total = clean.batches_per_epoch();
+    let found = tac(model, &clean, &triggered, &mut |done| context.step("TAC", done, total))?;
     Ok((Neurons::of(model.architecture.as_ref()), found, count))
 }
 

@@ -173,6 +173,13 @@ impl Attack for InputAware {
         self.parameters.epochs(training.epochs).map(|_| ())
     }
 
+    fn clean_epochs(&self, profile_epochs: usize) -> usize {
+        match (self.parameters.epochs, self.parameters.epochs(profile_epochs)) {
+            (Some(_), Ok((epochs, mask_epochs))) => epochs - mask_epochs,
+            _ => profile_epochs,
+        }
+    }
+
     fn prepare(&self, clean: &Arc<Dataset>, streams: &Streams, _: Option<&Material>) -> Result<Poisoner, Error> {
         let asr_denominator = TriggeredTest::indices(&clean.test, &self.poisoning).len();
         let facts = PoisonFacts { poison_count: None, poison_per_class: vec![], asr_denominator };

@@ -406,6 +406,8 @@ fn the_mask_generator_gets_a_quarter_of_all_epochs_unless_told_and_learning_rate
     assert_eq!(of(json!({"mask_epochs": 25}), 200).unwrap(), (200, 25));
     assert_eq!(of(json!({"epochs": 12}), 4).unwrap(), (12, 3));
     assert_eq!(of(json!({}), 1).unwrap_err().field, "mask_epochs");
+    let clean = |own: Value| configured(own).unwrap().clean_epochs(100);
+    assert_eq!((clean(json!({})), clean(json!({"epochs": 26, "mask_epochs": 4}))), (100, 22));
 
     let mut training = reference(GeneratorGradients::Accumulated);
     training.setup.mask_epochs = 25;

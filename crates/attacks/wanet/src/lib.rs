@@ -114,6 +114,10 @@ impl Attack for WaNet {
         check_batches(&self.poisoning, training)
     }
 
+    fn clean_epochs(&self, profile_epochs: usize) -> usize {
+        self.parameters.epochs.unwrap_or(profile_epochs)
+    }
+
     fn prepare(&self, clean: &Arc<Dataset>, streams: &Streams, _: Option<&Material>) -> Result<Poisoner, Error> {
         let Parameters { strength, grid_size, grid_rescale, .. } = self.parameters;
         let field = warp::draw_field(grid_size, &mut streams.stream("wanet/field", 0));

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use tsbd_attack::{DatasetFacts, Evaluation};
 use tsbd_defense::{Context, DefenseObserver, Progress, TracePoint, Unlearning};
+use tsbd_nn::Keeper;
 use tsbd_tensor::Device;
 
 use crate::columns::Columns;
@@ -157,6 +158,8 @@ impl Watch {
         Self { bar, stage: String::new(), quiet: talk.quiet }
     }
 }
+
+impl Keeper for Watch {}
 
 impl DefenseObserver for Watch {
     fn stage(&mut self, stage: &str, steps: usize) {

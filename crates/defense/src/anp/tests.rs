@@ -21,14 +21,19 @@ fn repaired(own: Value) -> Repaired {
 }
 
 #[test]
-fn perturbations_and_masks_of_six_iterations_are_pytorchs_for_both_variants() {
-    for variant in ["reference", "paper"] {
-        let defense = defense(json!({"variant": variant}));
+fn perturbations_of_one_and_of_three_steps_and_masks_are_pytorchs_for_both_variants() {
+    for (variant, steps, golden, count) in [
+        ("reference", 1, "anp", 6),
+        ("paper", 1, "anp", 6),
+        ("reference", 3, "anp_three_steps", 3),
+        ("paper", 3, "anp_three_steps", 3),
+    ] {
+        let defense = defense(json!({"variant": variant, "perturbation_steps": steps}));
         let model = tiny::model("backdoored");
         let digest = model.state.digest().unwrap();
         let mut masks = ChannelMasks::ones(&model).unwrap();
-        let iterations = tiny::golden_json("channel_pruning.json")["anp"][variant].as_array().unwrap().clone();
-        assert_eq!(iterations.len(), 6);
+        let iterations = tiny::golden_json("channel_pruning.json")[golden][variant].as_array().unwrap().clone();
+        assert_eq!(iterations.len(), count);
         for (number, golden) in iterations.iter().enumerate() {
             let indices: Vec<u32> = serde_json::from_value(golden["batch"].clone()).unwrap();
             let source = Arc::new(Subset::new(tiny::clean().images(), indices));
@@ -39,14 +44,17 @@ fn perturbations_and_masks_of_six_iterations_are_pytorchs_for_both_variants() {
             let (weights, biases) = (vec![bn1.clone(), bn2.clone()], vec![bn1_bias.clone(), bn2_bias.clone()]);
             let loss = defense.step(&model, &mut masks, &batch, Noise { weights, biases }).unwrap();
             let expected = golden["loss"].as_f64().unwrap();
-            assert!((loss - expected).abs() < 1e-5 * expected, "{variant} {number}: loss {loss}, not {expected}");
+            assert!(
+                (loss - expected).abs() < 1e-5 * expected,
+                "{variant} {steps} {number}: loss {loss}, not {expected}"
+            );
             let expected: Vec<Vec<f64>> = serde_json::from_value(golden["masks"].clone()).unwrap();
             let found = masks.rounded().unwrap();
             for ((norm, found), expected) in found.layers.iter().zip(&expected) {
                 for (found, expected) in found.iter().zip(expected) {
                     // Four decimals of numbers that differ by rounding.
                     let close = (found - expected).abs() < 0.5e-4 + 1e-5;
-                    assert!(close, "{variant} {number} {norm}: {found}, not {expected}");
+                    assert!(close, "{variant} {steps} {number} {norm}: {found}, not {expected}");
                 }
             }
         }

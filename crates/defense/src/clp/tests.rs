@@ -56,6 +56,35 @@ fn the_pruned_channels_are_pytorchs_for_three_numbers_of_deviations() {
     }
 }
 
+/// A network in which one channel of each batch norm stands out, as `tools/reference/channel_pruning.py` makes it: of 4
+/// channels none can be further than 1.5 deviations from the mean, of 12 none further than 3.18.
+#[test]
+fn with_a_channel_that_stands_out_the_pruned_channels_are_pytorchs_on_both_sides_of_three_deviations() {
+    let golden = tiny::golden_json("channel_pruning.json")["clp_outstanding"].clone();
+    let mut model = tiny::model("backdoored");
+    for (norm, channel) in [("bn1", 2), ("bn2", 5)] {
+        let name = format!("{norm}.weight");
+        let mut values = model.state.get(&name).unwrap().to_vec1::<f32>().unwrap();
+        values[channel] *= 40.0;
+        let weight = tsbd_tensor::Tensor::new(values, &tsbd_tensor::Device::Cpu).unwrap();
+        model.state.set(&name, &weight).unwrap();
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for (deviations, channels) in golden.as_object().unwrap() {
+        let expected: Vec<Vec<usize>> = serde_json::from_value(channels.clone()).unwrap();
+        let deviations: f64 = deviations.parse().unwrap();
+        let defense = (CLP.configure)(&tiny::common(24), json!({"deviations": deviations})).unwrap();
+        let repaired = in_context(&mut NoObserver, |context| defense.repair(&model, &tiny::clean(), context).unwrap());
+        for (norm, expected) in ["bn1", "bn2"].into_iter().zip(&expected) {
+            let changed = repaired.changed.iter().filter(|change| change.layer == norm);
+            assert_eq!(changed.map(|change| change.neuron).collect::<Vec<_>>(), *expected, "{norm}, {deviations}");
+        }
+        seen.insert(expected);
+    }
+    // Both, the second alone, and none: each is among the expectations.
+    assert_eq!(seen.len(), 3, "{seen:?}");
+}
+
 #[test]
 fn in_preact_resnet_three_norms_are_paired_with_shortcuts_unless_the_variant_is_the_papers() {
     let network = tsbd_models::preact_resnet18(2, 10);
@@ -172,4 +201,11 @@ fn parameters_are_canonical_and_wrong_ones_are_refused_by_name() {
         let error = (CLP.configure)(&DefenseCommon::default(), json!({field: value})).unwrap_err();
         assert_eq!(error.field, field);
     }
+    for selection in ["validation", "oracle"] {
+        let own = json!({"selection": selection, "deviations": 2.0});
+        let error = (CLP.configure)(&DefenseCommon::default(), own).unwrap_err();
+        assert_eq!((error.field.as_str(), error.value.as_str()), ("deviations", "2"), "u is chosen, not given");
+    }
+    let tolerant = (CLP.configure)(&DefenseCommon::default(), json!({"tolerance": 0.5})).unwrap();
+    assert_eq!(tolerant.parameters(), expected, "nothing is tolerated where nothing is chosen");
 }

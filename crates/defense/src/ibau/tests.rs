@@ -238,7 +238,7 @@ impl Architecture for Sigmoid {
 fn a_network_without_second_derivatives_is_refused_before_anything_runs() {
     let once = Sigmoid([Module::new("linear", Layer::Linear { in_features: 3, out_features: 3 })]);
     let error = defense(json!({})).check(&once, &tiny::facts()).unwrap_err();
-    assert_eq!((error.field.as_str(), error.way_out.as_str()), ("iterations", "use another defense"));
+    assert_eq!((error.field.as_str(), error.way_out.as_str()), ("defense", "use another defense"));
     assert!(error.reason.starts_with("sigmoid cannot be differentiated twice: sigmoid"), "{error}");
     defense(json!({})).check(tiny::architecture().as_ref(), &tiny::facts()).unwrap();
 }
@@ -246,6 +246,7 @@ fn a_network_without_second_derivatives_is_refused_before_anything_runs() {
 #[test]
 fn a_request_to_stop_and_a_rate_that_diverges_end_the_repair() {
     struct StopAfter(usize);
+    impl tsbd_nn::Keeper for StopAfter {}
     impl DefenseObserver for StopAfter {
         fn progress(&mut self, progress: &Progress) -> ControlFlow<()> {
             assert_eq!((progress.stage, progress.total), ("unlearning", 10));
@@ -276,6 +277,7 @@ fn parameters_are_canonical_and_wrong_ones_are_refused_by_name() {
         ("learning_rate", json!(0.0)),
         ("penalty", json!(-1.0)),
         ("perturbed_share", json!(1.5)),
+        ("perturbed_share", json!(0.0)),
         ("round", json!(3)),
     ] {
         let error = (IBAU.configure)(&DefenseCommon::default(), json!({field: value})).unwrap_err();

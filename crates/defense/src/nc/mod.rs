@@ -18,15 +18,16 @@ pub mod stamping;
 
 use std::time::Instant;
 
+use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tsbd_attack::parameters::{join, read};
 use tsbd_attack::{DatasetFacts, ParameterError};
-use tsbd_nn::{Architecture, BatchSource, CrossEntropyStep, Model};
+use tsbd_nn::{Architecture, CrossEntropyStep, Model};
 
 use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint};
-use crate::training::{FineTuning, nothing};
+use crate::training::{self, FineTuning, FineTuningSchedule, nothing};
 use crate::{CleanSubset, Context, Error};
 use outliers::Outliers;
 use search::{Reversed, STAGE, Search};
@@ -40,11 +41,13 @@ pub static NC: DefenseEntry = DefenseEntry {
     revision: 1,
     schema: || schemars::schema_for!(Parameters),
     configure: |common, own| {
-        let parameters: Parameters = read(&own)?;
+        let mut parameters: Parameters = read(&own)?;
         common.check_ranges()?;
         parameters.check()?;
+        (parameters.schedule, parameters.cosine_period) = parameters.fine_tuning().canonical_schedule();
         Ok(Box::new(Nc { common: common.clone(), parameters }))
     },
+    published: training::published,
 };
 
 /// Where BackdoorBench's code departs from the paper.
@@ -86,7 +89,8 @@ pub struct Parameters {
     pub outlier_threshold: f64,
     /// Share of the clean images, the last ones drawn, that are stamped in fine-tuning; greater than 0, less than 1.
     pub unlearning_share: f64,
-    /// Passes of fine-tuning over the clean and the stamped images.
+    /// Passes of fine-tuning over the clean and the stamped images. Unless given 100, and 200 on Tiny ImageNet (200 classes),
+    /// as BackdoorBench's configurations.
     pub epochs: usize,
     /// Learning rate of fine-tuning in its first epoch.
     pub learning_rate: f64,
@@ -94,6 +98,8 @@ pub struct Parameters {
     pub momentum: f64,
     /// Weight decay of all parameters.
     pub weight_decay: f64,
+    /// `cosine` (the default) or `plateau` (the default on Tiny ImageNet).
+    pub schedule: Option<FineTuningSchedule>,
     /// Epochs after which the cosine schedule of fine-tuning reaches 0, whatever `epochs` is.
     pub cosine_period: usize,
 }
@@ -116,6 +122,7 @@ impl Default for Parameters {
             learning_rate: 0.01,
             momentum: 0.9,
             weight_decay: 5e-4,
+            schedule: None,
             cosine_period: 100,
         }
     }
@@ -137,22 +144,19 @@ impl Parameters {
         ] {
             ParameterError::unless_positive(field, value)?;
         }
-        ParameterError::unless_within("success_threshold", self.success_threshold, f64::MIN_POSITIVE, 1.0)?;
+        ParameterError::unless_share("success_threshold", self.success_threshold)?;
         ParameterError::unless_within("early_stop_threshold", self.early_stop_threshold, 0.0, 1.0)?;
         if !(self.cost_multiplier > 1.0 && self.cost_multiplier.is_finite()) {
             let way_out = "give a finite number greater than 1";
             return Err(ParameterError::new("cost_multiplier", self.cost_multiplier, "out of range", way_out));
         }
-        if !(self.unlearning_share > 0.0 && self.unlearning_share < 1.0) {
-            let way_out = "give a number greater than 0 and less than 1";
-            return Err(ParameterError::new("unlearning_share", self.unlearning_share, "out of range", way_out));
-        }
+        ParameterError::unless_between("unlearning_share", self.unlearning_share, 0.0, 1.0)?;
         self.fine_tuning().check()
     }
 
     fn fine_tuning(&self) -> FineTuning {
-        let Parameters { epochs, learning_rate, momentum, weight_decay, cosine_period, .. } = *self;
-        FineTuning { epochs, learning_rate, momentum, weight_decay, cosine_period }
+        let Parameters { epochs, learning_rate, momentum, weight_decay, schedule, cosine_period, .. } = *self;
+        FineTuning { epochs, learning_rate, momentum, weight_decay, schedule, cosine_period }
     }
 }
 
@@ -175,8 +179,8 @@ impl Defense for Nc {
         self.common.check(dataset)?;
         if architecture.classes() < 3 {
             return Err(ParameterError::new(
-                "outlier_threshold",
-                self.parameters.outlier_threshold,
+                "defense",
+                "\"nc\"",
                 format!("of {} classes none can be an outlier", architecture.classes()),
                 "use another defense",
             ));
@@ -186,14 +190,12 @@ impl Defense for Nc {
 
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         let parameters = &self.parameters;
-        let (start, mut trace) = (Instant::now(), Vec::new());
-        let reversed = self.search(backdoored, clean, context, &mut trace)?;
-        let search_seconds = start.elapsed().as_secs_f64();
+        let mut trace = Vec::new();
+        let Found { reversed, seconds: search_seconds, .. } = self.search(backdoored, clean, context, &mut trace)?;
         let norms: Vec<f64> = reversed.iter().map(|found| found.norm).collect();
         let outliers = Outliers::of(&norms, parameters.outlier_threshold);
 
-        let start = Instant::now();
-        let mut model = backdoored.clone();
+        let (mut model, mut fine_tuning_seconds) = (backdoored.clone(), 0.0);
         if !outliers.flagged.is_empty() {
             let triggers = outliers.flagged.iter().map(|&class| &reversed[class]);
             let classes = backdoored.architecture.classes();
@@ -202,7 +204,7 @@ impl Defense for Nc {
             let source = context.shuffled(images, "nc/fine-tuning", self.common.batch_size);
             let stage = parameters.fine_tuning().stage();
             let mut rule = CrossEntropyStep::default();
-            stage.train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
+            fine_tuning_seconds = stage.train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
         }
         let facts = [
             ("clean_count", json!(clean.len())),
@@ -216,11 +218,21 @@ impl Defense for Nc {
             ("search_epochs_used", json!(reversed.iter().map(|found| found.epochs).collect::<Vec<_>>())),
             ("search_successes", json!(reversed.iter().map(|found| found.successful).collect::<Vec<_>>())),
             ("search_seconds", json!(search_seconds)),
-            ("fine_tuning_seconds", json!(start.elapsed().as_secs_f64())),
+            ("fine_tuning_seconds", json!(fine_tuning_seconds)),
         ];
         let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         Ok(Repaired { model, changed: Vec::new(), trace, facts, scores: None })
     }
+}
+
+/// What the search has found so far: kept after each class.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Found {
+    /// The triggers of the first classes.
+    reversed: Vec<Reversed>,
+    /// A point of the trace for each.
+    points: Vec<TracePoint>,
+    seconds: f64,
 }
 
 impl Nc {
@@ -231,19 +243,24 @@ impl Nc {
         clean: &CleanSubset,
         context: &mut Context,
         trace: &mut Vec<TracePoint>,
-    ) -> Result<Vec<Reversed>, Error> {
+    ) -> Result<Found, Error> {
+        let start = Instant::now();
         let (classes, epochs) = (model.architecture.classes(), self.parameters.search_epochs);
-        let mut all = Vec::with_capacity(classes);
-        for class in 0..classes {
+        let batches = clean.len().div_ceil(self.common.batch_size);
+        let total = classes * epochs * batches;
+        context.observer.stage(STAGE, total);
+        let run = model.state.digest()?;
+        let mut all: Found = context.kept(STAGE, &run).map(|(_, found)| found).unwrap_or_default();
+        for point in &all.points {
+            context.trace(trace, point.clone());
+        }
+        let earlier = all.seconds;
+        for class in all.reversed.len()..classes {
             let source = context.shuffled(clean.images(), &format!("nc/search/{class}"), self.common.batch_size);
-            let batches = source.batches_per_epoch();
-            if class == 0 {
-                context.observer.stage(STAGE, classes * epochs * batches);
-            }
             let mut search = Search::new(model, class as u32, &source, &self.parameters)?;
             let found = loop {
                 let before = (class * epochs + search.history().len()) * batches;
-                let mut step = |step: usize| context.step(STAGE, before + step + 1, classes * epochs * batches);
+                let mut step = |step: usize| context.step(STAGE, before + step + 1, total);
                 if let Some(found) = search.epoch(&mut step)? {
                     break found;
                 }
@@ -254,8 +271,12 @@ impl Nc {
                 ("cost", search.history().last().map_or(f64::NAN, |epoch| epoch.cost)),
                 ("epochs", found.epochs as f64),
             ];
-            context.trace(trace, TracePoint::new(STAGE, class, metrics));
-            all.push(found);
+            let point = TracePoint::new(STAGE, class, metrics);
+            context.trace(trace, point.clone());
+            all.points.push(point);
+            all.reversed.push(found);
+            all.seconds = earlier + start.elapsed().as_secs_f64();
+            context.keep(STAGE, &run, IndexMap::new(), &all)?;
         }
         Ok(all)
     }

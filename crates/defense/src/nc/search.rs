@@ -1,5 +1,6 @@
 //! The search for the smallest trigger that moves every image to one class.
 
+use serde::{Deserialize, Serialize};
 use tsbd_data::{CHANNELS, Loader, Normalization};
 use tsbd_nn::{Batch, BatchSource, Mode, Model, count_correct};
 use tsbd_tensor::{Adam, CrossEntropy, DType, Tape, Tensor, Var, adam_step};
@@ -16,7 +17,7 @@ const EPSILON: f64 = 1e-7;
 const BETAS: [f64; 2] = [0.5, 0.9];
 
 /// A trigger that the search has found.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Reversed {
     /// `f32` `[height * width]`, 0 to 1: how much of the pattern a place takes.
     pub mask: Vec<f32>,

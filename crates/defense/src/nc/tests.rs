@@ -3,6 +3,7 @@ use std::ops::ControlFlow;
 use serde::Deserialize;
 use serde_json::json;
 use tsbd_data::Normalization;
+use tsbd_nn::BatchSource;
 use tsbd_tensor::{Device, Tensor};
 
 use super::search::{Bookkeeping, Trigger, Verdict};
@@ -253,6 +254,7 @@ fn a_mask_that_never_succeeds_is_that_of_the_first_epoch() {
 #[test]
 fn a_request_to_stop_ends_the_search() {
     struct StopAfter(usize);
+    impl tsbd_nn::Keeper for StopAfter {}
     impl DefenseObserver for StopAfter {
         fn progress(&mut self, progress: &Progress) -> ControlFlow<()> {
             assert_eq!((progress.stage, progress.total), ("trigger search", 3 * 80 * 2));
@@ -274,7 +276,7 @@ fn parameters_are_canonical_and_wrong_ones_are_refused_by_name() {
         "search_learning_rate": 0.1, "initial_cost": 1e-3, "success_threshold": 0.98, "cost_patience": 5,
         "cost_multiplier": 2.0, "early_stop_threshold": 0.99, "early_stop_patience": 25, "outlier_threshold": 2.0,
         "unlearning_share": 0.2, "epochs": 100, "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4,
-        "cosine_period": 100,
+        "schedule": null, "cosine_period": 100,
     });
     assert_eq!(configured.parameters(), expected);
     assert_eq!(NC.from_parameters(&expected).unwrap().parameters(), expected);
@@ -292,4 +294,10 @@ fn parameters_are_canonical_and_wrong_ones_are_refused_by_name() {
         assert_eq!(error.field, field);
     }
     defense(json!({})).check(tiny::architecture().as_ref(), &tiny::facts()).unwrap();
+    let error = defense(json!({})).check(tsbd_models::preact_resnet18(2, 2).as_ref(), &tiny::facts()).unwrap_err();
+    assert_eq!(
+        (error.field.as_str(), error.value.as_str()),
+        ("defense", "\"nc\""),
+        "of two classes none is an outlier"
+    );
 }

@@ -37,7 +37,7 @@ fn unlearning_recovering_and_the_pruned_channels_are_pytorchs_for_both_variants(
         let masks = in_context(&mut NoObserver, |context| {
             let images = tiny::clean().images();
             let unlearned = defense.unlearn(&backdoored(variant), images.clone(), context, &mut trace).unwrap();
-            defense.recover(&unlearned.model, images, context, &mut trace).unwrap()
+            defense.recover(&unlearned.model, images, context, &mut trace).unwrap().0
         });
         let accuracies: Vec<f64> = serde_json::from_value(golden["accuracies"].clone()).unwrap();
         let found: Vec<f64> = trace.iter().filter_map(|point| point.metrics.get("train_accuracy").copied()).collect();
@@ -99,7 +99,7 @@ fn a_repair_prunes_the_original_network_and_records_its_stages() {
 fn a_fifth_of_the_usual_subset_is_the_draw_that_is_published_with_one_per_cent() {
     for (train, clean_count, published) in [(50_000, 2_500, 500), (39_209, 1_960, 392), (100_000, 5_000, 1_000)] {
         let defense = Rnp::new(DefenseCommon::default(), Parameters::default()).unwrap();
-        assert_eq!(defense.used(clean_count, clean_count), published);
+        assert_eq!(defense.used(clean_count), published);
         let draw = |count| PythonRandom::new(0).sample(train, count).unwrap();
         assert_eq!(draw(clean_count as u32)[..published], draw(published as u32)[..]);
     }
@@ -110,17 +110,21 @@ fn held_out_images_are_not_used_and_too_few_are_refused() {
     let mut with = own("reference");
     with["selection"] = json!("validation");
     with["validation_share"] = json!(0.5);
+    with["clean_share"] = json!(0.5);
     let repaired = in_context(&mut NoObserver, |context| {
         context.evaluate = &|_| unreachable!("the test sets were measured");
         defense(with.clone()).repair(&backdoored("reference"), &tiny::clean(), context).unwrap()
     });
-    assert_eq!(repaired.facts["images_used"], 12, "half is held out, of all that would be used");
+    assert_eq!(repaired.facts["images_used"], 12, "all that are not held out");
     let pruning = repaired.trace.iter().filter(|point| point.stage == "pruning");
     assert_eq!(pruning.count(), 19);
     let check = |own| defense(own).check(tiny::architecture().as_ref(), &tiny::facts());
     assert!(check(with.clone()).is_ok());
     with["validation_share"] = json!(0.2);
-    assert_eq!(check(with).unwrap_err().field, "validation_share");
+    assert_eq!(check(with.clone()).unwrap_err().field, "validation_share");
+    with["validation_share"] = json!(0.6);
+    let error = (RNP.configure)(&DefenseCommon::default(), with).unwrap_err();
+    assert_eq!((error.field.as_str(), error.way_out.as_str()), ("clean_share", "give at most 0.4, or hold out fewer"));
     assert_eq!(check(json!({"clean_share": 0.1})).unwrap_err().field, "clean_share");
 }
 

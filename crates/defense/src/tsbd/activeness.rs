@@ -1,12 +1,13 @@
 //! Stage 2 of TSBD: activeness-aware fine-tuning.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
+use tsbd_data::ImageSource;
 use tsbd_nn::{Batch, LossOptions, Mode, Model, Schedule, SgdConfig, Statistics, Step, StepRule, TrainingConfig};
 
 use super::parameters::{FineTuning, GradientNorm, Parameters};
 use crate::Error;
-use crate::clean_subset::CleanSubset;
 use crate::context::Context;
 use crate::entry::TracePoint;
 use crate::training::Stage;
@@ -71,23 +72,25 @@ impl StepRule for ActivenessStep {
     }
 }
 
-/// Fine-tunes `model` on the clean images, augmented afresh in each pass and not shuffled. SGD at a constant rate, no
-/// weight decay, all parameters (zeroed weights are free to grow again).
+/// Fine-tunes `model` on clean `images`, augmented afresh in each pass and not shuffled. SGD at a constant rate, no weight
+/// decay, all parameters (zeroed weights are free to grow again). `measured` says whether passes are measured on the test
+/// sets. The seconds that it took.
 pub fn fine_tune(
     model: &mut Model,
-    clean: &CleanSubset,
+    images: Arc<dyn ImageSource>,
     batch_size: usize,
     parameters: &Parameters,
+    measured: bool,
     context: &mut Context,
     trace: &mut Vec<TracePoint>,
-) -> Result<(), Error> {
+) -> Result<f64, Error> {
     let alpha = match parameters.fine_tuning {
         FineTuning::ActivenessAware => parameters.alpha,
         FineTuning::Vanilla => 0.0,
-        FineTuning::None => return Ok(()),
+        FineTuning::None => return Ok(0.0),
     };
     let mut rule = ActivenessStep { alpha, radius: parameters.radius, norm: parameters.gradient_norm };
-    let source = context.augmented(clean.images(), "tsbd/fine-tuning", batch_size);
+    let source = context.augmented(images, "tsbd/fine-tuning", batch_size);
     let passes = parameters.fine_tuning_passes;
     let stage = Stage {
         name: "fine-tuning",
@@ -103,7 +106,7 @@ pub fn fine_tune(
         },
     };
     stage.train(&mut rule, model, &source, context, trace, &mut |report, model, context, point| {
-        if report.epoch % MEASURED == 0 || report.epoch + 1 == passes {
+        if measured && (report.epoch % MEASURED == 0 || report.epoch + 1 == passes) {
             point.add(&(context.evaluate)(model)?);
         }
         Ok(ControlFlow::Continue(()))

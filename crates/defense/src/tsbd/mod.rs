@@ -9,6 +9,9 @@
 //!    most ([`reinitialisation`]).
 //! 3. *Fine-tune* with a penalty on the gradient's norm ([`activeness`]).
 //!
+//! How many neurons count is fixed in advance, or 2 and 3 are done for eleven ratios and `selection` chooses among the
+//! networks.
+//!
 //! Cost on 2,500 images: each unlearning epoch is one training and one evaluation pass, each fine-tuning pass two
 //! gradients and one forward pass. The unlearned model depends on [`Defense::unlearning`] alone: a sweep over anything
 //! else unlearns once.
@@ -17,17 +20,21 @@ pub mod activeness;
 pub mod parameters;
 pub mod reinitialisation;
 
-use std::time::Instant;
+use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tsbd_analysis::{Neurons, UnlearnedModel, Unlearning, WeightChange, weight_change};
+use tsbd_analysis::{Neuron, Neurons, Unlearning, WeightChange, weight_change};
 use tsbd_attack::parameters::{join, read};
 use tsbd_attack::{DatasetFacts, ParameterError};
+use tsbd_data::ImageSource;
 use tsbd_nn::{Architecture, Model};
 
-use crate::entry::{ChangedNeuron, Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint};
+use crate::entry::{ChangedNeuron, Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint, as_everywhere};
+use crate::selection::{Judge, Measured, ThresholdSelection};
 use crate::{CleanSubset, Context, Error};
-use parameters::Parameters;
+use parameters::{NEURON_RATIOS, Parameters};
+use reinitialisation::Reinitialised;
 
 /// The registry's entry.
 pub static TSBD: DefenseEntry = DefenseEntry {
@@ -38,6 +45,7 @@ pub static TSBD: DefenseEntry = DefenseEntry {
     revision: 2,
     schema: || schemars::schema_for!(Parameters),
     configure: |common, own| Ok(Box::new(Tsbd::new(common.clone(), read(&own)?)?)),
+    published: as_everywhere,
 };
 
 /// TSBD with checked parameters.
@@ -52,55 +60,117 @@ impl Tsbd {
     pub fn new(common: DefenseCommon, parameters: Parameters) -> Result<Tsbd, ParameterError> {
         common.check_ranges()?;
         parameters.check()?;
-        Ok(Tsbd { common, parameters })
+        Ok(Tsbd { common, parameters: parameters.canonical() })
     }
 
-    /// Everything after unlearning: reinitialisation of a copy of `backdoored`, and fine-tuning.
-    fn after_unlearning(
+    /// Reinitialises a copy of `backdoored` with one neuron ratio.
+    fn reinitialise(&self, backdoored: &Model, change: &WeightChange, neuron_ratio: f64) -> Result<Repair, Error> {
+        let Parameters { weight_ratio, round_changes, reinitialisation: scheme, .. } = self.parameters;
+        let selected = reinitialisation::select(change, neuron_ratio, round_changes);
+        let Reinitialised { state, selected, threshold } =
+            reinitialisation::zero(&backdoored.state, change, &selected, weight_ratio, scheme)?;
+        let model = Model { architecture: backdoored.architecture.clone(), state };
+        Ok(Repair { neuron_ratio, model, selected, threshold, fine_tuning_seconds: 0.0 })
+    }
+
+    /// The repair with the ratio that was fixed in advance, measured on the way.
+    fn fixed(
         &self,
-        backdoored: &Model,
-        unlearned: &UnlearnedModel,
-        clean: &CleanSubset,
+        after: &AfterUnlearning,
         context: &mut Context,
-    ) -> Result<Repaired, Error> {
-        let parameters = &self.parameters;
-        let start = Instant::now();
-        let architecture = backdoored.architecture.as_ref();
-        let change = weight_change(architecture, &backdoored.state, &unlearned.model.state)?;
-        let selected = reinitialisation::select(&change, parameters.neuron_ratio, parameters.round_changes);
-        let scheme = parameters.reinitialisation;
-        let reinitialised =
-            reinitialisation::zero(&backdoored.state, &change, &selected, parameters.weight_ratio, scheme)?;
-        let reinitialisation_seconds = start.elapsed().as_secs_f64();
-
-        let mut trace = Vec::new();
-        let mut model = Model { architecture: backdoored.architecture.clone(), state: reinitialised.state.clone() };
+        trace: &mut Vec<TracePoint>,
+    ) -> Result<Repair, Error> {
+        let mut repair = self.reinitialise(after.backdoored, &after.change, self.parameters.neuron_ratio)?;
         let mut point = TracePoint::new("reinitialisation", 0, []);
-        point.add(&(context.evaluate)(&model)?);
-        context.trace(&mut trace, point);
+        point.add(&(context.evaluate)(&repair.model)?);
+        context.trace(trace, point);
+        let (images, batch_size) = (after.images.clone(), self.common.batch_size);
+        repair.fine_tuning_seconds =
+            activeness::fine_tune(&mut repair.model, images, batch_size, &self.parameters, true, context, trace)?;
+        Ok(repair)
+    }
 
-        let start = Instant::now();
-        activeness::fine_tune(&mut model, clean, self.common.batch_size, parameters, context, &mut trace)?;
-        let facts = [
-            ("clean_count", json!(clean.len())),
-            ("neurons", json!(change.neurons.len())),
-            ("neurons_selected", json!(reinitialised.selected.len())),
-            ("weights_zeroed", json!(reinitialised.zeroed())),
-            ("change_threshold", json!(reinitialised.threshold)),
-            ("unlearning_epochs", json!(unlearned.rates.len())),
-            ("unlearning_reached", json!(unlearned.reached)),
-            ("unlearning_accuracy", json!(unlearned.rates.last())),
-            ("unlearning_seconds", json!(unlearned.seconds)),
-            ("reinitialisation_seconds", json!(reinitialisation_seconds)),
-            ("fine_tuning_seconds", json!(start.elapsed().as_secs_f64())),
-        ];
-        let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Ok(Repaired { model, changed: changed(&change, &reinitialised.selected), trace, facts, scores: None })
+    /// The best of the repairs with each of [`NEURON_RATIOS`] that selects a neuron; nothing if none is good enough. Each
+    /// leaves a point of the trace.
+    fn swept(
+        &self,
+        after: &AfterUnlearning,
+        judge: &Judge,
+        context: &mut Context,
+        trace: &mut Vec<TracePoint>,
+    ) -> Result<Option<Repair>, Error> {
+        const STAGE: &str = "selection";
+        let neurons = after.change.neurons.len() as f64;
+        let ratios: Vec<f64> = NEURON_RATIOS.into_iter().filter(|ratio| neurons * ratio >= 1.0).collect();
+        let before = judge.measure(after.backdoored, context, &mut TracePoint::new(STAGE, 0, []))?;
+        let run = after.backdoored.state.digest()?;
+        let (mut sweep, mut best) = (Sweep::default(), None);
+        if let Some((tensors, kept)) = context.kept::<Sweep>(STAGE, &run) {
+            sweep = kept;
+            if let Some(ratio) = sweep.best {
+                let mut repair = self.reinitialise(after.backdoored, &after.change, ratio)?;
+                repair.model.state.restore("", &tensors)?;
+                best = Some(repair);
+            }
+        }
+        for point in &sweep.points {
+            context.trace(trace, point.clone());
+        }
+        for (number, &ratio) in ratios.iter().enumerate().skip(sweep.measured.len()) {
+            let mut repair = self.reinitialise(after.backdoored, &after.change, ratio)?;
+            let (images, batch_size) = (after.images.clone(), self.common.batch_size);
+            let (parameters, passes) = (&self.parameters, &mut Vec::new());
+            sweep.seconds +=
+                activeness::fine_tune(&mut repair.model, images, batch_size, parameters, false, context, passes)?;
+            context.observer.stage(STAGE, ratios.len());
+            let mut point = TracePoint::new(STAGE, number, [("neuron_ratio", ratio)]);
+            sweep.measured.push(judge.measure(&repair.model, context, &mut point)?);
+            sweep.points.push(point.clone());
+            context.trace(trace, point);
+            // Of the first ratios only the best one's network is kept.
+            if judge.best(before, &sweep.measured) == Some(number) {
+                (sweep.best, best) = (Some(ratio), Some(repair));
+            }
+            let tensors = best.iter().flat_map(|repair: &Repair| repair.model.state.tensors("")).collect();
+            context.keep(STAGE, &run, tensors, &sweep)?;
+            context.step(STAGE, number + 1, ratios.len())?;
+        }
+        Ok(best.map(|repair| Repair { fine_tuning_seconds: sweep.seconds, ..repair }))
     }
 }
 
+/// The ratios that are done: kept after each, with the network of the best.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Sweep {
+    measured: Vec<Measured>,
+    best: Option<f64>,
+    points: Vec<TracePoint>,
+    /// Seconds of all fine-tunings.
+    seconds: f64,
+}
+
+/// What reinitialisation and fine-tuning start from.
+struct AfterUnlearning<'a> {
+    backdoored: &'a Model,
+    change: WeightChange,
+    /// The images of fine-tuning.
+    images: Arc<dyn ImageSource>,
+}
+
+/// The network after reinitialisation with one neuron ratio, and then after fine-tuning.
+struct Repair {
+    neuron_ratio: f64,
+    model: Model,
+    /// The selected neurons, each with the number of its weights that were set to zero.
+    selected: Vec<(Neuron, usize)>,
+    /// The smallest change of a zeroed weight.
+    threshold: f64,
+    /// Seconds of fine-tuning, with this ratio and all others that were tried.
+    fine_tuning_seconds: f64,
+}
+
 /// The list of the neurons with zeroed weights, in network order.
-fn changed(change: &WeightChange, selected: &[(tsbd_analysis::Neuron, usize)]) -> Vec<ChangedNeuron> {
+fn changed(change: &WeightChange, selected: &[(Neuron, usize)]) -> Vec<ChangedNeuron> {
     let mut selected = selected.to_vec();
     selected.sort_unstable();
     selected
@@ -125,16 +195,22 @@ impl Defense for Tsbd {
 
     fn check(&self, architecture: &dyn Architecture, dataset: &DatasetFacts) -> Result<(), ParameterError> {
         self.common.check(dataset)?;
-        let neurons = Neurons::of(architecture).len();
-        if (neurons as f64 * self.parameters.neuron_ratio) as usize == 0 {
-            return Err(ParameterError::new(
-                "neuron_ratio",
-                self.parameters.neuron_ratio,
-                format!("selects none of the {neurons} neurons of {}", architecture.name()),
-                format!("give at least {}", 1.0 / neurons.max(1) as f64),
-            ));
+        match self.parameters.selection() {
+            ThresholdSelection::Validation => self.common.check_held_out(dataset, self.parameters.validation_share()),
+            ThresholdSelection::Oracle => Ok(()),
+            ThresholdSelection::Fixed => {
+                let neurons = Neurons::of(architecture).len();
+                if (neurons as f64 * self.parameters.neuron_ratio) as usize > 0 {
+                    return Ok(());
+                }
+                Err(ParameterError::new(
+                    "neuron_ratio",
+                    self.parameters.neuron_ratio,
+                    format!("selects none of the {neurons} neurons of {}", architecture.name()),
+                    format!("give at least {}", 1.0 / neurons.max(1) as f64),
+                ))
+            }
         }
-        Ok(())
     }
 
     fn unlearning(&self) -> Option<Unlearning> {
@@ -142,12 +218,44 @@ impl Defense for Tsbd {
     }
 
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
-        let mut trace = Vec::new();
-        let unlearning = self.parameters.unlearning(&self.common);
+        let (parameters, mut trace) = (&self.parameters, Vec::new());
+        let selection = parameters.selection();
+        let unlearning = parameters.unlearning(&self.common);
         let unlearned = context.unlearned(&unlearning, backdoored, clean, &mut trace)?;
-        let mut repaired = self.after_unlearning(backdoored, &unlearned, clean, context)?;
-        trace.append(&mut repaired.trace);
-        Ok(Repaired { trace, ..repaired })
+
+        let change = weight_change(backdoored.architecture.as_ref(), &backdoored.state, &unlearned.model.state)?;
+        let (images, held_out) = selection.split(clean, parameters.validation_share());
+        let images_used = images.len();
+        let after = AfterUnlearning { backdoored, change, images };
+        let repair = match selection {
+            ThresholdSelection::Fixed => Some(self.fixed(&after, context, &mut trace)?),
+            ThresholdSelection::Validation | ThresholdSelection::Oracle => {
+                let (tolerance, batch_size) = (parameters.tolerance(), self.common.batch_size);
+                let judge = Judge { selection, tolerance, held_out, batch_size };
+                self.swept(&after, &judge, context, &mut trace)?
+            }
+        };
+        let selected = repair.as_ref().map_or(&[][..], |repair| &repair.selected);
+        let facts = [
+            ("clean_count", json!(clean.len())),
+            ("selection", json!(selection)),
+            ("images_used", json!(images_used)),
+            ("neuron_ratio", json!(repair.as_ref().map(|repair| repair.neuron_ratio))),
+            ("neurons", json!(after.change.neurons.len())),
+            ("neurons_selected", json!(selected.len())),
+            ("weights_zeroed", json!(selected.iter().map(|(_, zeroed)| zeroed).sum::<usize>())),
+            ("change_threshold", json!(repair.as_ref().map(|repair| repair.threshold))),
+            ("unlearning_epochs", json!(unlearned.rates.len())),
+            ("unlearning_reached", json!(unlearned.reached)),
+            ("unlearning_accuracy", json!(unlearned.rates.last())),
+            ("unlearning_seconds", json!(unlearned.seconds)),
+            ("fine_tuning_seconds", json!(repair.as_ref().map(|repair| repair.fine_tuning_seconds))),
+        ];
+        let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let changed = changed(&after.change, selected);
+        // Where no ratio was good enough nothing is repaired.
+        let model = repair.map_or_else(|| backdoored.clone(), |repair| repair.model);
+        Ok(Repaired { model, changed, trace, facts, scores: None })
     }
 }
 

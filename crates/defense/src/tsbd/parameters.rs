@@ -6,6 +6,10 @@ use tsbd_analysis::{Unlearned, Unlearning};
 use tsbd_attack::ParameterError;
 
 use crate::DefenseCommon;
+use crate::selection::ThresholdSelection;
+
+/// The neuron ratios among which `selection` chooses: those that the released code measures.
+pub(super) const NEURON_RATIOS: [f64; 11] = [0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 0.9];
 
 /// Which weights of the selected neurons are set to zero (Table 3 of the paper).
 ///
@@ -50,7 +54,16 @@ pub enum GradientNorm {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Parameters {
-    /// n: share of the neurons that are selected, by descending weight change; greater than 0, at most 1.
+    /// Who chooses n: `fixed` (the default: `neuron_ratio` as given), or one of the released code's eleven ratios by the
+    /// networks repaired with each of them: `validation` (clean images held out of fine-tuning) or `oracle` (the test sets).
+    pub selection: Option<ThresholdSelection>,
+    /// With `validation`: share of the clean images that is held out, the last ones drawn; greater than 0, less than 1; 0.2
+    /// unless given.
+    pub validation_share: Option<f64>,
+    /// With `validation` and `oracle`: the accuracy may lose less than this share of its first value; 0.1 unless given.
+    pub tolerance: Option<f64>,
+    /// n: share of the neurons that are selected, by descending weight change; greater than 0, at most 1. Not used by
+    /// `validation` and `oracle`.
     pub neuron_ratio: f64,
     /// m: share of the selected neurons' weights that are set to zero; greater than 0, at most 1. Not used by `v1`.
     pub weight_ratio: f64,
@@ -69,7 +82,7 @@ pub struct Parameters {
     pub unlearning_epochs: usize,
     /// `activeness-aware`, `vanilla` or `none`.
     pub fine_tuning: FineTuning,
-    /// `per-tensor` or `global`.
+    /// `per-tensor` or `global`. This, `radius` and `alpha` are used by `activeness-aware` alone.
     pub gradient_norm: GradientNorm,
     /// r: length of the step along the normalised gradient to where the second gradient is taken.
     pub radius: f64,
@@ -87,6 +100,9 @@ pub struct Parameters {
 impl Default for Parameters {
     fn default() -> Parameters {
         Parameters {
+            selection: None,
+            validation_share: None,
+            tolerance: None,
             neuron_ratio: 0.15,
             weight_ratio: 0.7,
             reinitialisation: Reinitialisation::V3,
@@ -120,13 +136,53 @@ impl Parameters {
         }
     }
 
+    /// Who chooses n.
+    pub fn selection(&self) -> ThresholdSelection {
+        self.selection.unwrap_or(ThresholdSelection::Fixed)
+    }
+
+    /// One form for everything that means the same, of which the key of a cell is made: a field that the schemes and the
+    /// selection do not use has its default.
+    pub(super) fn canonical(self) -> Parameters {
+        let usual = Parameters::default();
+        let selection = self.selection();
+        let chosen = selection != ThresholdSelection::Fixed;
+        let held_out = selection == ThresholdSelection::Validation;
+        let (whole, tuned) = (self.reinitialisation == Reinitialisation::V1, self.fine_tuning != FineTuning::None);
+        let aware = self.fine_tuning == FineTuning::ActivenessAware;
+        Parameters {
+            selection: chosen.then_some(selection),
+            validation_share: held_out.then(|| self.validation_share()),
+            tolerance: chosen.then(|| self.tolerance()),
+            neuron_ratio: if chosen { usual.neuron_ratio } else { self.neuron_ratio },
+            weight_ratio: if whole { usual.weight_ratio } else { self.weight_ratio },
+            alpha: if aware { self.alpha } else { usual.alpha },
+            radius: if aware { self.radius } else { usual.radius },
+            gradient_norm: if aware { self.gradient_norm } else { usual.gradient_norm },
+            fine_tuning_learning_rate: match tuned {
+                true => self.fine_tuning_learning_rate,
+                false => usual.fine_tuning_learning_rate,
+            },
+            fine_tuning_momentum: if tuned { self.fine_tuning_momentum } else { usual.fine_tuning_momentum },
+            fine_tuning_passes: if tuned { self.fine_tuning_passes } else { usual.fine_tuning_passes },
+            ..self
+        }
+    }
+
+    pub(super) fn validation_share(&self) -> f64 {
+        self.validation_share.unwrap_or(0.2)
+    }
+
+    pub(super) fn tolerance(&self) -> f64 {
+        self.tolerance.unwrap_or(0.1)
+    }
+
     /// Refuses what no network and no data set allows.
     pub fn check(&self) -> Result<(), ParameterError> {
+        ParameterError::unless_between("validation_share", self.validation_share(), 0.0, 1.0)?;
+        ParameterError::unless_share("tolerance", self.tolerance())?;
         for (field, ratio) in [("neuron_ratio", self.neuron_ratio), ("weight_ratio", self.weight_ratio)] {
-            if !(ratio > 0.0 && ratio <= 1.0) {
-                let way_out = "give a number greater than 0 and at most 1";
-                return Err(ParameterError::new(field, ratio, "out of range", way_out));
-            }
+            ParameterError::unless_share(field, ratio)?;
         }
         for (field, rate) in [("fine_tuning_learning_rate", self.fine_tuning_learning_rate), ("radius", self.radius)] {
             ParameterError::unless_positive(field, rate)?;

@@ -1,6 +1,8 @@
 use std::ops::ControlFlow;
 
 use serde_json::json;
+use tsbd_analysis::UnlearnedModel;
+use tsbd_attack::Evaluation;
 use tsbd_nn::Architecture;
 
 use super::parameters::{FineTuning, GradientNorm, Reinitialisation};
@@ -27,6 +29,11 @@ fn unlearned(parameters: &Parameters) -> (UnlearnedModel, Vec<TracePoint>) {
         context.unlearn(&unlearning, &tiny::model("backdoored"), &tiny::clean(), &mut trace)
     });
     (unlearned.unwrap(), trace)
+}
+
+fn fine_tune(model: &mut Model, batch_size: usize, parameters: &Parameters, context: &mut Context) {
+    let (images, trace) = (tiny::clean().images(), &mut Vec::new());
+    activeness::fine_tune(model, images, batch_size, parameters, true, context, trace).unwrap();
 }
 
 fn golden_change() -> WeightChange {
@@ -97,7 +104,7 @@ fn v1_zeroes_whole_neurons_and_v2_the_same_share_of_each() {
     let backdoored = tiny::model("backdoored");
     let selected = reinitialisation::select(&change, 0.5, true);
     let zero = |scheme| reinitialisation::zero(&backdoored.state, &change, &selected, 0.7, scheme).unwrap();
-    let sizes = |neuron: &tsbd_analysis::Neuron| change.neurons.layers()[neuron.layer].weights_per_filter;
+    let sizes = |neuron: &Neuron| change.neurons.layers()[neuron.layer].weights_per_filter;
     assert_eq!(zero(Reinitialisation::V1).selected.len(), 8);
     for (neuron, zeroed) in zero(Reinitialisation::V1).selected {
         assert_eq!(zeroed, sizes(&neuron));
@@ -115,7 +122,7 @@ fn one_pass_of_fine_tuning_is_pytorchs_for_both_norms() {
         let parameters = Parameters { gradient_norm, fine_tuning_passes: 1, ..parameters() };
         let mut model = tiny::model("backdoored");
         in_context(&mut NoObserver, |context| {
-            activeness::fine_tune(&mut model, &tiny::clean(), 16, &parameters, context, &mut Vec::new()).unwrap();
+            fine_tune(&mut model, 16, &parameters, context);
         });
         assert_close(&model.state, &tiny::model(&format!("step.{name}")).state, 1e-6);
     }
@@ -127,7 +134,7 @@ fn the_two_norms_and_plain_fine_tuning_are_three_different_updates() {
         let parameters = Parameters { gradient_norm, fine_tuning, fine_tuning_passes: 1, ..parameters() };
         let mut model = tiny::model("backdoored");
         in_context(&mut NoObserver, |context| {
-            activeness::fine_tune(&mut model, &tiny::clean(), 16, &parameters, context, &mut Vec::new()).unwrap();
+            fine_tune(&mut model, 16, &parameters, context);
         });
         model.state.digest().unwrap()
     };
@@ -148,7 +155,7 @@ fn a_tensor_whose_gradient_is_zero_is_not_divided_by_its_norm() {
     model.state.set("linear.weight", &zeros).unwrap();
     let parameters = Parameters { fine_tuning_passes: 1, ..parameters() };
     in_context(&mut NoObserver, |context| {
-        activeness::fine_tune(&mut model, &tiny::clean(), 24, &parameters, context, &mut Vec::new()).unwrap();
+        fine_tune(&mut model, 24, &parameters, context);
     });
     for (name, tensor) in model.state.parameters() {
         let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -228,6 +235,7 @@ fn what_the_unlearning_depends_on_changes_it_and_nothing_else_does() {
 #[test]
 fn a_request_to_stop_ends_the_repair_and_names_the_stage() {
     struct StopAfter(usize);
+    impl tsbd_nn::Keeper for StopAfter {}
     impl DefenseObserver for StopAfter {
         fn progress(&mut self, progress: &Progress) -> ControlFlow<()> {
             assert!(progress.done <= progress.total && progress.stage == "unlearning");
@@ -267,6 +275,9 @@ fn parameters_are_canonical_and_out_of_range_ones_are_refused_by_name() {
         ("fine_tuning_passes", json!(0)),
         ("unlearning_learning_rate", json!(-1.0)),
         ("gradient_norm", json!("l1")),
+        ("selection", json!("test")),
+        ("validation_share", json!(1.0)),
+        ("tolerance", json!(0.0)),
         ("neuron_ration", json!(0.1)),
     ] {
         let error = (TSBD.configure)(&DefenseCommon::default(), json!({field: value})).unwrap_err();
@@ -283,4 +294,132 @@ fn a_ratio_that_selects_no_neuron_is_refused_before_anything_runs() {
     };
     assert!(check(0.1).is_ok());
     assert_eq!(check(0.05).unwrap_err().field, "neuron_ratio");
+}
+
+/// The ratios that select at least one of sixteen neurons.
+const SWEPT: [f64; 9] = [0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 0.9];
+
+fn repaired(parameters: Parameters, evaluate: &dyn Fn(&Model) -> Result<Evaluation, tsbd_attack::Error>) -> Repaired {
+    let defense = Tsbd::new(tiny::common(16), parameters).unwrap();
+    in_context(&mut NoObserver, |context| {
+        context.evaluate = evaluate;
+        defense.repair(&tiny::model("backdoored"), &tiny::clean(), context).unwrap()
+    })
+}
+
+fn selecting(selection: ThresholdSelection) -> Parameters {
+    Parameters { selection: Some(selection), ..parameters() }
+}
+
+fn swept_ratios(repaired: &Repaired) -> Vec<f64> {
+    let points = repaired.trace.iter().filter(|point| point.stage == "selection");
+    points.map(|point| point.metrics["neuron_ratio"]).collect()
+}
+
+#[test]
+fn the_test_sets_choose_the_ratio_with_the_lowest_success_rate_and_the_network_is_that_of_a_fixed_ratio() {
+    // The network before, then each ratio's: the fourth has the lowest rate but loses too much accuracy.
+    let rates = [(0.9, 0.9), (0.9, 0.8), (0.88, 0.3), (0.86, 0.2), (0.7, 0.0), (0.9, 0.9), (0.9, 0.5), (0.9, 0.4)];
+    let measured = std::cell::Cell::new(0);
+    let oracle = repaired(selecting(ThresholdSelection::Oracle), &|_| {
+        let (acc, asr) = rates.get(measured.replace(measured.get() + 1)).copied().unwrap_or((0.2, 0.1));
+        Ok(Evaluation { acc, asr: Some(asr), ..Evaluation::default() })
+    });
+    assert_eq!(swept_ratios(&oracle), SWEPT);
+    assert_eq!(measured.get(), 1 + SWEPT.len(), "once before and once for each ratio");
+    assert_eq!(
+        (oracle.facts["selection"].as_str(), oracle.facts["neuron_ratio"].as_f64()),
+        (Some("oracle"), Some(0.2))
+    );
+    let usual = |_: &Model| Ok(Evaluation::default());
+    let fixed = repaired(Parameters { neuron_ratio: 0.2, ..parameters() }, &usual);
+    assert_eq!(oracle.model.state.digest().unwrap(), fixed.model.state.digest().unwrap());
+    assert_eq!((&oracle.changed, &oracle.facts["weights_zeroed"]), (&fixed.changed, &fixed.facts["weights_zeroed"]));
+    assert_eq!((fixed.facts["selection"].as_str(), fixed.facts["neuron_ratio"].as_f64()), (Some("fixed"), Some(0.2)));
+    assert!(swept_ratios(&fixed).is_empty());
+}
+
+#[test]
+fn held_out_images_choose_the_greatest_ratio_that_keeps_their_accuracy_and_the_test_sets_are_not_measured() {
+    let own =
+        Parameters { validation_share: Some(0.5), tolerance: Some(0.3), ..selecting(ThresholdSelection::Validation) };
+    let found = repaired(own.clone(), &|_| unreachable!("the test sets were measured"));
+    assert_eq!(swept_ratios(&found), SWEPT);
+    assert_eq!(
+        (found.facts["images_used"].as_u64(), found.facts["selection"].as_str()),
+        (Some(12), Some("validation"))
+    );
+    let (_, held_out) = tiny::clean().hold_out(0.5);
+    let accuracy = |model: &Model| {
+        in_context(&mut NoObserver, |context| model.predict(&context.plain(held_out.clone(), 16)).unwrap().accuracy())
+    };
+    let before = accuracy(&tiny::model("backdoored"));
+    let point = found.trace.iter().rfind(|point| {
+        point.stage == "selection" && (before - point.metrics["selection_accuracy"]).abs() < 0.3 * before
+    });
+    let chosen = point.unwrap();
+    assert_eq!(found.facts["neuron_ratio"].as_f64(), Some(chosen.metrics["neuron_ratio"]));
+    assert_eq!(accuracy(&found.model), chosen.metrics["selection_accuracy"], "the network is that of the ratio");
+
+    let check = |own| Tsbd::new(tiny::common(16), own).unwrap().check(tiny::architecture().as_ref(), &tiny::facts());
+    assert!(check(own).is_ok());
+    let error = check(selecting(ThresholdSelection::Validation)).unwrap_err();
+    assert_eq!(error.field, "validation_share", "a fifth of 24 images is too few");
+    assert!(check(selecting(ThresholdSelection::Oracle)).is_ok());
+}
+
+#[test]
+fn where_no_ratio_is_good_enough_the_network_stays_as_it_is() {
+    let unmoved = |_: &Model| Ok(Evaluation { acc: 0.5, asr: Some(0.25), ..Evaluation::default() });
+    let found = repaired(selecting(ThresholdSelection::Oracle), &unmoved);
+    assert_eq!(found.model.state.digest().unwrap(), tiny::model("backdoored").state.digest().unwrap());
+    assert!(found.changed.is_empty() && found.facts["neuron_ratio"].is_null() && found.facts["neurons_selected"] == 0);
+}
+
+#[test]
+fn fields_that_a_scheme_does_not_use_make_no_difference() {
+    let of = |own| (TSBD.configure)(&DefenseCommon::default(), own).unwrap().parameters();
+    let idle = json!({"alpha": 0.1, "radius": 0.2, "gradient_norm": "global"});
+    let tuning = json!({"fine_tuning_passes": 3, "fine_tuning_momentum": 0.5, "fine_tuning_learning_rate": 0.1});
+    let with = |scheme: Value, fields: &Value| {
+        let mut own = scheme;
+        own.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        of(own)
+    };
+    for scheme in [json!({"fine_tuning": "vanilla"}), json!({"fine_tuning": "none"})] {
+        assert_eq!(with(scheme.clone(), &idle), of(scheme));
+    }
+    let (vanilla, none) = (json!({"fine_tuning": "vanilla"}), json!({"fine_tuning": "none"}));
+    assert_eq!(with(none.clone(), &tuning), of(none));
+    assert_eq!(
+        with(json!({"reinitialisation": "v1"}), &json!({"weight_ratio": 0.3})),
+        of(json!({"reinitialisation": "v1"}))
+    );
+    // Where they are used they do.
+    for (scheme, fields) in
+        [(json!({}), &idle), (vanilla, &tuning), (json!({"reinitialisation": "v2"}), &json!({"weight_ratio": 0.3}))]
+    {
+        for (field, value) in fields.as_object().unwrap() {
+            assert_ne!(with(scheme.clone(), &json!({field: value})), of(scheme.clone()), "{field}");
+        }
+    }
+}
+
+#[test]
+fn the_usual_selection_leaves_no_trace_in_the_parameters_and_what_is_not_used_makes_no_difference() {
+    let of = |own| (TSBD.configure)(&DefenseCommon::default(), own).unwrap().parameters();
+    let usual = of(json!({}));
+    for field in ["selection", "validation_share", "tolerance"] {
+        assert!(usual[field].is_null(), "{field}: nulls are left out of a cell's key");
+    }
+    assert_eq!(of(json!({"selection": "fixed", "validation_share": 0.3, "tolerance": 0.2})), usual);
+    let oracle = of(json!({"selection": "oracle"}));
+    assert_eq!((&oracle["tolerance"], &oracle["validation_share"]), (&json!(0.1), &json!(null)));
+    assert_eq!(of(json!({"selection": "oracle", "neuron_ratio": 0.3, "validation_share": 0.3})), oracle);
+    let validation = of(json!({"selection": "validation"}));
+    assert_eq!(validation["validation_share"], 0.2);
+    assert_ne!(of(json!({"selection": "validation", "tolerance": 0.2})), validation);
+    for parameters in [oracle, validation] {
+        assert_eq!(TSBD.from_parameters(&parameters).unwrap().parameters(), parameters);
+    }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use tsbd_analysis::{MEASUREMENTS, Measurement, MeasurementEntry};
 use tsbd_attack::parameters::{self, field_names};
-use tsbd_attack::{Attack, AttackEntry, ParameterError, Poisoning};
+use tsbd_attack::{Attack, AttackEntry, DatasetFacts, ParameterError, Poisoning};
 use tsbd_defense::{DEFENSES, Defense, DefenseCommon, DefenseEntry};
 
 use super::section::{refuse_unknown, require_table};
@@ -107,6 +107,11 @@ impl Family {
             let reason = format!("{name}: {}", error.reason);
             return problems.add(place, "data.image_size", Some(error.value), reason, error.way_out);
         }
+        // Nor is the method itself, whatever its parameters say.
+        if error.field == self.shared {
+            let key = format!("grid.{}", self.shared);
+            return problems.add(asked_at, key, Some(error.value), error.reason, error.way_out);
+        }
         let keys = [format!("{}.{name}.{}", self.own, error.field), format!("{}.{}", self.shared, error.field)];
         let written = keys.iter().find_map(|key| Some((key, lookup(root, key)?)));
         match written {
@@ -159,14 +164,23 @@ pub(super) fn attack(
     finish(configured, errors, &ATTACK, entry.name, root, asked_at, problems)
 }
 
-/// The defense of a grid point, configured. `asked_at` is its name in the grid.
+/// The defense of a grid point, configured: what is written, else what is published for the data set, else its defaults.
+/// `asked_at` is its name in the grid.
 pub(super) fn defense(
     entry: &DefenseEntry,
     root: &Table,
+    dataset: &DatasetFacts,
     asked_at: &Place,
     problems: &mut Problems,
 ) -> Option<Box<dyn Defense>> {
-    let (shared, own) = DEFENSE.parameters(root, entry.name);
+    let (mut shared, mut own) = DEFENSE.parameters(root, entry.name);
+    if let Value::Object(published) = (entry.published)(dataset) {
+        let fields = (DEFENSE.fields)();
+        for (field, value) in published {
+            let part = if fields.contains(&field) { &mut shared } else { &mut own };
+            part.entry(field).or_insert(value);
+        }
+    }
     let mut errors = DEFENSE.read_fields(&shared, |field| {
         let common: DefenseCommon = parameters::read(&field)?;
         common.check_ranges()

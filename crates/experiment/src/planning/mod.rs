@@ -424,7 +424,7 @@ impl Planner<'_> {
     /// A defense with its checked parameters.
     fn defense(&mut self, basis: &Basis, entry: &DefenseEntry, asked_at: &Place) -> Option<Box<dyn Defense>> {
         let (root, problems) = (&basis.root, &mut self.problems);
-        let configured = methods::defense(entry, root, asked_at, problems)?;
+        let configured = methods::defense(entry, root, &basis.facts, asked_at, problems)?;
         let before = problems.len();
         let checked = configured.check(basis.architecture.as_ref(), &basis.facts);
         methods::check(checked, &methods::DEFENSE, entry.name, root, asked_at, problems);
@@ -498,7 +498,9 @@ impl Planner<'_> {
             numbers = needs.unlearning.then(|| unlearning_method(&unlearning));
         }
         if needs.clean_model {
-            parents.push(self.clean_model(basis, asked.seed));
+            let attack = registry::attack(asked.attack.0)?.from_parameters(&train.attack.parameters).ok()?;
+            let training = basis.training.lasting(attack.clean_epochs(basis.training.epochs));
+            parents.push(self.clean_model(basis, training, asked.seed));
         }
         for name in &needs.scores {
             let scoring = tsbd_defense::find(name);
@@ -528,10 +530,11 @@ impl Planner<'_> {
         Some((measure, needs))
     }
 
-    /// The cell that trains the clean model with the images, network and training of a point.
-    fn clean_model(&mut self, basis: &Basis, seed: u64) -> CellKey {
+    /// The cell that trains the clean model with the images and network of a point.
+    fn clean_model(&mut self, basis: &Basis, training: TrainingParameters, seed: u64) -> CellKey {
         let parameters = Value::Object(serde_json::Map::new());
-        self.insert(self.train(basis, &tsbd_attack::NONE, parameters, seed))
+        let train = self.train(basis, &tsbd_attack::NONE, parameters, seed);
+        self.insert(Cell { training: Some(training), ..train })
     }
 
     /// The cell that trains a model from nothing but the data set.
@@ -571,7 +574,7 @@ impl Planner<'_> {
         if !groundwork.needs_clean_model() {
             return self.insert(Cell { model: None, ..prepare });
         }
-        let clean = self.clean_model(basis, seed);
+        let clean = self.clean_model(basis, basis.training.clone(), seed);
         self.insert(Cell { parents: vec![clean], ..prepare })
     }
 

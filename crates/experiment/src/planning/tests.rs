@@ -376,6 +376,60 @@ fn a_table_is_planned_from_the_notes_of_a_run_without_its_images() {
     assert_eq!(noted.points.len(), known.points.len());
 }
 
+/// A request about the real images of a data set, without them: what a run would note.
+fn noted(folder: &tempfile::TempDir, request: Request, dataset: &str, digest: &str, facts: DatasetFacts) -> Request {
+    let store = Store::new(folder.path());
+    let name = images::name(&DatasetParameters::new(dataset));
+    store.note_images(&[(name, ImagesIdentity { digest: digest.into(), facts })].into()).unwrap();
+    Request { images: ImagesFrom::Notes(store, DataRoot::new("/nowhere")), ..request }
+}
+
+#[test]
+fn a_defense_has_what_is_published_for_its_data_set_unless_something_is_written() {
+    let text =
+        "profile = \"paper\"\n[grid]\nattack = [\"badnets\"]\ndefense = [\"ft\", \"fp\", \"nad\", \"nc\", \"clp\"]\n";
+    let parameters = |dataset: &str, classes: usize, size: usize, set: &[(&str, &str)]| {
+        let folder = tempfile::tempdir().unwrap();
+        let facts = DatasetFacts { classes, train_images: 500 * classes, images_per_class: vec![500; classes], size };
+        let request = request(text, &[&[("data.name", dataset)][..], set].concat());
+        let plan = plan(&noted(&folder, request, dataset, "0123", facts)).unwrap_or_else(|refusal| panic!("{refusal}"));
+        let repairs = plan.cells.values().filter_map(|cell| cell.defense.clone());
+        repairs.map(|method| (method.name, method.parameters)).collect::<BTreeMap<String, Value>>()
+    };
+    let tiny = parameters("tiny-imagenet", 200, 64, &[]);
+    for defense in ["ft", "fp", "nc"] {
+        assert_eq!(
+            (&tiny[defense]["epochs"], &tiny[defense]["schedule"]),
+            (&json!(200), &json!("plateau")),
+            "{defense}"
+        );
+    }
+    assert_eq!((&tiny["nad"]["batch_size"], &tiny["ft"]["batch_size"]), (&json!(128), &json!(256)));
+    let written = [("defenses.ft.schedule", "cosine"), ("defense.batch_size", "64"), ("defenses.nc.epochs", "3")];
+    let told = parameters("tiny-imagenet", 200, 64, &written);
+    assert_eq!((&told["ft"]["schedule"], &told["ft"]["epochs"]), (&Value::Null, &json!(200)));
+    assert_eq!((&told["nad"]["batch_size"], &told["nc"]["epochs"]), (&json!(64), &json!(3)));
+    let cifar = parameters("cifar10", 10, 32, &[]);
+    assert_eq!((&cifar["ft"]["epochs"], &cifar["ft"]["schedule"]), (&json!(100), &Value::Null));
+    assert_eq!(cifar["nad"]["batch_size"], 256);
+}
+
+#[test]
+fn the_cells_of_table_1_in_the_quick_profile_never_change_by_accident() {
+    let folder = tempfile::tempdir().unwrap();
+    let facts = DatasetFacts { classes: 10, train_images: 50_000, images_per_class: vec![5_000; 10], size: 32 };
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../experiments/table1.toml");
+    let request =
+        Request { source: ExperimentSource::File(file.into()), profile: Some("quick".into()), ..request("", &[]) };
+    let digest = "ae2370367250a8f9951e6f75b82efacc2591f2f494feb8fe9c391ea58f82bbbe";
+    let plan = plan(&noted(&folder, request, "cifar10", digest, facts)).unwrap_or_else(|refusal| panic!("{refusal}"));
+    let keys: Vec<&str> = plan.cells.keys().map(CellKey::as_str).collect();
+    assert_eq!(keys.len(), 111);
+    // A changed literal means that a table of hours is computed anew: only for a change that is meant, such as a revision.
+    let all = blake3::hash(keys.concat().as_bytes()).to_hex();
+    assert_eq!(&all[..16], "0000000000000000");
+}
+
 #[test]
 fn the_experiments_of_this_repository_are_valid() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../experiments");
@@ -453,6 +507,27 @@ fn measurements_share_the_unlearned_and_the_clean_models_that_they_need() {
     for (position, (key, cell)) in plan.cells.iter().enumerate() {
         assert!(cell.parents.iter().all(|parent| plan.cells.get_index_of(parent).unwrap() < position), "{key}");
     }
+}
+
+#[test]
+fn a_clean_model_that_is_compared_with_learns_as_long_as_the_attacked_one() {
+    let of = |attack: &str, set: &[(&str, &str)]| {
+        let text = MEASURED.replace("[\"badnets\"]", &format!("[\"{attack}\"]"));
+        let text = text.replace("measure = [", "measure = [\"activeness\"]\n#");
+        let plan = planned(&text, &[&[("data.image_size", "16"), ("attack.poisoning_ratio", "0.2")][..], set].concat());
+        let clean = the_cell(&plan, CellKind::Train, "none");
+        let training = clean.training.clone().unwrap();
+        assert_eq!(training.schedule, crate::parameters::Schedule::Cosine { t_max: training.epochs });
+        assert!(measured(&plan, "activeness").parents.contains(&clean.key()));
+        (training.epochs, clean.key())
+    };
+    let usual = of("badnets", &[]);
+    assert_eq!(usual.0, 15);
+    assert_eq!(of("wanet", &[("attacks.wanet.epochs", "40")]).0, 40);
+    // In four of its epochs Input-aware trains its masks, and the model rests.
+    let of_input_aware = of("input-aware", &[("attacks.input-aware.epochs", "26")]);
+    assert_eq!(of_input_aware.0, 22);
+    assert_eq!(of("wanet", &[("attacks.wanet.epochs", "15")]), usual, "the cell of the attack `none`");
 }
 
 #[test]

@@ -55,6 +55,8 @@ pub struct Attempt {
 impl Attempt {
     /// Name of the checkpoint inside the folder: what a later attempt continues from.
     pub const CHECKPOINT: &'static str = "checkpoint.safetensors";
+    /// How the names of all checkpoints begin: work in several stages has one for each.
+    const CHECKPOINTS: &'static str = "checkpoint.";
 
     /// Its name.
     pub fn id(&self) -> &AttemptId {
@@ -75,6 +77,38 @@ impl Attempt {
     pub fn checkpoint(&self) -> PathBuf {
         self.directory.join(Self::CHECKPOINT)
     }
+
+    /// Where the checkpoint of one stage is written, atomically, by whoever works in several.
+    pub fn stage_checkpoint(&self, stage: &str) -> PathBuf {
+        let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '-' };
+        let name: String = stage.chars().map(plain).collect();
+        self.directory.join(format!("{}{name}.safetensors", Self::CHECKPOINTS))
+    }
+
+    /// Whether there is something to continue from.
+    pub fn has_checkpoint(&self) -> bool {
+        newest_checkpoint(&self.directory).is_ok_and(|newest| newest.is_some())
+    }
+}
+
+/// When the newest checkpoint in an attempt's folder was written; nothing if there is none, or no folder any more.
+fn newest_checkpoint(directory: &Path) -> Result<Option<SystemTime>, StoreError> {
+    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let entries = match fs::read_dir(directory) {
+        Err(error) if gone(&error) => return Ok(None),
+        entries => entries.map_err(file_error)?,
+    };
+    let mut newest = None;
+    for entry in entries {
+        let entry = entry.map_err(file_error)?;
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(Attempt::CHECKPOINTS)) {
+            match entry.metadata().and_then(|metadata| metadata.modified()) {
+                Err(error) if gone(&error) => {}
+                written => newest = newest.max(Some(written.map_err(file_error)?)),
+            }
+        }
+    }
+    Ok(newest)
 }
 
 impl Store {
@@ -121,12 +155,7 @@ impl Store {
     pub fn resumable_attempt(&self, key: &CellKey) -> Result<Option<AttemptId>, StoreError> {
         let mut newest: Option<(SystemTime, AttemptId)> = None;
         for id in self.attempts(key)? {
-            let checkpoint = self.attempt_directory(key, &id).join(Attempt::CHECKPOINT);
-            let written = match fs::metadata(checkpoint).and_then(|metadata| metadata.modified()) {
-                Ok(written) => written,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(file_error(error)),
-            };
+            let Some(written) = newest_checkpoint(&self.attempt_directory(key, &id))? else { continue };
             let newer = newest.as_ref().is_none_or(|(time, _)| written >= *time);
             if newer && self.open_attempt(key, &id).is_ok() {
                 newest = Some((written, id));
@@ -208,6 +237,21 @@ mod tests {
         let expected = new.id().clone();
         drop((old, new));
         assert_eq!(store.resumable_attempt(&key).unwrap(), Some(expected.clone()));
+        assert_eq!(store.begin_attempt(&key, None).unwrap().id(), &expected);
+    }
+
+    #[test]
+    fn the_checkpoint_of_a_stage_counts_like_any_other_and_each_stage_has_its_own() {
+        let (_folder, store, key) = store();
+        let first = store.begin_attempt(&key, None).unwrap();
+        assert!(!first.has_checkpoint());
+        let path = first.stage_checkpoint("trigger search");
+        assert!(path.ends_with("checkpoint.trigger-search.safetensors"), "{}", path.display());
+        assert_ne!(path, first.stage_checkpoint("fine-tuning"));
+        fs::write(path, "class 3").unwrap();
+        assert!(first.has_checkpoint());
+        let expected = first.id().clone();
+        drop(first);
         assert_eq!(store.begin_attempt(&key, None).unwrap().id(), &expected);
     }
 

@@ -11,7 +11,7 @@
 //!     failure.json                 why the last attempt failed, if it did
 //!     publish.lock                 held while a result is being published
 //!     attempts/<n>-<pid>/          private folder of one process, which holds its `lock`
-//!       checkpoint.safetensors     where the next attempt continues
+//!       checkpoint.safetensors     where the next attempt continues; work in stages: checkpoint.<stage>.safetensors
 //!       log                        what the process wrote on standard error
 //! ```
 //!

@@ -222,6 +222,58 @@ fn a_checkpoint_kept_by_cloning_does_not_move_with_the_training() {
 }
 
 #[test]
+fn a_kept_training_comes_back_with_its_notes_to_the_run_that_kept_it_and_to_no_other() {
+    #[derive(Default)]
+    struct Shelf(Option<(String, IndexMap<String, Tensor>)>);
+    impl crate::Keeper for Shelf {
+        fn keep(&mut self, stage: &str, run: &str, state: &IndexMap<String, Tensor>) -> Result<()> {
+            let copies = state.iter().map(|(name, tensor)| Ok((name.clone(), tensor.copy()?)));
+            self.0 = Some((format!("{stage}, {run}"), copies.collect::<Result<_>>()?));
+            Ok(())
+        }
+        fn kept(&mut self, stage: &str, run: &str) -> Option<IndexMap<String, Tensor>> {
+            self.0.as_ref().filter(|(kept, _)| *kept == format!("{stage}, {run}")).map(|(_, state)| state.clone())
+        }
+    }
+    struct Watcher<'s>(&'s mut Shelf);
+    impl TrainingObserver for Watcher<'_> {
+        fn step(&mut self, report: &StepReport) -> ControlFlow<()> {
+            if (report.epoch, report.step) == (2, 0) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+        fn checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+            checkpoint.keep(self.0, "training", "a", &format!("after {}", checkpoint.next_epoch()))
+        }
+    }
+    let mut shelf = Shelf::default();
+    train(&mut model(0), &batches(2), &config(4), None, &mut Watcher(&mut shelf)).unwrap();
+    let mut resumed = model(1);
+    let modules = resumed.architecture.modules().to_vec();
+    assert!(Checkpoint::kept(&mut shelf, "training", "b", &modules).is_none());
+    let (checkpoint, notes) = Checkpoint::kept(&mut shelf, "training", "a", &modules).unwrap();
+    assert_eq!((notes.as_str(), checkpoint.next_epoch()), ("after 2", 2));
+    train(&mut resumed, &batches(2), &config(4), Some(checkpoint), &mut IgnoreProgress).unwrap();
+    let mut whole = model(0);
+    train(&mut whole, &batches(2), &config(4), None, &mut IgnoreProgress).unwrap();
+    assert_eq!(resumed.state.digest().unwrap(), whole.state.digest().unwrap());
+
+    // A tensor that is missing, one too many, and one of another shape.
+    let (_, state) = shelf.0.unwrap();
+    let refused = |change: &dyn Fn(&mut IndexMap<String, Tensor>)| {
+        let mut state = state.clone();
+        state.shift_remove("notes");
+        change(&mut state);
+        Checkpoint::from_tensors(state, &modules).unwrap_err().to_string()
+    };
+    assert!(refused(&|state| drop(state.shift_remove("velocity.linear.bias"))).contains("velocity.linear.bias"));
+    assert!(refused(&|state| drop(state.insert("more".into(), whole_tensor()))).contains("`more`"));
+    assert!(refused(&|state| drop(state.insert("model.linear.bias".into(), whole_tensor()))).contains("linear.bias"));
+}
+
+fn whole_tensor() -> Tensor {
+    Tensor::zeros(99, tsbd_tensor::DType::F32, &tsbd_tensor::Device::Cpu).unwrap()
+}
+
+#[test]
 fn a_checkpoint_of_another_configuration_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let mut observer = keeper(&folder);

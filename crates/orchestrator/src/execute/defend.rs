@@ -3,12 +3,14 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
 use serde_json::{Value, json};
 use tsbd_analysis::Unlearned;
 use tsbd_attack::{Evaluation, LEARNED_TRIGGER, PoisonFacts};
 use tsbd_defense::{Context, Defense, DefenseObserver, Progress};
 use tsbd_experiment::{CellKind, MethodParameters, NEURONS, TracePoint};
-use tsbd_nn::Model;
+use tsbd_nn::{Keeper, Model};
+use tsbd_tensor::Tensor;
 
 use super::unlearn::{self, save_neurons};
 use super::{ExecuteError, MODEL, Setting, other_method, rates};
@@ -31,7 +33,8 @@ pub(super) fn run(setting: Setting, workspace: &CellWorkspace) -> Result<Conclus
     let (parents, device) = (workspace.parents()?, &setting.device);
     let unlearned = unlearn::result(workspace, &parents, Unlearned::Clean, &setting.architecture, device)?;
     let clean = defense.clean_subset(Arc::clone(&setting.dataset.train) as _, cell.seed)?;
-    let mut observer = Observer { reporter: workspace.reporter(), cancellation: workspace.cancellation() };
+    let (reporter, cancellation) = (workspace.reporter(), workspace.cancellation());
+    let mut observer = Observer { workspace, reporter, cancellation };
     let mut context = Context {
         streams: setting.streams.child(&method.name),
         device: setting.device.clone(),
@@ -80,12 +83,23 @@ fn configure(method: &MethodParameters) -> Result<Box<dyn Defense>, CellError> {
     }
 }
 
-struct Observer {
+struct Observer<'a> {
+    workspace: &'a CellWorkspace,
     reporter: ProgressReporter,
     cancellation: Cancellation,
 }
 
-impl DefenseObserver for Observer {
+impl Keeper for Observer<'_> {
+    fn keep(&mut self, stage: &str, run: &str, state: &IndexMap<String, Tensor>) -> tsbd_nn::Result<()> {
+        self.workspace.keep(stage, run, state)
+    }
+
+    fn kept(&mut self, stage: &str, run: &str) -> Option<IndexMap<String, Tensor>> {
+        self.workspace.kept(stage, run)
+    }
+}
+
+impl DefenseObserver for Observer<'_> {
     fn stage(&mut self, stage: &str, _steps: usize) {
         self.reporter.stage(stage);
     }

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use tsbd_attack::{Groundwork, GroundworkContext, GroundworkObserver};
 use tsbd_experiment::{CellKind, TracePoint};
-use tsbd_nn::{Model, load_tensors, save_tensors};
+use tsbd_nn::Model;
 use tsbd_tensor::Tensor;
 
 use super::{Basis, ExecuteError, MATERIAL, MODEL, configure_attack};
 use crate::workspace::{Cancellation, CellError, CellWorkspace, Conclusion, Findings, ProgressReporter};
+
+/// What its checkpoint is called: a groundwork keeps one state.
+const STAGE: &str = "groundwork";
 
 pub(super) fn run(basis: &Basis, workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
     let attack = configure_attack(&workspace.cell().attack)?;
@@ -80,20 +83,10 @@ impl GroundworkObserver for Observer<'_> {
     }
 
     fn keep(&mut self, run: &str, state: &IndexMap<String, Tensor>) -> tsbd_nn::Result<()> {
-        save_tensors(&self.workspace.checkpoint(), run, state)?;
-        if let Err(error) = self.workspace.checkpointed() {
-            eprintln!("the seconds spent so far could not be kept: {error}");
-        }
-        Ok(())
+        self.workspace.keep(STAGE, run, state)
     }
 
-    /// A damaged state costs the work that it held and nothing else.
     fn kept(&mut self, run: &str) -> Option<IndexMap<String, Tensor>> {
-        load_tensors(&self.workspace.checkpoint(), run).unwrap_or_else(|error| {
-            let note = format!("{error}; it is made from the beginning");
-            eprintln!("{note}");
-            self.reporter.note(note);
-            None
-        })
+        self.workspace.kept(STAGE, run)
     }
 }

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 use tsbd_analysis::{
     Context, NeuronVector, NeuronVectors, Observer, Unlearned, UnlearnedModel, Unlearning, weight_change,
@@ -12,8 +13,8 @@ use tsbd_attack::LEARNED_TRIGGER;
 use tsbd_data::ImageSource;
 use tsbd_defense::{CleanSubset, DefenseCommon};
 use tsbd_experiment::{CellKind, CellRecord, MethodParameters, NEURONS, TracePoint};
-use tsbd_nn::{Architecture, Model};
-use tsbd_tensor::Device;
+use tsbd_nn::{Architecture, Keeper, Model};
+use tsbd_tensor::{Device, Tensor};
 
 use super::{Basis, ExecuteError, MODEL, Setting, other_method};
 use crate::workspace::{Cancellation, CellError, CellWorkspace, Conclusion, Findings, ProgressReporter};
@@ -165,19 +166,31 @@ pub(super) fn save_neurons(vectors: &NeuronVectors, path: &Path) -> Result<(), C
 }
 
 /// Tells the coordinator what an unlearning or a measurement does, and keeps its epochs for the record.
-pub(super) struct Watcher {
+pub(super) struct Watcher<'a> {
+    workspace: &'a CellWorkspace,
     reporter: ProgressReporter,
     cancellation: Cancellation,
     pub(super) trace: Vec<TracePoint>,
 }
 
-impl Watcher {
-    pub(super) fn new(workspace: &CellWorkspace) -> Watcher {
-        Watcher { reporter: workspace.reporter(), cancellation: workspace.cancellation(), trace: Vec::new() }
+impl<'a> Watcher<'a> {
+    pub(super) fn new(workspace: &'a CellWorkspace) -> Watcher<'a> {
+        let (reporter, cancellation) = (workspace.reporter(), workspace.cancellation());
+        Watcher { workspace, reporter, cancellation, trace: Vec::new() }
     }
 }
 
-impl Observer for Watcher {
+impl Keeper for Watcher<'_> {
+    fn keep(&mut self, stage: &str, run: &str, state: &IndexMap<String, Tensor>) -> tsbd_nn::Result<()> {
+        self.workspace.keep(stage, run, state)
+    }
+
+    fn kept(&mut self, stage: &str, run: &str) -> Option<IndexMap<String, Tensor>> {
+        self.workspace.kept(stage, run)
+    }
+}
+
+impl Observer for Watcher<'_> {
     fn step(&mut self, stage: &'static str, done: usize, total: usize, loss: Option<f64>) -> ControlFlow<()> {
         self.reporter.step(stage, (0, 1), (done, total), loss, None);
         if self.cancellation.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
