@@ -10,6 +10,7 @@ mod layers;
 mod methods;
 mod section;
 mod sections;
+mod slurm;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use tsbd_nn::Architecture;
 
 pub use images::{ImagesFrom, ImagesIdentity, KnownImages};
 pub use layers::PROFILES;
+pub use slurm::SlurmParameters;
 
 use crate::cell::{Cell, CellKey, CellKind};
 use crate::diagnostic::{Place, Problems, Refusal};
@@ -79,6 +81,7 @@ pub fn plan(request: &Request) -> Result<Plan, Refusal> {
         table: table_spec(&layers, &grid, &mut problems),
         figure: figure_spec(&layers, &mut problems),
     };
+    let slurm = slurm::read(&layers.table, &layers.start, &mut problems);
     let mut planner = Planner {
         profile: &layers.profile,
         start: &layers.start,
@@ -93,7 +96,7 @@ pub fn plan(request: &Request) -> Result<Plan, Refusal> {
     // Each cell was added after its parents, and stays after them when all trained models come before all else.
     let is_trained = |cell: &Cell| matches!(cell.kind, CellKind::Prepare | CellKind::Train);
     let (models, repairs): (Vec<_>, Vec<_>) = planner.cells.into_iter().partition(|(_, cell)| is_trained(cell));
-    Ok(Plan { experiment, cells: models.into_iter().chain(repairs).collect(), points, images: planner.images })
+    Ok(Plan { experiment, cells: models.into_iter().chain(repairs).collect(), points, images: planner.images, slurm })
 }
 
 fn text(root: &Table, key: &str, problems: &mut Problems) -> Option<String> {
