@@ -157,19 +157,19 @@ impl Ledger {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
 
     use proptest::prelude::*;
     use tsbd_experiment::{
-        Augmentation, Cell, CellKind, DatasetParameters, Experiment, MethodParameters, ModelParameters, Schedule,
-        TableSpec, TrainingParameters,
+        Augmentation, Cell, CellKind, DatasetParameters, Experiment, GridPoint, MethodParameters, ModelParameters,
+        Schedule, TableSpec, TrainingParameters,
     };
 
     use super::*;
 
-    /// Cell `i` has up to two earlier cells as parents, as the bits of `shape[i]` say.
-    fn plan(shape: &[u16]) -> Plan {
+    /// Cell `i` has up to two earlier cells as parents, as the bits of `shape[i]` say. Each is a point of its own.
+    pub(crate) fn plan(shape: &[u16]) -> Plan {
         let experiment = Experiment {
             name: "test".into(),
             title: "A test".into(),
@@ -209,6 +209,14 @@ mod tests {
                 unlearning: None,
                 measurement: None,
             };
+            plan.points.push(GridPoint {
+                attack: "none".into(),
+                defense: "none".into(),
+                measure: "none".into(),
+                seed: cell.seed,
+                axes: Default::default(),
+                cell: cell.key(),
+            });
             plan.cells.insert(cell.key(), cell);
         }
         plan

@@ -39,6 +39,8 @@ mod interrupt;
 mod ledger;
 mod lifeline;
 mod local;
+#[cfg(test)]
+mod properties;
 mod protocol;
 mod slurm;
 mod status;

@@ -29,6 +29,8 @@ pub(super) struct Follower<S> {
     template: Template,
     /// Most cells of an array.
     largest: usize,
+    /// How often the queue is looked at.
+    interval: Duration,
     /// What each cell of the plan starts from, in the plan's order. Cells are named by their positions in it.
     parents: IndexMap<CellKey, Vec<CellKey>>,
     /// The cells whose end was not told yet.
@@ -82,11 +84,13 @@ impl<S: Scheduler> Follower<S> {
         reports: mpsc::Sender<Report>,
     ) -> Self {
         let largest = template.parameters.array_size.unwrap_or(limit).min(limit).max(1);
+        let interval = Duration::from_secs(template.parameters.poll_seconds as u64);
         Self {
             scheduler,
             store: store.clone(),
             template,
             largest,
+            interval,
             parents: plan.cells.iter().map(|(key, cell)| (key.clone(), cell.parents.clone())).collect(),
             cells: BTreeMap::new(),
             without_result: BTreeSet::new(),
@@ -98,9 +102,15 @@ impl<S: Scheduler> Follower<S> {
         }
     }
 
+    /// The same, looking that often.
+    #[cfg(test)]
+    pub fn every(self, interval: Duration) -> Self {
+        Self { interval, ..self }
+    }
+
     /// Ends when nobody listens any more, or on request.
     pub async fn run(mut self, mut requests: mpsc::UnboundedReceiver<Request>) {
-        let mut clock = tokio::time::interval(Duration::from_secs(self.template.parameters.poll_seconds as u64));
+        let mut clock = tokio::time::interval(self.interval);
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut leave_at: Option<Instant> = None;
         loop {
@@ -407,7 +417,7 @@ impl<S: Scheduler> Follower<S> {
 
     /// Submits what is in no array, and arrays that Slurm does not have.
     async fn submit(&mut self, tasks: &Tasks) {
-        let mut live: BTreeSet<JobId> = tasks.iter().filter(|(_, task)| !is_over(task)).map(|(id, _)| id.job).collect();
+        let mut live = live_jobs(tasks);
         for number in self.submissions.keys().copied().collect::<Vec<_>>() {
             // An earlier coordinator was killed before it could submit it, or the controller did not answer.
             let submission = &self.submissions[&number];
@@ -416,9 +426,7 @@ impl<S: Scheduler> Follower<S> {
                 return;
             }
         }
-        let unplaced: Vec<usize> =
-            self.cells.iter().filter(|(_, cell)| cell.place.is_none()).map(|(position, _)| *position).collect();
-        let keys: Vec<CellKey> = unplaced.iter().map(|position| self.key(*position).clone()).collect();
+        let keys: Vec<CellKey> = self.due(tasks).into_iter().map(|position| self.key(position).clone()).collect();
         for array in arrays(&keys, |key| self.parents[key].as_slice(), self.largest) {
             let entries = array.cells.iter().map(|key| {
                 let lost = self.cells[&self.position(key)].lost;
@@ -441,6 +449,29 @@ impl<S: Scheduler> Follower<S> {
                 return;
             }
         }
+    }
+
+    /// The cells that are in no array, parents first, without those that start from a cell whose job has ended and is in
+    /// doubt: if that one has to run again, they come after it.
+    fn due(&self, tasks: &Tasks) -> Vec<usize> {
+        let mut due = Vec::new();
+        let mut held_back = BTreeSet::new();
+        for (&position, cell) in &self.cells {
+            let in_doubt = |parent: &CellKey| {
+                let parent = self.position(parent);
+                let ended = || {
+                    let task = self.task_of(parent).map(|id| tasks.get(&id).is_none_or(is_over));
+                    self.cells.contains_key(&parent) && task == Some(true)
+                };
+                held_back.contains(&parent) || ended()
+            };
+            if self.parents[position].iter().any(in_doubt) {
+                held_back.insert(position);
+            } else if cell.place.is_none() {
+                due.push(position);
+            }
+        }
+        due
     }
 
     async fn not_submitted(&mut self, error: &StoreError) {
@@ -510,7 +541,7 @@ impl<S: Scheduler> Follower<S> {
     /// Removes what is kept of arrays that concern nobody any more. What ended now is kept until the next look: its logs
     /// are still read.
     fn forget(&mut self, tasks: &Tasks) {
-        let live: BTreeSet<JobId> = tasks.iter().filter(|(_, task)| !is_over(task)).map(|(id, _)| id.job).collect();
+        let live = live_jobs(tasks);
         let followed: BTreeSet<usize> =
             self.cells.values().filter_map(|cell| cell.place).map(|(number, _)| number).collect();
         let is_settled = |entry: &Entry| entry.settled || self.store.artefact(&entry.key, "record.json").exists();
@@ -605,6 +636,11 @@ fn is_over(task: &Task) -> bool {
         judge(Some(task), &Word::Nothing),
         Verdict::Waits | Verdict::Runs | Verdict::Held | Verdict::HeldBySomebody | Verdict::Never(_)
     )
+}
+
+/// The arrays that have tasks which have not ended.
+fn live_jobs(tasks: &Tasks) -> BTreeSet<JobId> {
+    tasks.iter().filter(|(_, task)| !is_over(task)).map(|(id, _)| id.job).collect()
 }
 
 /// When the newest checkpoint of a cell was written.

@@ -11,6 +11,8 @@ mod export;
 mod follower;
 mod queue;
 mod submission;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -339,7 +339,8 @@ mod tests {
 
     use super::*;
 
-    /// What squeue 22.05 printed for an array with one task in each state that could be produced.
+    /// A task in each state. Tasks 0 to 8, 12, 19, 20 and 22 are as squeue 22.05 printed them of a real cluster; the others,
+    /// which could not be produced on one machine, are in the words of its manual.
     const RECORDED: &str = include_str!("recorded/squeue.txt");
 
     fn verdict(index: u32, word: &Word) -> Verdict {
