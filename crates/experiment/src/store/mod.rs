@@ -220,19 +220,43 @@ impl Store {
         Ok(self.failure(key)?.map_or(Found::Nothing, |failure| Found::Failed(Box::new(failure))))
     }
 
+    /// What `keep` keeps of what is there of each of these cells. Looks on all cores.
+    pub fn look_at_all<'a, T: Send>(
+        &self,
+        keys: impl IntoIterator<Item = &'a CellKey>,
+        verification: Verification,
+        keep: impl Fn(Found) -> T + Sync,
+    ) -> Result<BTreeMap<CellKey, T>, StoreError> {
+        let keys: Vec<&CellKey> = keys.into_iter().collect();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = keys.len().div_ceil(cores).max(1);
+        let look = |keys: &[&CellKey]| -> Result<Vec<(CellKey, T)>, StoreError> {
+            keys.iter().map(|&key| Ok((key.clone(), keep(self.look(key, verification)?)))).collect()
+        };
+        let look = &look;
+        std::thread::scope(|scope| {
+            let shares: Vec<_> = keys.chunks(share).map(|keys| scope.spawn(move || look(keys))).collect();
+            let mut found = BTreeMap::new();
+            for share in shares {
+                found.extend(share.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+            }
+            Ok(found)
+        })
+    }
+
     /// What is there of every cell of a plan.
     pub fn survey(&self, plan: &Plan, verification: Verification) -> Result<Survey, StoreError> {
         let mut survey = Survey::default();
-        for key in plan.cells.keys() {
-            match self.look(key, verification)? {
-                Found::Nothing => {}
-                Found::Done(_) => {
-                    survey.found.insert(key.clone(), OutcomeKind::Done);
-                }
-                Found::Failed(_) => {
-                    survey.found.insert(key.clone(), OutcomeKind::Failed);
-                }
-                Found::Damaged(damage) => survey.damaged.push(damage),
+        let light = |found| match found {
+            Found::Nothing => Ok(None),
+            Found::Done(_) => Ok(Some(OutcomeKind::Done)),
+            Found::Failed(_) => Ok(Some(OutcomeKind::Failed)),
+            Found::Damaged(damage) => Err(damage),
+        };
+        for (key, found) in self.look_at_all(plan.cells.keys(), verification, light)? {
+            match found {
+                Ok(outcome) => survey.found.extend(outcome.map(|outcome| (key, outcome))),
+                Err(damage) => survey.damaged.push(damage),
             }
         }
         Ok(survey)
