@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tsbd_experiment::{CellKey, Plan, Store};
-use tsbd_orchestrator::{CellEvent, Interrupts, RunError, RunEvent, RunOptions, RunSummary};
+use tsbd_orchestrator::{CellEvent, Interrupts, Place, RunError, RunEvent, RunOptions, RunSummary};
 
 use crate::failure::{Exit, Failure};
 use crate::progress::{Position, Progress, duration};
@@ -17,49 +17,66 @@ use crate::{labels, planning};
 pub struct Options<'a> {
     /// Folder with the data sets, if the user named one.
     pub data: Option<&'a Path>,
-    /// Cells at a time.
+    /// Where cells are computed.
+    pub place: Place,
+    /// Cells at a time on this machine.
     pub workers: usize,
 }
 
-/// Runs everything of `plan` that has no result yet. A second Ctrl-C kills what the first asked to stop.
+impl<'a> Options<'a> {
+    /// One cell at a time on this machine.
+    pub fn here(data: Option<&'a Path>) -> Self {
+        Self { data, place: Place::Local, workers: 1 }
+    }
+}
+
+/// Runs everything of `plan` that has no result yet. A second Ctrl-C kills what the first asked to stop, or cancels the
+/// jobs that the first would have left in the queue.
 pub fn run(plan: &Plan, store: &Store, options: Options, talk: &Talk) -> Result<RunSummary, Failure> {
     let system = |error| run_failure(RunError::System(error));
     let runtime = tokio::runtime::Runtime::new().map_err(system)?;
     runtime.block_on(async {
-        let mut run_options = RunOptions::new(Interrupts::from_signals().map_err(system)?).map_err(system)?;
-        run_options.data = options.data.map(Path::to_owned);
-        run_options.workers = options.workers;
+        let run_options = run_options(&options).map_err(system)?;
+        let interrupts = Interrupts::from_signals().map_err(system)?;
         let (sender, events) = mpsc::channel(256);
-        let drawing = tokio::spawn(draw(events, labels::of(plan), talk.quiet));
-        let summary = tsbd_orchestrator::run(plan, store, run_options, sender).await;
+        let drawing = tokio::spawn(draw(events, labels::of(plan), options.place, talk.quiet));
+        let summary = tsbd_orchestrator::run(plan, store, run_options, interrupts, sender).await;
         // Ends by itself once nobody sends any more; a panic in drawing loses lines, not results.
         let _ = drawing.await;
         summary.map_err(run_failure)
     })
 }
 
-fn run_failure(error: RunError) -> Failure {
+/// The options of a run.
+pub fn run_options(options: &Options) -> std::io::Result<RunOptions> {
+    let Options { data, place, workers } = *options;
+    Ok(RunOptions { data: data.map(Path::to_owned), place, workers, ..RunOptions::new()? })
+}
+
+/// Why a run could not begin.
+pub fn run_failure(error: RunError) -> Failure {
     match error {
         RunError::Store(error) => planning::store_failure(error),
+        RunError::Slurm(error) => Failure::from_error(Exit::Refused, error),
         error => Failure::from_error(Exit::Failed, error),
     }
 }
 
-async fn draw(mut events: mpsc::Receiver<RunEvent>, labels: BTreeMap<CellKey, String>, quiet: bool) {
+async fn draw(mut events: mpsc::Receiver<RunEvent>, labels: BTreeMap<CellKey, String>, place: Place, quiet: bool) {
     let mut progress: Option<Progress> = None;
     while let Some(event) = events.recv().await {
-        if let RunEvent::Planned { outstanding, total, done, workers, threads } = &event {
-            tracing::info!(total, done, workers, threads, "planned");
+        if let RunEvent::Planned { outstanding, total, done } = &event {
+            tracing::info!(total, done, "planned");
             progress = (!outstanding.is_empty()).then(|| Progress::new(outstanding.len(), quiet));
         }
-        show(event, progress.as_mut(), &labels);
+        show(event, progress.as_mut(), &labels, place);
     }
     if let Some(progress) = &mut progress {
         progress.clear();
     }
 }
 
-fn show(event: RunEvent, progress: Option<&mut Progress>, labels: &BTreeMap<CellKey, String>) {
+fn show(event: RunEvent, progress: Option<&mut Progress>, labels: &BTreeMap<CellKey, String>, place: Place) {
     let label = |key: &CellKey| labels.get(key).cloned().unwrap_or_else(|| key.short().to_owned());
     match event {
         RunEvent::Damaged { damage, aside } => {
@@ -71,8 +88,8 @@ fn show(event: RunEvent, progress: Option<&mut Progress>, labels: &BTreeMap<Cell
         event => {
             let Some(progress) = progress else { return };
             match event {
-                RunEvent::CellStarted { key, continues, pid, log, .. } => {
-                    tracing::info!(cell = %key, pid, log = %log.display(), "started");
+                RunEvent::CellStarted { key, continues, pid, job, log, .. } => {
+                    tracing::info!(cell = %key, pid, job, log = %log.display(), "started");
                     progress.started(&key, &label(&key), continues);
                 }
                 RunEvent::CellProgress { key, event } => hear(progress, &key, &label(&key), event),
@@ -86,13 +103,20 @@ fn show(event: RunEvent, progress: Option<&mut Progress>, labels: &BTreeMap<Cell
                         tracing::info!("{}: {line}", label(&key));
                     }
                 }
+                RunEvent::CellReturned { key, reason, ran } => progress.returned(&key, &label(&key), &reason, ran),
                 RunEvent::CellSkipped { key, parent } => progress.skipped(&label(&key), &label(&parent)),
                 RunEvent::CellStopped { key } => progress.stopped(&key),
-                RunEvent::Interrupted { kill: false, running } => {
-                    progress
-                        .note(&format!("stopping {}; again to kill, which loses the epoch at work", cells(running)));
-                }
-                RunEvent::Interrupted { kill: true, running } => progress.note(&format!("killing {}", cells(running))),
+                RunEvent::Interrupted { kill, running } => progress.note(&match (place, kill) {
+                    (Place::Local, false) => {
+                        format!("stopping {}; again to kill, which loses the epoch at work", cells(running))
+                    }
+                    (Place::Local, true) => format!("killing {}", cells(running)),
+                    (Place::Slurm, false) => {
+                        format!("leaving {} in the queue; again within 5 s to cancel the jobs", cells(running))
+                    }
+                    (Place::Slurm, true) => format!("cancelling the jobs of {}", cells(running)),
+                }),
+                RunEvent::Note { text } => progress.note(&text),
                 RunEvent::Planned { .. } | RunEvent::Damaged { .. } | RunEvent::Warning { .. } => {}
             }
         }
@@ -133,8 +157,8 @@ pub fn exit(summary: &RunSummary) -> Exit {
 /// What a run has come to, for people; failures with their reasons.
 pub fn describe(summary: &RunSummary, plan: &Plan) -> Vec<String> {
     let labels = labels::of(plan);
-    let RunSummary { already_done, finished, failed, skipped, stopped, interrupted, elapsed } = summary;
-    if finished.is_empty() && failed.is_empty() && stopped.is_empty() {
+    let RunSummary { already_done, finished, failed, skipped, stopped, left: in_queue, interrupted, elapsed } = summary;
+    if finished.is_empty() && failed.is_empty() && stopped.is_empty() && in_queue.is_empty() {
         return vec![match already_done {
             1 => "the only cell is done already".to_owned(),
             _ => format!("all {already_done} cells are done already"),
@@ -150,10 +174,13 @@ pub fn describe(summary: &RunSummary, plan: &Plan) -> Vec<String> {
             parts.push(format!("{count} {what}"));
         }
     }
-    let cells = cells(plan.cells.len());
-    let mut lines = vec![format!("{cells}: {} in {}", parts.join(", "), duration(elapsed.as_secs_f64()))];
+    let mut lines =
+        vec![format!("{}: {} in {}", cells(plan.cells.len()), parts.join(", "), duration(elapsed.as_secs_f64()))];
     lines.extend(failed.iter().map(|(key, reason)| format!("failed: {} ({}): {reason}", labels[key], key.short())));
-    if *interrupted && !stopped.is_empty() {
+    if !in_queue.is_empty() {
+        let count = cells(in_queue.len());
+        lines.push(format!("the jobs of {count} go on; run the same command to follow them again"));
+    } else if *interrupted && !stopped.is_empty() {
         lines.push("stopped; run the same command to continue".to_owned());
     } else if !failed.is_empty() {
         lines.push("hint: run the same command to try the failed cells again; nothing that is done is lost".to_owned());
@@ -178,6 +205,7 @@ pub fn to_json(summary: &RunSummary, plan: &Plan, store: &Store) -> Value {
         "finished": summary.finished.iter().map(cell).collect::<Vec<_>>(),
         "failed": summary.failed.iter().map(|(key, reason)| with(key, "reason", json!(reason))).collect::<Vec<_>>(),
         "skipped": summary.skipped.iter().map(|(key, parent)| with(key, "parent", json!(parent))).collect::<Vec<_>>(),
+        "left_in_queue": summary.left.iter().map(cell).collect::<Vec<_>>(),
         "stopped": summary.stopped.iter().map(cell).collect::<Vec<_>>(),
         "interrupted": summary.interrupted,
         "seconds": summary.elapsed.as_secs_f64(),

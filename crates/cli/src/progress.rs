@@ -150,6 +150,15 @@ impl Progress {
         self.summarise();
     }
 
+    /// A cell waits again, and runs later.
+    pub fn returned(&mut self, key: &CellKey, label: &str, reason: &str, ran: bool) {
+        if ran {
+            self.ended(key);
+        }
+        self.note(&format!("{label}: waits again, because {reason}"));
+        self.summarise();
+    }
+
     /// A cell will not run, because another one failed.
     pub fn skipped(&mut self, label: &str, parent: &str) {
         self.tally.skipped += 1;

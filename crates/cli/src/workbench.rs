@@ -131,7 +131,7 @@ fn material(cell: &Cell, plan: &Plan, folders: &Folders, talk: &Talk) -> Result<
     let found = store.look(key, Verification::Digests).map_err(planning::store_failure)?;
     if !matches!(found, Found::Done(_)) {
         let part = plan.leading_to(key);
-        let options = grid::Options { data: folders.data.data.as_deref(), workers: 1 };
+        let options = grid::Options::here(folders.data.data.as_deref());
         let summary = grid::run(&part, &store, options, talk)?;
         let exit = grid::exit(&summary);
         if exit != Exit::Done {

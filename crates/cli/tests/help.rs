@@ -12,6 +12,8 @@ const COMMANDS: &[&[&str]] = &[
     &["table"],
     &["figure"],
     &["report"],
+    &["export"],
+    &["export", "slurm"],
     &["list"],
     &["list", "attacks"],
     &["list", "defenses"],

@@ -161,39 +161,43 @@ impl Cell {
 /// JSON with sorted keys, without spaces and without nulls (a parameter that is null is a parameter not given):
 /// equal values give equal bytes, whatever order a map keeps.
 pub(crate) fn canonical_json(value: &Value) -> String {
-    let mut text = String::new();
+    let mut text = Vec::with_capacity(1024);
     write_canonical(value, &mut text);
-    text
+    String::from_utf8(text).expect("JSON is text")
 }
 
-fn write_canonical(value: &Value, text: &mut String) {
+fn write_canonical(value: &Value, text: &mut Vec<u8>) {
     match value {
         Value::Object(map) => {
             let mut entries: Vec<_> = map.iter().filter(|(_, value)| !value.is_null()).collect();
             entries.sort_by_key(|(key, _)| *key);
-            text.push('{');
+            text.push(b'{');
             for (position, (key, value)) in entries.into_iter().enumerate() {
                 if position > 0 {
-                    text.push(',');
+                    text.push(b',');
                 }
-                text.push_str(&Value::from(key.as_str()).to_string());
-                text.push(':');
+                write_plain(key, text);
+                text.push(b':');
                 write_canonical(value, text);
             }
-            text.push('}');
+            text.push(b'}');
         }
         Value::Array(items) => {
-            text.push('[');
+            text.push(b'[');
             for (position, item) in items.iter().enumerate() {
                 if position > 0 {
-                    text.push(',');
+                    text.push(b',');
                 }
                 write_canonical(item, text);
             }
-            text.push(']');
+            text.push(b']');
         }
-        scalar => text.push_str(&scalar.to_string()),
+        scalar => write_plain(scalar, text),
     }
+}
+
+fn write_plain(value: &(impl Serialize + ?Sized), text: &mut Vec<u8>) {
+    serde_json::to_writer(text, value).expect("text and numbers can be written to memory");
 }
 
 fn without_nulls(value: Value) -> Value {

@@ -34,7 +34,7 @@ pub use parameters::{
     Augmentation, DatasetParameters, MethodParameters, ModelParameters, Schedule, TrainingParameters,
 };
 pub use plan::{Experiment, FigureSpec, GridPoint, Plan, TableSpec, outstanding};
-pub use planning::{ExperimentSource, ImagesFrom, Request, plan};
+pub use planning::{ExperimentSource, ImagesFrom, Request, SlurmParameters, plan};
 pub use record::{
     Artefact, CellRecord, Failure, NEURONS, Outcome, OutcomeKind, Provenance, RECORD_FORMAT, TracePoint, Versions,
 };

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::cell::{Cell, CellKey};
-use crate::planning::KnownImages;
+use crate::planning::{KnownImages, SlurmParameters};
 use crate::record::OutcomeKind;
 
 /// What an experiment is called and what is made of its results.
@@ -102,6 +102,8 @@ pub struct Plan {
     pub points: Vec<GridPoint>,
     /// The data sets of the cells, for [`crate::Store::note_images`].
     pub images: KnownImages,
+    /// What jobs ask a cluster for, if the plan is run on one.
+    pub slurm: SlurmParameters,
 }
 
 impl Plan {
@@ -176,6 +178,7 @@ pub(crate) mod tests {
             cells: IndexMap::new(),
             points: Vec::new(),
             images: KnownImages::new(),
+            slurm: SlurmParameters::default(),
         };
         for attack in attacks {
             let train = train_cell(attack, 0);

@@ -108,7 +108,15 @@ pub fn neuron_rows(rows: &[ResultRow], store: &Store) -> Result<Vec<NeuronRows>,
 
 /// The rows of a plan, in the order of its points. Reads, never writes; a damaged record counts as missing.
 pub fn result_rows(plan: &Plan, store: &Store) -> Result<Vec<ResultRow>, StoreError> {
-    let mut found: BTreeMap<&CellKey, Found> = BTreeMap::new();
+    let cells: BTreeSet<&CellKey> = plan.points.iter().map(|point| &point.cell).collect();
+    // What happened on the way is in no table, and is most of a record.
+    let light = |mut found| {
+        if let Found::Done(record) = &mut found {
+            record.trace = Vec::new();
+        }
+        found
+    };
+    let found = store.look_at_all(cells, Verification::Sizes, light)?;
     let mut rows = Vec::with_capacity(plan.points.len());
     for point in &plan.points {
         let cell = &plan.cells[&point.cell];
@@ -130,9 +138,6 @@ pub fn result_rows(plan: &Plan, store: &Store) -> Result<Vec<ResultRow>, StoreEr
             shared_seconds: None,
             peak_memory_mb: None,
         };
-        if !found.contains_key(&point.cell) {
-            found.insert(&point.cell, store.look(&point.cell, Verification::Sizes)?);
-        }
         match &found[&point.cell] {
             Found::Done(record) => {
                 row.state = RowState::Done;

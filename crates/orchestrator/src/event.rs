@@ -26,25 +26,32 @@ pub enum RunEvent {
         done: usize,
         /// Those that will run, parents first.
         outstanding: Vec<CellKey>,
-        /// Children at a time.
-        workers: usize,
-        /// Threads of each.
-        threads: usize,
     },
-    /// A child was started.
+    /// A cell has begun to run.
     CellStarted {
         /// The cell.
         key: CellKey,
         /// Its parameters.
         cell: Box<Cell>,
-        /// Process of the child.
+        /// Its process; 0 if it is not known.
         pid: u32,
+        /// Its job, if it runs on a cluster.
+        job: Option<String>,
         /// Log of the attempt.
         log: PathBuf,
         /// Whether it has a checkpoint to continue from.
         continues: bool,
     },
-    /// A child told something. Steps are left out when the receiver is slow.
+    /// A cell waits again, and runs later: it was lost, or its cluster put it back into the queue.
+    CellReturned {
+        /// The cell.
+        key: CellKey,
+        /// Why.
+        reason: String,
+        /// Whether it was running.
+        ran: bool,
+    },
+    /// A cell told something. Steps are left out when the receiver is slow.
     CellProgress {
         /// The cell.
         key: CellKey,
@@ -83,12 +90,18 @@ pub enum RunEvent {
         /// The cell.
         key: CellKey,
     },
-    /// The children were asked to stop (`kill` false), or killed (`kill` true).
+    /// The cells were asked to stop (`kill` false), or killed (`kill` true). Jobs of a cluster are left alone first, and
+    /// cancelled if they are to be killed.
     Interrupted {
         /// Whether they were killed.
         kill: bool,
-        /// How many were running.
+        /// How many ran or were queued.
         running: usize,
+    },
+    /// Something worth telling, such as which jobs were submitted.
+    Note {
+        /// A sentence.
+        text: String,
     },
     /// Something that the run survives but somebody should know, such as a status file that cannot be written.
     Warning {
@@ -110,6 +123,8 @@ pub struct RunSummary {
     pub skipped: Vec<(CellKey, CellKey)>,
     /// Cells that stopped on request, or were never started because of it.
     pub stopped: Vec<CellKey>,
+    /// Cells whose jobs were left in the queue of a cluster on request.
+    pub left: Vec<CellKey>,
     /// Whether the run was interrupted.
     pub interrupted: bool,
     /// How long it took.
@@ -119,7 +134,7 @@ pub struct RunSummary {
 impl RunSummary {
     /// 0: every cell has its result; 1: some failed; 130: interrupted, the same command continues.
     pub fn exit_code(&self) -> u8 {
-        if self.interrupted && !self.stopped.is_empty() {
+        if self.interrupted && !(self.stopped.is_empty() && self.left.is_empty()) {
             EXIT_STOPPED
         } else if self.failed.is_empty() && self.skipped.is_empty() {
             EXIT_DONE

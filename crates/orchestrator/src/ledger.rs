@@ -1,10 +1,12 @@
 //! The state of a run: which cells wait, run, or have ended, and which may start next. Pure bookkeeping; the dispatcher
 //! owns the only one.
 
+use std::collections::BTreeSet;
+
 use indexmap::IndexMap;
 use tsbd_experiment::{CellKey, Plan};
 
-/// How a cell's child ended.
+/// How a cell's turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// There is a result.
@@ -13,6 +15,8 @@ pub enum Ending {
     Failed,
     /// On request.
     Stopped,
+    /// It could not run, because a parent has no result.
+    Skipped,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,112 +24,152 @@ enum State {
     Waiting,
     Running,
     Ended(Ending),
-    Skipped,
 }
 
-/// The cells of a run with their states, in the order of the plan.
+/// The cells of a run with their states, in the order of the plan. Every operation takes time in proportion to the cells
+/// that it concerns, not to all cells.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     cells: IndexMap<CellKey, Entry>,
+    /// Positions of those that wait.
+    waiting: BTreeSet<usize>,
+    /// Positions of those that wait and whose parents are done.
+    ready: BTreeSet<usize>,
 }
 
 #[derive(Debug, Clone)]
 struct Entry {
     state: State,
-    /// Those parents that are part of this run; others have their results.
-    parents: Vec<CellKey>,
+    /// Positions of those parents that are part of this run; others have their results.
+    parents: Vec<usize>,
+    children: Vec<usize>,
+    /// How many of the parents are not done.
+    held_up_by: usize,
 }
 
 impl Ledger {
-    /// All of `outstanding` waiting.
+    /// All of `outstanding` waiting; parents come before their children.
     pub fn new(plan: &Plan, outstanding: &[CellKey]) -> Self {
-        let entry = |key: &CellKey| {
-            let parents = plan.cells[key].parents.iter().filter(|parent| outstanding.contains(parent));
-            (key.clone(), Entry { state: State::Waiting, parents: parents.cloned().collect() })
-        };
-        Self { cells: outstanding.iter().map(entry).collect() }
+        let mut cells: IndexMap<CellKey, Entry> = IndexMap::with_capacity(outstanding.len());
+        for (position, key) in outstanding.iter().enumerate() {
+            let parents = plan.cells[key].parents.iter();
+            let parents: Vec<usize> = parents.filter_map(|parent| cells.get_index_of(parent)).collect();
+            for &parent in &parents {
+                cells[parent].children.push(position);
+            }
+            let held_up_by = parents.len();
+            cells.insert(key.clone(), Entry { state: State::Waiting, parents, children: Vec::new(), held_up_by });
+        }
+        let ready = (0..cells.len()).filter(|position| cells[*position].held_up_by == 0).collect();
+        Self { waiting: (0..cells.len()).collect(), ready, cells }
     }
 
     /// The first cell of the plan that waits and whose parents are done.
     pub fn next(&self) -> Option<&CellKey> {
-        let ready = |entry: &&Entry| {
-            let done = |parent: &CellKey| self.cells[parent].state == State::Ended(Ending::Done);
-            entry.state == State::Waiting && entry.parents.iter().all(done)
-        };
-        self.cells.iter().find(|(_, entry)| ready(entry)).map(|(key, _)| key)
+        self.ready.first().map(|position| self.key(*position))
     }
 
-    /// The cell's child was started.
+    /// The first cell of the plan that waits, done parents or not: for somebody who keeps the order himself.
+    pub fn next_in_order(&self) -> Option<&CellKey> {
+        self.waiting.first().map(|position| self.key(*position))
+    }
+
+    /// The cell's turn begins.
     pub fn begin(&mut self, key: &CellKey) {
-        self.set(key, State::Waiting, State::Running);
+        let position = self.position(key);
+        self.set(position, State::Waiting, State::Running);
     }
 
-    /// The cell's child ended. Gives the cells that are skipped because of it, each with the parent that is to blame.
+    /// The cell's turn ended. Gives the cells that are skipped because of it, each with the parent that is to blame; those
+    /// whose turn has already begun are not among them.
     pub fn end(&mut self, key: &CellKey, ending: Ending) -> Vec<(CellKey, CellKey)> {
-        self.set(key, State::Running, State::Ended(ending));
-        let mut skipped: Vec<(CellKey, CellKey)> = Vec::new();
-        if ending != Ending::Failed {
-            return skipped;
-        }
-        // Parents come before their children, so one pass reaches every descendant.
-        for position in 0..self.cells.len() {
-            let (child, entry) = self.cells.get_index(position).expect("position is below the length");
-            let to_blame = |parent: &&CellKey| *parent == key || skipped.iter().any(|(skipped, _)| skipped == *parent);
-            let parent = (entry.state == State::Waiting).then(|| entry.parents.iter().find(to_blame)).flatten();
-            if let Some(parent) = parent.cloned() {
-                let child = child.clone();
-                self.set(&child, State::Waiting, State::Skipped);
-                skipped.push((child, parent));
+        let position = self.position(key);
+        self.set(position, State::Running, State::Ended(ending));
+        match ending {
+            Ending::Done => {
+                for child in self.cells[position].children.clone() {
+                    let entry = &mut self.cells[child];
+                    entry.held_up_by -= 1;
+                    if entry.held_up_by == 0 && entry.state == State::Waiting {
+                        self.ready.insert(child);
+                    }
+                }
+                Vec::new()
             }
+            Ending::Stopped => Vec::new(),
+            Ending::Failed | Ending::Skipped => self.skip_descendants(position),
+        }
+    }
+
+    fn skip_descendants(&mut self, position: usize) -> Vec<(CellKey, CellKey)> {
+        let mut skipped = Vec::new();
+        let mut without_result = BTreeSet::from([position]);
+        let mut reached: BTreeSet<usize> = self.cells[position].children.iter().copied().collect();
+        // Parents come before their children, so the first in order has all its parents settled.
+        while let Some(child) = reached.pop_first() {
+            if self.cells[child].state != State::Waiting {
+                continue;
+            }
+            let to_blame = self.cells[child].parents.iter().find(|parent| without_result.contains(parent));
+            let parent = self.key(*to_blame.expect("it was reached from one of its parents")).clone();
+            self.set(child, State::Waiting, State::Ended(Ending::Skipped));
+            skipped.push((self.key(child).clone(), parent));
+            without_result.insert(child);
+            reached.extend(&self.cells[child].children);
         }
         skipped
     }
 
-    /// Number of cells whose child runs.
+    /// Number of cells whose turn it is.
     pub fn running(&self) -> usize {
-        self.count(|state| state == State::Running)
+        self.count(State::Running)
     }
 
     /// Number of cells that wait.
     pub fn waiting(&self) -> usize {
-        self.count(|state| state == State::Waiting)
+        self.waiting.len()
     }
 
     /// Number of cells that ended so.
     pub fn ended(&self, ending: Ending) -> usize {
-        self.count(|state| state == State::Ended(ending))
+        self.count(State::Ended(ending))
     }
 
-    /// Number of cells that never run because a parent failed.
-    pub fn skipped(&self) -> usize {
-        self.count(|state| state == State::Skipped)
+    fn count(&self, wanted: State) -> usize {
+        self.cells.values().filter(|entry| entry.state == wanted).count()
     }
 
-    fn count(&self, wanted: impl Fn(State) -> bool) -> usize {
-        self.cells.values().filter(|entry| wanted(entry.state)).count()
+    fn key(&self, position: usize) -> &CellKey {
+        self.cells.get_index(position).expect("positions are those of cells").0
     }
 
-    fn set(&mut self, key: &CellKey, from: State, to: State) {
-        let entry = &mut self.cells[key];
-        assert_eq!(entry.state, from, "cell {key} cannot become {to:?}");
-        entry.state = to;
+    fn position(&self, key: &CellKey) -> usize {
+        self.cells.get_index_of(key).expect("the cell is part of the run")
+    }
+
+    fn set(&mut self, position: usize, from: State, to: State) {
+        let state = self.cells[position].state;
+        assert_eq!(state, from, "cell {} cannot become {to:?}", self.key(position));
+        self.cells[position].state = to;
+        self.waiting.remove(&position);
+        self.ready.remove(&position);
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
 
     use proptest::prelude::*;
     use tsbd_experiment::{
-        Augmentation, Cell, CellKind, DatasetParameters, Experiment, MethodParameters, ModelParameters, Schedule,
-        TableSpec, TrainingParameters,
+        Augmentation, Cell, CellKind, DatasetParameters, Experiment, GridPoint, MethodParameters, ModelParameters,
+        Schedule, TableSpec, TrainingParameters,
     };
 
     use super::*;
 
-    /// Cell `i` has up to two earlier cells as parents, as the bits of `shape[i]` say.
-    fn plan(shape: &[u16]) -> Plan {
+    /// Cell `i` has up to two earlier cells as parents, as the bits of `shape[i]` say. Each is a point of its own.
+    pub(crate) fn plan(shape: &[u16]) -> Plan {
         let experiment = Experiment {
             name: "test".into(),
             title: "A test".into(),
@@ -133,7 +177,13 @@ mod tests {
             table: TableSpec::default(),
             figure: None,
         };
-        let mut plan = Plan { experiment, cells: IndexMap::new(), points: Vec::new(), images: Default::default() };
+        let mut plan = Plan {
+            experiment,
+            cells: IndexMap::new(),
+            points: Vec::new(),
+            images: Default::default(),
+            slurm: Default::default(),
+        };
         for (seed, mask) in shape.iter().enumerate() {
             let earlier = plan.cells.keys().enumerate().filter(|(position, _)| mask & (1 << position) != 0);
             let parents = earlier.take(2).map(|(_, key)| key.clone()).collect();
@@ -159,6 +209,14 @@ mod tests {
                 unlearning: None,
                 measurement: None,
             };
+            plan.points.push(GridPoint {
+                attack: "none".into(),
+                defense: "none".into(),
+                measure: "none".into(),
+                seed: cell.seed,
+                axes: Default::default(),
+                cell: cell.key(),
+            });
             plan.cells.insert(cell.key(), cell);
         }
         plan
@@ -210,7 +268,7 @@ mod tests {
             }
             prop_assert_eq!(&done, &expected);
             prop_assert_eq!(ledger.waiting(), 0);
-            prop_assert_eq!(ledger.skipped(), skipped.len());
+            prop_assert_eq!(ledger.ended(Ending::Skipped), skipped.len());
             prop_assert_eq!(done.len() + ledger.ended(Ending::Failed) + skipped.len(), keys.len());
         }
 

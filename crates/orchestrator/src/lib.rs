@@ -1,9 +1,10 @@
 //! Runs a grid of cells and resumes it.
 //!
 //! The coordinator (`tsbd run`) calls [`run()`]. It works out what is outstanding, and the *dispatcher*, which alone owns
-//! the state, lets the *executor* start one child process per cell, `tsbd cell <key> ...` ([`CellArguments`]). The two
-//! talk over channels; nothing is shared. A child tells its progress in lines of JSON on its standard output
-//! ([`CellEvent`]), its standard error is the attempt's log, and its result is what it publishes in the store.
+//! the state, lets an *executor* run each cell in a process of its own, `tsbd cell <key> ...` ([`CellArguments`]): in
+//! children on this machine, or in job arrays of a Slurm cluster ([`Place`]). The two talk over channels; nothing is shared.
+//! A cell tells its progress in lines of JSON on its standard output ([`CellEvent`]), its standard error is the attempt's
+//! log, and its result is what it publishes in the store.
 //! Everything the coordinator does is told to whoever draws it as [`RunEvent`]s, and written to `status.json`.
 //!
 //! The child calls [`run_cell`] with the function that does the work:
@@ -37,16 +38,21 @@ mod executor;
 mod interrupt;
 mod ledger;
 mod lifeline;
+mod local;
+#[cfg(test)]
+mod properties;
 mod protocol;
+mod slurm;
 mod status;
 mod workspace;
 
-pub use dispatcher::{RunError, RunOptions, run};
+pub use dispatcher::{Place, RunError, RunOptions, run};
 pub use event::{RunEvent, RunSummary};
 pub use execute::{MATERIAL, MODEL, execute};
 pub use interrupt::{InterruptSender, Interrupts};
 pub use ledger::{Ending, Ledger};
 pub use protocol::{CellArguments, CellEvent, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED};
+pub use slurm::{Exported, SlurmError, export_slurm};
 pub use status::{RunStatus, RunningCell, StatusState, read_status};
 pub use tsbd_experiment::Versions;
 pub use workspace::{Cancellation, CellError, CellWorkspace, Conclusion, Findings, ProgressReporter, run_cell};

@@ -10,7 +10,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use tsbd_experiment::store::LockHolder;
-use tsbd_experiment::{CellKey, CellKind, Store, StoreError};
+use tsbd_experiment::{Cell, CellKey, CellKind, Store, StoreError};
+
+use crate::protocol::CellEvent;
 
 /// What a run is doing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +37,9 @@ pub struct RunStatus {
     pub skipped: usize,
     /// Cells that wait for a worker or a parent.
     pub waiting: usize,
+    /// Cells that wait in the queue of a cluster.
+    #[serde(default)]
+    pub queued: usize,
     /// Cells that run.
     pub running: Vec<RunningCell>,
 }
@@ -49,6 +54,8 @@ pub enum StatusState {
     Finished,
     /// It was interrupted, and the same command continues.
     Interrupted,
+    /// The coordinator went on request and left its jobs in the queue; the same command follows them again.
+    Left,
     /// The coordinator has ended without a word (it was killed); the same command continues.
     Gone,
 }
@@ -68,8 +75,11 @@ pub struct RunningCell {
     pub defense: String,
     /// Seed.
     pub seed: u64,
-    /// The child.
+    /// Its process; 0 if it is not known.
     pub pid: u32,
+    /// Its job, if it runs on a cluster.
+    #[serde(default)]
+    pub job: Option<String>,
     /// When it was started, in seconds since 1970.
     pub started_unix: u64,
     /// Name of the attempt's folder.
@@ -88,6 +98,59 @@ pub struct RunningCell {
     pub loss: Option<f64>,
     /// Speed.
     pub images_per_second: Option<f64>,
+}
+
+impl RunningCell {
+    pub(crate) fn new(
+        key: &CellKey,
+        cell: &Cell,
+        pid: u32,
+        job: Option<String>,
+        attempt: String,
+        continues: bool,
+    ) -> Self {
+        Self {
+            key: key.clone(),
+            kind: cell.kind,
+            label: cell.label(),
+            attack: cell.attack.name.clone(),
+            defense: cell.defense_name().to_owned(),
+            seed: cell.seed,
+            pid,
+            job,
+            started_unix: unix_now(),
+            attempt,
+            stage: if continues { "continue" } else { "start" }.to_owned(),
+            epoch: None,
+            epochs: None,
+            step: None,
+            steps: None,
+            loss: None,
+            images_per_second: None,
+        }
+    }
+
+    pub(crate) fn hear(&mut self, event: &CellEvent) {
+        match event {
+            CellEvent::Started { attempt, .. } => self.attempt.clone_from(attempt),
+            CellEvent::Stage { stage } => {
+                self.stage.clone_from(stage);
+                (self.epoch, self.epochs, self.step, self.steps) = (None, None, None, None);
+                (self.loss, self.images_per_second) = (None, None);
+            }
+            CellEvent::Step { stage, epoch, epochs, step, steps, loss, images_per_second } => {
+                self.stage.clone_from(stage);
+                (self.epoch, self.epochs) = (Some(*epoch), Some(*epochs));
+                (self.step, self.steps) = (Some(*step), Some(*steps));
+                (self.loss, self.images_per_second) = (*loss, *images_per_second);
+            }
+            CellEvent::Epoch { stage, epoch, epochs, .. } => {
+                self.stage.clone_from(stage);
+                (self.epoch, self.epochs) = (Some(*epoch), Some(*epochs));
+            }
+            CellEvent::Failed { .. } | CellEvent::Note { .. } | CellEvent::Finished { .. } | CellEvent::Stopped => {}
+        }
+    }
 }
 
 /// What the last run in this folder is doing or did; `None` if there was none.

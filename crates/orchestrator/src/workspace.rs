@@ -63,8 +63,6 @@ pub struct CellWorkspace {
 }
 
 impl CellWorkspace {
-    /// File with the seconds spent up to the checkpoint.
-    const SECONDS: &'static str = "seconds";
     /// The record's trace, one point a line.
     const METRICS: &'static str = "metrics.jsonl";
 
@@ -75,7 +73,7 @@ impl CellWorkspace {
         let cell = store.read_cell(&arguments.key)?;
         let wanted: Option<AttemptId> = arguments.attempt.as_deref().and_then(|id| id.parse().ok());
         let attempt = store.begin_attempt(&arguments.key, wanted.as_ref())?;
-        let seconds = fs::read_to_string(attempt.directory().join(Self::SECONDS)).ok();
+        let seconds = fs::read_to_string(attempt.directory().join(Attempt::SECONDS)).ok();
         let earlier_seconds = match attempt.has_checkpoint() {
             true => seconds.and_then(|text| text.trim().parse().ok()).unwrap_or(0.0),
             false => 0.0,
@@ -116,7 +114,7 @@ impl CellWorkspace {
     /// To be called after the checkpoint was written: keeps the time spent, so that the record of a cell that was
     /// interrupted tells what it took as a whole.
     pub fn checkpointed(&self) -> Result<(), StoreError> {
-        write_atomically(&self.directory().join(Self::SECONDS), self.seconds().to_string().as_bytes())
+        write_atomically(&self.directory().join(Attempt::SECONDS), self.seconds().to_string().as_bytes())
     }
 
     /// Keeps how far a stage of the work has come, as [`tsbd_nn::Keeper::keep`].

@@ -32,22 +32,22 @@ impl Bench {
         Self { _folder: folder, store }
     }
 
-    fn options(&self, behaviours: &str, workers: usize, interrupts: Interrupts) -> RunOptions {
+    fn options(&self, behaviours: &str, workers: usize) -> RunOptions {
         RunOptions {
             program: PROGRAM.into(),
             workers,
             environment: vec![(BEHAVIOURS.into(), behaviours.into())],
-            ..RunOptions::new(interrupts).unwrap()
+            ..RunOptions::new().unwrap()
         }
     }
 
     /// Runs to the end, and gives all events.
     async fn run(&self, plan: &Plan, behaviours: &str, workers: usize) -> (RunSummary, Vec<RunEvent>) {
         let (_sender, interrupts) = Interrupts::channel();
-        self.run_with(plan, self.options(behaviours, workers, interrupts)).await
+        self.run_with(plan, self.options(behaviours, workers), interrupts).await
     }
 
-    async fn run_with(&self, plan: &Plan, options: RunOptions) -> (RunSummary, Vec<RunEvent>) {
+    async fn run_with(&self, plan: &Plan, options: RunOptions, interrupts: Interrupts) -> (RunSummary, Vec<RunEvent>) {
         let (sender, mut receiver) = mpsc::channel(16);
         let listen = tokio::spawn(async move {
             let mut events = Vec::new();
@@ -56,7 +56,8 @@ impl Bench {
             }
             events
         });
-        let summary = tokio::time::timeout(PATIENCE, run(plan, &self.store, options, sender)).await.unwrap().unwrap();
+        let run = run(plan, &self.store, options, interrupts, sender);
+        let summary = tokio::time::timeout(PATIENCE, run).await.unwrap().unwrap();
         (summary, listen.await.unwrap())
     }
 
@@ -182,9 +183,9 @@ async fn a_child_that_hangs_is_killed_after_the_silence_limit() {
     let bench = Bench::new();
     let plan = grid(&["badnets", "blended"], &[]);
     let (_sender, interrupts) = Interrupts::channel();
-    let mut options = bench.options("badnets=hang", 1, interrupts);
+    let mut options = bench.options("badnets=hang", 1);
     options.silence_limit = Some(Duration::from_secs(3));
-    let (summary, _) = bench.run_with(&plan, options).await;
+    let (summary, _) = bench.run_with(&plan, options, interrupts).await;
     assert!(summary.failed[0].1.contains("no progress for 3 s"), "{:?}", summary.failed);
     assert_eq!(summary.finished, [key(&plan, "blended", "none")]);
 }
@@ -195,12 +196,12 @@ async fn an_interrupted_run_continues_from_its_checkpoints() {
     let plan = grid(&["badnets", "blended"], &[]);
     let cell = key(&plan, "badnets", "none");
     let (sender, interrupts) = Interrupts::channel();
-    let options = bench.options("badnets=patient", 1, interrupts);
+    let options = bench.options("badnets=patient", 1);
     let interrupt = async {
         until("a checkpoint", || has_checkpoint(&bench.store, &cell)).await;
         sender.interrupt();
     };
-    let ((summary, events), ()) = tokio::join!(bench.run_with(&plan, options), interrupt);
+    let ((summary, events), ()) = tokio::join!(bench.run_with(&plan, options, interrupts), interrupt);
     assert_eq!((summary.exit_code(), summary.finished.len(), summary.failed.len()), (130, 0, 0));
     assert_eq!(summary.stopped.len(), 2, "the running cell and the one that never started");
     assert!(events.iter().any(|event| matches!(event, RunEvent::Interrupted { kill: false, running: 1 })));
@@ -217,14 +218,14 @@ async fn a_second_interrupt_kills_a_child_that_does_not_listen() {
     let bench = Bench::new();
     let plan = grid(&["badnets"], &["ft"]);
     let (sender, interrupts) = Interrupts::channel();
-    let options = bench.options("badnets=hang", 1, interrupts);
+    let options = bench.options("badnets=hang", 1);
     let interrupt = async {
         until("the start", || bench.last_child().is_some()).await;
         sender.interrupt();
         tokio::time::sleep(Duration::from_millis(200)).await;
         sender.interrupt();
     };
-    let ((summary, _), ()) = tokio::join!(bench.run_with(&plan, options), interrupt);
+    let ((summary, _), ()) = tokio::join!(bench.run_with(&plan, options, interrupts), interrupt);
     assert_eq!((summary.exit_code(), summary.failed.len()), (130, 0));
     assert!(!is_alive(bench.last_child().unwrap()));
 }
@@ -287,7 +288,7 @@ async fn a_second_coordinator_is_refused_with_the_process_of_the_first() {
     let (_sender, interrupts) = Interrupts::channel();
     let (events, _receiver) = mpsc::channel(1);
     let plan = grid(&["badnets"], &[]);
-    let error = run(&plan, &bench.store, bench.options("", 1, interrupts), events).await.unwrap_err();
+    let error = run(&plan, &bench.store, bench.options("", 1), interrupts, events).await.unwrap_err();
     assert!(matches!(error, RunError::Store(_)));
     assert!(error.to_string().contains(&format!("process {}", first.id())), "{error}");
     let second = coordinator(bench.store.root(), "").wait_with_output().unwrap();
@@ -336,8 +337,8 @@ async fn a_program_that_cannot_be_started_is_named() {
     let bench = Bench::new();
     let plan = grid(&["badnets"], &["ft"]);
     let (_sender, interrupts) = Interrupts::channel();
-    let options = RunOptions { program: "/nowhere/tsbd".into(), ..bench.options("", 1, interrupts) };
-    let (summary, _) = bench.run_with(&plan, options).await;
+    let options = RunOptions { program: "/nowhere/tsbd".into(), ..bench.options("", 1) };
+    let (summary, _) = bench.run_with(&plan, options, interrupts).await;
     assert!(summary.failed[0].1.contains("cannot start /nowhere/tsbd"), "{:?}", summary.failed);
     assert_eq!(summary.skipped.len(), 1);
 }

@@ -1,12 +1,9 @@
-//! Means and deviations, in Polars: the points of one panel become a frame of one row per point, which is split by
-//! place in the table and averaged over seeds.
+//! Means and deviations: the points of one panel are split by place in the table and averaged over seeds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use polars::prelude::*;
 use tsbd_experiment::{ResultRow, RowState};
 
-use crate::error::Result;
 use crate::metric::Metric;
 
 /// A mean and a sample standard deviation (`None` over fewer than two values), as shown.
@@ -27,35 +24,38 @@ pub(crate) struct Group {
 /// Averages over attacks by (column, metric).
 pub(crate) type Means = BTreeMap<(usize, usize), Mean>;
 
-const DONE: u32 = 0;
-const FAILED: u32 = 1;
-const MISSING: u32 = 2;
-
 /// The groups of a panel by (line, column).
 pub(crate) fn groups(
     points: &[&ResultRow],
     metrics: &[Metric],
     place: impl Fn(&ResultRow) -> Option<(usize, usize)>,
-) -> Result<BTreeMap<(usize, usize), Group>> {
-    let mut groups = BTreeMap::new();
-    for part in frame(points, metrics, place)?.partition_by_stable(["line", "column"], true)? {
-        let at = (first(&part, "line")?, first(&part, "column")?);
-        let state = part.column("state")?.u32()?;
-        let count = |wanted: u32| state.iter().flatten().filter(|&state| state == wanted).count();
-        let mut group = Group {
-            points: part.height(),
-            done: count(DONE),
-            failed: count(FAILED),
-            metrics: Vec::with_capacity(metrics.len()),
-            defined: Vec::with_capacity(metrics.len()),
-        };
-        for position in 0..metrics.len() {
-            group.metrics.push(mean(part.column(&metric_column(position))?.f64()?));
-            group.defined.push(part.column(&defined_column(position))?.bool()?.any());
+) -> BTreeMap<(usize, usize), Group> {
+    let mut parts: BTreeMap<(usize, usize), (Group, Vec<Vec<f64>>)> = BTreeMap::new();
+    for (at, row) in placed(points, place) {
+        let (group, values) =
+            parts.entry(at).or_insert_with(|| (Group::empty(metrics), vec![Vec::new(); metrics.len()]));
+        group.points += 1;
+        match row.state {
+            RowState::Done => group.done += 1,
+            RowState::Failed(_) => group.failed += 1,
+            RowState::Missing => {}
         }
-        groups.insert(at, group);
+        for (position, metric) in metrics.iter().enumerate() {
+            values[position].extend(row.shown(&metric.name));
+            group.defined[position] = group.defined[position] || metric.is_defined(row);
+        }
     }
-    Ok(groups)
+    let finish = |(at, (mut group, values)): (_, (Group, Vec<Vec<f64>>))| {
+        group.metrics = values.iter().map(|values| mean(values)).collect();
+        (at, group)
+    };
+    parts.into_iter().map(finish).collect()
+}
+
+impl Group {
+    fn empty(metrics: &[Metric]) -> Self {
+        Self { points: 0, done: 0, failed: 0, metrics: Vec::new(), defined: vec![false; metrics.len()] }
+    }
 }
 
 /// Per column and metric: the mean over the attacks for each seed, then mean and deviation over the seeds. The model
@@ -64,71 +64,63 @@ pub(crate) fn averages(
     points: &[&ResultRow],
     metrics: &[Metric],
     place: impl Fn(&ResultRow) -> Option<(usize, usize)>,
-) -> Result<Means> {
-    let attacked: Vec<&ResultRow> = points.iter().copied().filter(|row| row.attack != "none").collect();
-    let mut per_seed: BTreeMap<(usize, usize), Vec<f64>> = BTreeMap::new();
-    for part in frame(&attacked, metrics, place)?.partition_by_stable(["column", "seed"], true)? {
-        let column = first(&part, "column")?;
-        for position in 0..metrics.len() {
-            if let Some((mean, _)) = mean(part.column(&metric_column(position))?.f64()?) {
-                per_seed.entry((column, position)).or_default().push(mean);
+) -> Means {
+    // Seeds in the order of the points: sums do not depend on how a map is ordered.
+    let mut seeds: Vec<u64> = Vec::new();
+    let mut seed_at: HashMap<u64, usize> = HashMap::new();
+    let mut per_seed: BTreeMap<(usize, usize), Vec<Sum>> = BTreeMap::new();
+    for ((_, column), row) in placed(points, place).filter(|(_, row)| row.attack != "none") {
+        let seed = *seed_at.entry(row.seed).or_insert_with(|| {
+            seeds.push(row.seed);
+            seeds.len() - 1
+        });
+        for (position, metric) in metrics.iter().enumerate() {
+            let Some(value) = row.shown(&metric.name) else { continue };
+            let sums = per_seed.entry((column, position)).or_default();
+            if sums.len() <= seed {
+                sums.resize(seed + 1, Sum::default());
             }
+            sums[seed].add(value);
         }
     }
-    let over_seeds = per_seed.into_iter().filter_map(|(at, means)| {
-        let means = Float64Chunked::from_vec("mean".into(), means);
+    let over_seeds = per_seed.into_iter().filter_map(|(at, sums)| {
+        let means: Vec<f64> = sums.iter().filter_map(Sum::mean).collect();
         Some((at, mean(&means)?))
     });
-    Ok(over_seeds.collect())
+    over_seeds.collect()
 }
 
-/// One row per point: `line`, `column`, `seed`, `state`, and for each metric its value as shown and whether it can exist.
-/// A point that stands in the grid twice counts once.
-fn frame(
-    points: &[&ResultRow],
-    metrics: &[Metric],
-    place: impl Fn(&ResultRow) -> Option<(usize, usize)>,
-) -> Result<DataFrame> {
-    let mut seen = BTreeSet::new();
-    let placed: Vec<((usize, usize), &ResultRow)> = points
-        .iter()
-        .filter_map(|&row| Some((place(row)?, row)))
-        .filter(|(at, row)| seen.insert((*at, row.seed, &row.key)))
-        .collect();
-    let state = |row: &ResultRow| match row.state {
-        RowState::Done => DONE,
-        RowState::Failed(_) => FAILED,
-        RowState::Missing => MISSING,
-    };
-    let mut columns = vec![
-        Column::new("line".into(), placed.iter().map(|((line, _), _)| *line as u32).collect::<Vec<_>>()),
-        Column::new("column".into(), placed.iter().map(|((_, column), _)| *column as u32).collect::<Vec<_>>()),
-        Column::new("seed".into(), placed.iter().map(|(_, row)| row.seed).collect::<Vec<_>>()),
-        Column::new("state".into(), placed.iter().map(|(_, row)| state(row)).collect::<Vec<_>>()),
-    ];
-    for (position, metric) in metrics.iter().enumerate() {
-        let shown = placed.iter().map(|(_, row)| row.shown(&metric.name));
-        columns.push(Column::new(metric_column(position).into(), shown.collect::<Vec<Option<f64>>>()));
-        let defined = placed.iter().map(|(_, row)| metric.is_defined(row));
-        columns.push(Column::new(defined_column(position).into(), defined.collect::<Vec<bool>>()));
+#[derive(Debug, Clone, Copy, Default)]
+struct Sum {
+    sum: f64,
+    count: usize,
+}
+
+impl Sum {
+    fn add(&mut self, value: f64) {
+        self.sum += value;
+        self.count += 1;
     }
-    Ok(DataFrame::new(placed.len(), columns)?)
+
+    fn mean(&self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum / self.count as f64)
+    }
 }
 
-fn metric_column(position: usize) -> String {
-    format!("metric {position}")
+/// The points that stand in the table with their places. A point that stands in the grid twice counts once.
+fn placed<'a>(
+    points: &[&'a ResultRow],
+    place: impl Fn(&ResultRow) -> Option<(usize, usize)>,
+) -> impl Iterator<Item = ((usize, usize), &'a ResultRow)> {
+    let mut seen = HashSet::new();
+    let placed = points.iter().filter_map(move |&row| Some((place(row)?, row)));
+    placed.filter(move |(at, row)| seen.insert((*at, row.seed, &row.key)))
 }
 
-fn defined_column(position: usize) -> String {
-    format!("defined {position}")
-}
-
-fn mean(values: &Float64Chunked) -> Option<Mean> {
-    let deviation = if values.len() - values.null_count() > 1 { values.std(1) } else { None };
-    Some((values.mean()?, deviation))
-}
-
-fn first(part: &DataFrame, name: &str) -> Result<usize> {
-    // A part of a partition has at least one row.
-    Ok(part.column(name)?.u32()?.get(0).unwrap_or_default() as usize)
+/// Mean and sample standard deviation, the latter of at least two values.
+fn mean(values: &[f64]) -> Option<Mean> {
+    let count = values.len() as f64;
+    let mean = (!values.is_empty()).then(|| values.iter().sum::<f64>() / count)?;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    Some((mean, (values.len() > 1).then(|| (squares / (count - 1.0)).sqrt())))
 }

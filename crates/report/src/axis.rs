@@ -1,6 +1,7 @@
 //! The axes of a grid as result rows show them, and how points fall into panels, rows and columns.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use tsbd_experiment::ResultRow;
 
@@ -8,16 +9,17 @@ use tsbd_experiment::ResultRow;
 const ALWAYS: [&str; 6] = ["attack", "defense", "measure", "dataset", "model", "seed"];
 
 /// The value of a row on an axis; `None` where the axis does not apply to the point.
-pub(crate) fn value(row: &ResultRow, axis: &str) -> Option<String> {
-    match axis {
-        "attack" => Some(row.attack.clone()),
-        "defense" => Some(row.defense.clone()),
-        "measure" => Some(row.measure.clone()),
-        "dataset" => Some(row.dataset.clone()),
-        "model" => Some(row.model.clone()),
-        "seed" => Some(row.seed.to_string()),
-        other => row.axes.get(other).cloned(),
-    }
+pub(crate) fn value<'a>(row: &'a ResultRow, axis: &str) -> Option<Cow<'a, str>> {
+    let text = match axis {
+        "attack" => &row.attack,
+        "defense" => &row.defense,
+        "measure" => &row.measure,
+        "dataset" => &row.dataset,
+        "model" => &row.model,
+        "seed" => return Some(Cow::Owned(row.seed.to_string())),
+        other => row.axes.get(other)?,
+    };
+    Some(Cow::Borrowed(text))
 }
 
 /// Every axis the rows know.
@@ -28,14 +30,9 @@ pub(crate) fn known(rows: &[ResultRow]) -> Vec<String> {
 
 /// The distinct values of an axis, in the order of the grid. Points to which it does not apply are one value more.
 pub(crate) fn distinct(rows: &[ResultRow], axis: &str) -> Vec<Option<String>> {
-    let mut values = Vec::new();
-    for row in rows {
-        let value = value(row, axis);
-        if !values.contains(&value) {
-            values.push(value);
-        }
-    }
-    values
+    let mut seen = HashSet::new();
+    let values = rows.iter().map(|row| value(row, axis)).filter(|value| seen.insert(value.clone()));
+    values.map(|value| value.map(Cow::into_owned)).collect()
 }
 
 /// Whether the values of an axis are rivals, of which one is the best: defenses are, and so are the settings of one.
@@ -72,11 +69,11 @@ pub(crate) fn panels(rows: &[ResultRow], row_axis: &str, column_axis: &str) -> V
 
 /// Whether the point of `row` is shown in the panel of `panel`.
 pub(crate) fn belongs(row: &ResultRow, panel: &Choice) -> bool {
-    panel.iter().all(|(axis, wanted)| value(row, axis).is_none_or(|found| &found == wanted))
+    panel.iter().all(|(axis, wanted)| value(row, axis).is_none_or(|found| found == wanted.as_str()))
 }
 
 fn chosen(row: &ResultRow, axes: &[String]) -> Choice {
-    axes.iter().filter_map(|axis| Some((axis.clone(), value(row, axis)?))).collect()
+    axes.iter().filter_map(|axis| Some((axis.clone(), value(row, axis)?.into_owned()))).collect()
 }
 
 fn is_part_of(small: &Choice, large: &Choice) -> bool {

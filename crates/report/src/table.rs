@@ -1,6 +1,7 @@
 //! The table in wide form: what stands in each place, before it is written in any format.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use tsbd_experiment::{CellKey, Experiment, ResultRow, RowState};
 
@@ -211,7 +212,7 @@ pub fn table(rows: &[ResultRow], experiment: &Experiment, titles: &Titles) -> Re
     let columns: Vec<Column> = axis::distinct(rows, &spec.columns)
         .into_iter()
         .map(|name| {
-            let of_this = |row: &&ResultRow| axis::value(row, &spec.columns) == name;
+            let of_this = |row: &&ResultRow| axis::value(row, &spec.columns).as_deref() == name.as_deref();
             let can_exist = |metric: &&Metric| {
                 rows.iter()
                     .filter(of_this)
@@ -223,15 +224,17 @@ pub fn table(rows: &[ResultRow], experiment: &Experiment, titles: &Titles) -> Re
         })
         .collect();
 
+    let cow = |value: &Option<String>| value.clone().map(Cow::Owned);
+    let row_at: HashMap<_, usize> = row_values.iter().enumerate().map(|(at, value)| (cow(value), at)).collect();
+    let column_at: HashMap<_, usize> = columns.iter().enumerate().map(|(at, column)| (cow(&column.name), at)).collect();
     let mut panels = Vec::new();
     for choice in axis::panels(rows, &spec.rows, &spec.columns) {
         let points: Vec<&ResultRow> = rows.iter().filter(|row| axis::belongs(row, &choice)).collect();
         let place = |row: &ResultRow| {
-            let r = row_values.iter().position(|value| value == &axis::value(row, &spec.rows))?;
-            let c = columns.iter().position(|column| column.name == axis::value(row, &spec.columns))?;
-            Some((r, c))
+            let value = |axis: &str| axis::value(row, axis);
+            Some((*row_at.get(&value(&spec.rows))?, *column_at.get(&value(&spec.columns))?))
         };
-        let found = groups(&points, &metrics, place)?;
+        let found = groups(&points, &metrics, place);
         let lines = row_values.iter().enumerate().map(|(r, name)| Line {
             title: title(&spec.rows, name),
             name: name.clone(),
@@ -245,7 +248,7 @@ pub fn table(rows: &[ResultRow], experiment: &Experiment, titles: &Titles) -> Re
         let attacked = |line: &&Line| line.name.as_deref() != Some("none");
         let mut average = None;
         if spec.rows == "attack" && lines.iter().filter(attacked).count() > 1 {
-            let means = averages(&points, &metrics, place)?;
+            let means = averages(&points, &metrics, place);
             average = Some(average_line(&lines, &columns, &metrics, &means));
         }
         mark_best(&mut lines, average.as_mut(), &columns, &spec.rows, &spec.columns);
@@ -336,7 +339,7 @@ fn average_line(lines: &[Line], columns: &[Column], metrics: &[Metric], means: &
 
 /// Counts every cell once, and lists those that failed.
 fn survey(rows: &[ResultRow], titles: &Titles) -> (Count, Vec<FailedCell>) {
-    let mut seen = BTreeSet::new();
+    let mut seen = HashSet::new();
     let mut count = Count::default();
     let mut failed = Vec::new();
     for row in rows.iter().filter(|row| seen.insert(&row.key)) {

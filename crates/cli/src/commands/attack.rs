@@ -43,7 +43,7 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     let data = folders.data.data.as_deref();
     let plan = planning::one_point(&name, "none", &point, &folders.data.root())?;
     let store = Store::new(&folders.results);
-    let summary = grid::run(&plan, &store, grid::Options { data, workers: 1 }, talk)?;
+    let summary = grid::run(&plan, &store, grid::Options::here(data), talk)?;
     let exit = grid::exit(&summary);
     if exit != Exit::Done {
         for line in grid::describe(&summary, &plan) {

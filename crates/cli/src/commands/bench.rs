@@ -2,6 +2,7 @@
 
 mod ops;
 mod poison;
+mod scale;
 mod steps;
 
 use std::time::Duration;
@@ -39,6 +40,8 @@ enum What {
     Inference(steps::Inference),
     Ops(ops::Ops),
     Poison(poison::Poison),
+    #[command(hide = true)]
+    Scale(scale::Scale),
 }
 
 /// Measures and prints.
@@ -48,6 +51,7 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
         What::Inference(inference) => steps::inference(&inference),
         What::Ops(ops) => ops::run(&ops),
         What::Poison(poison) => poison::run(&poison, talk),
+        What::Scale(scale) => scale::run(&scale),
     }
 }
 

@@ -7,6 +7,7 @@ pub mod completions;
 pub mod data;
 pub mod defend;
 pub mod evaluate;
+pub mod export;
 pub mod figure;
 pub mod list;
 pub mod plan;

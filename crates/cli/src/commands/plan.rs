@@ -1,12 +1,12 @@
 //! `tsbd plan`: what would run, what is done, what it will cost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Value, json};
 use tsbd_experiment::{
-    Cell, CellKey, CellKind, CellRecord, Found, MethodParameters, Plan, Store, Verification, outstanding,
+    Cell, CellKey, CellKind, Found, MethodParameters, OutcomeKind, Plan, Store, Verification, outstanding,
 };
 
 use crate::columns::Columns;
@@ -106,59 +106,67 @@ impl State {
 
 /// Looks every cell up.
 pub fn survey(plan: &Plan, store: &Store) -> Result<Vec<Line>, crate::failure::Failure> {
-    let surveyed = store.survey(plan, Verification::Sizes).map_err(planning::store_failure)?;
-    let wanted = outstanding(plan, &surveyed.found);
+    let keep = |found| match found {
+        Found::Done(record) => (State::Done, Some(record.provenance.seconds)),
+        Found::Failed(failure) => (State::Failed(failure.reason), None),
+        Found::Damaged(damage) => (State::Damaged(damage.to_string()), None),
+        Found::Nothing => (State::ToDo, None),
+    };
+    let mut found = store.look_at_all(plan.cells.keys(), Verification::Sizes, keep).map_err(planning::store_failure)?;
+    let done = found.iter().filter(|(_, (state, _))| *state == State::Done);
+    let done: BTreeMap<CellKey, OutcomeKind> = done.map(|(key, _)| (key.clone(), OutcomeKind::Done)).collect();
+    let wanted: HashSet<CellKey> = outstanding(plan, &done).into_iter().collect();
     let labels = labels::of(plan);
-    let mut records: BTreeMap<&CellKey, CellRecord> = BTreeMap::new();
+    let costs = Costs::of(plan, found.iter().filter_map(|(key, (_, seconds))| Some((key, (*seconds)?))));
     let mut lines = Vec::new();
     for (key, cell) in &plan.cells {
-        let state = match store.look(key, Verification::Sizes).map_err(planning::store_failure)? {
-            Found::Done(record) => {
-                records.insert(key, *record);
-                State::Done
-            }
-            _ if !wanted.contains(key) => State::NotNeeded,
-            Found::Failed(failure) => State::Failed(failure.reason),
-            Found::Damaged(damage) => State::Damaged(damage.to_string()),
-            Found::Nothing => State::ToDo,
-        };
+        let (mut state, seconds) = found.remove(key).unwrap_or((State::ToDo, None));
+        if state != State::Done && !wanted.contains(key) {
+            state = State::NotNeeded;
+        }
         let images = cell.training.as_ref().zip(cell.dataset.train_images);
         lines.push(Line {
             key: key.clone(),
             label: labels[key].clone(),
             kind: cell.kind,
             state,
-            seconds: None,
+            seconds: seconds.or_else(|| costs.estimate(cell)),
             images: images.map(|(training, images)| training.epochs * images),
         });
-    }
-    for line in &mut lines {
-        line.seconds = match records.get(&line.key) {
-            Some(record) => Some(record.provenance.seconds),
-            None => estimate(&plan.cells[&line.key], records.values()),
-        };
     }
     Ok(lines)
 }
 
-/// The mean of the cells that do the same work: the same network, images and training, defense, unlearning or
-/// measurement, whatever the attack and the seed.
-fn estimate<'a>(cell: &Cell, records: impl Iterator<Item = &'a CellRecord>) -> Option<f64> {
-    let name = |method: &Option<MethodParameters>| method.as_ref().map(|method| method.name.clone());
-    let same = |other: &Cell| {
-        other.kind == cell.kind
-            && other.model == cell.model
-            && other.dataset == cell.dataset
-            && other.training == cell.training
-            && name(&other.defense) == name(&cell.defense)
-            && name(&other.measurement) == name(&cell.measurement)
-            && other.unlearning == cell.unlearning
-            // What a groundwork costs depends on the attack, what a training costs does not.
-            && (cell.kind != CellKind::Prepare || other.attack == cell.attack)
-    };
-    let seconds: Vec<f64> =
-        records.filter(|record| same(&record.cell)).map(|record| record.provenance.seconds).collect();
-    (!seconds.is_empty()).then(|| seconds.iter().sum::<f64>() / seconds.len() as f64)
+/// What finished cells took, by the work that they did.
+struct Costs(HashMap<String, (f64, usize)>);
+
+impl Costs {
+    fn of<'a>(plan: &Plan, took: impl Iterator<Item = (&'a CellKey, f64)>) -> Self {
+        let mut costs: HashMap<String, (f64, usize)> = HashMap::new();
+        for (key, seconds) in took {
+            let (all, count) = costs.entry(Self::work(&plan.cells[key])).or_default();
+            *all += seconds;
+            *count += 1;
+        }
+        Self(costs)
+    }
+
+    /// The mean of the cells that do the same work.
+    fn estimate(&self, cell: &Cell) -> Option<f64> {
+        self.0.get(&Self::work(cell)).map(|(seconds, count)| seconds / *count as f64)
+    }
+
+    /// What cells of the same cost have in common: the network, images and training, defense, unlearning or measurement,
+    /// whatever the attack and the seed.
+    fn work(cell: &Cell) -> String {
+        let name = |method: &Option<MethodParameters>| method.as_ref().map(|method| method.name.clone());
+        // What a groundwork costs depends on the attack, what a training costs does not.
+        let attack = (cell.kind == CellKind::Prepare).then_some(&cell.attack);
+        let (defense, measurement) = (name(&cell.defense), name(&cell.measurement));
+        let unlearning = &cell.unlearning;
+        json!([cell.kind, cell.model, cell.dataset, cell.training, defense, measurement, unlearning, attack])
+            .to_string()
+    }
 }
 
 fn word(kind: CellKind) -> &'static str {

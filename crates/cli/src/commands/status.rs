@@ -87,12 +87,17 @@ fn render(status: &RunStatus) -> String {
         StatusState::Running => format!("is running as {coordinator}"),
         StatusState::Finished => "has ended".to_owned(),
         StatusState::Interrupted => "was interrupted; the same command continues it".to_owned(),
+        StatusState::Left => "left its jobs in the queue; the same command follows them again".to_owned(),
         StatusState::Gone => "was killed; the same command continues it".to_owned(),
     };
     let mut text = format!("{experiment}, profile {profile}, {state}\n{done} of {total} cells done");
-    for (count, what) in
-        [(status.running.len(), "running"), (*waiting, "waiting"), (*failed, "failed"), (*skipped, "skipped")]
-    {
+    for (count, what) in [
+        (status.running.len(), "running"),
+        (status.queued, "in the queue"),
+        (*waiting, "waiting"),
+        (*failed, "failed"),
+        (*skipped, "skipped"),
+    ] {
         if count > 0 {
             text.push_str(&format!(", {count} {what}"));
         }

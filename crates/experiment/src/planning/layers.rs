@@ -21,7 +21,8 @@ pub static PROFILES: &[(&str, &str)] = &[
 const DEFAULT_PROFILE: &str = "quick";
 
 /// Tables that a profile may give defaults for.
-const PROFILE_KEYS: &[&str] = &["data", "model", "training", "attack", "attacks", "defense", "defenses", "measures"];
+const PROFILE_KEYS: &[&str] =
+    &["data", "model", "training", "attack", "attacks", "defense", "defenses", "measures", "slurm"];
 /// What an experiment file may hold besides.
 const FILE_KEYS: &[&str] = &["title", "profile", "seeds", "grid", "table", "figure"];
 

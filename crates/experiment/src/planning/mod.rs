@@ -10,20 +10,25 @@ mod layers;
 mod methods;
 mod section;
 mod sections;
+mod slurm;
 
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde_json::Value;
-use tsbd_analysis::{MeasurementEntry, Needs, Unlearning};
-use tsbd_attack::{AttackEntry, DatasetFacts, Groundwork, TrainingFacts};
+use tsbd_analysis::{Measurement, MeasurementEntry, Needs, Unlearning};
+use tsbd_attack::{Attack, AttackEntry, DatasetFacts, Groundwork, TrainingFacts};
 use tsbd_data::DatasetParameters;
 use tsbd_defense::{Defense, DefenseEntry};
 use tsbd_nn::Architecture;
 
 pub use images::{ImagesFrom, ImagesIdentity, KnownImages};
 pub use layers::PROFILES;
+pub use slurm::SlurmParameters;
 
 use crate::cell::{Cell, CellKey, CellKind};
 use crate::diagnostic::{Place, Problems, Refusal};
@@ -79,6 +84,7 @@ pub fn plan(request: &Request) -> Result<Plan, Refusal> {
         table: table_spec(&layers, &grid, &mut problems),
         figure: figure_spec(&layers, &mut problems),
     };
+    let slurm = slurm::read(&layers.table, &layers.start, &mut problems);
     let mut planner = Planner {
         profile: &layers.profile,
         start: &layers.start,
@@ -93,7 +99,7 @@ pub fn plan(request: &Request) -> Result<Plan, Refusal> {
     // Each cell was added after its parents, and stays after them when all trained models come before all else.
     let is_trained = |cell: &Cell| matches!(cell.kind, CellKind::Prepare | CellKind::Train);
     let (models, repairs): (Vec<_>, Vec<_>) = planner.cells.into_iter().partition(|(_, cell)| is_trained(cell));
-    Ok(Plan { experiment, cells: models.into_iter().chain(repairs).collect(), points, images: planner.images })
+    Ok(Plan { experiment, cells: models.into_iter().chain(repairs).collect(), points, images: planner.images, slurm })
 }
 
 fn text(root: &Table, key: &str, problems: &mut Problems) -> Option<String> {
@@ -119,7 +125,7 @@ fn seeds(root: &Table, problems: &mut Problems) -> Vec<u64> {
             .collect(),
         _ => None,
     };
-    let distinct = |seeds: &Vec<u64>| (1..seeds.len()).all(|position| !seeds[..position].contains(&seeds[position]));
+    let distinct = |seeds: &Vec<u64>| seeds.iter().collect::<HashSet<_>>().len() == seeds.len();
     match seeds.filter(|seeds| !seeds.is_empty() && distinct(seeds)) {
         Some(seeds) => seeds,
         None => {
@@ -266,6 +272,16 @@ struct Asked<'a> {
     seed: u64,
 }
 
+/// A model that is trained, and what its attack starts from.
+struct Trained {
+    key: CellKey,
+    cell: Cell,
+    prepare: Option<CellKey>,
+}
+
+/// What was worked out for a name, for all points that ask for it.
+type Known<Key, Found> = RefCell<HashMap<Key, Found>>;
+
 /// What all points of one choice share.
 struct Basis {
     root: Table,
@@ -275,6 +291,11 @@ struct Basis {
     model: ModelParameters,
     architecture: Arc<dyn Architecture>,
     training: TrainingParameters,
+    // Reading a method's parameters takes longer than everything else about a point.
+    attacks: Known<&'static str, Option<Rc<dyn Attack>>>,
+    defenses: Known<&'static str, Option<Rc<dyn Defense>>>,
+    measurements: Known<&'static str, Option<Rc<dyn Measurement>>>,
+    trained: Known<(&'static str, u64), Rc<Trained>>,
 }
 
 impl Planner<'_> {
@@ -291,6 +312,8 @@ impl Planner<'_> {
         for (attack, attack_at) in &grid.attacks {
             for (defense, defense_at) in &grid.defenses {
                 for (measure, measure_at) in &grid.measures {
+                    // Choices that differ only in axes that do not apply are one point.
+                    let mut seen: HashSet<(CellKey, String)> = HashSet::new();
                     for (choice, basis) in &bases {
                         let Some(basis) = basis else { continue };
                         for &seed in seeds {
@@ -304,13 +327,14 @@ impl Planner<'_> {
                             let measured = (measure.as_str(), &needs);
                             let applies = |axis: &str| grid::applies(axis, attack, defense, measured);
                             let axes = choice.values.iter().filter(|(axis, _)| applies(axis));
-                            let axes = axes.map(|(axis, value)| ((*axis).to_owned(), value.to_json())).collect();
-                            let (attack, defense, measure) = (attack.clone(), defense.clone(), measure.clone());
-                            let point = GridPoint { attack, defense, measure, seed, axes, cell };
-                            // Choices that differ only in axes that do not apply are one point.
-                            if !points.contains(&point) {
-                                points.push(point);
+                            let axes: BTreeMap<String, Value> =
+                                axes.map(|(axis, value)| ((*axis).to_owned(), value.to_json())).collect();
+                            let place = serde_json::to_string(&axes).expect("axes have string keys only");
+                            if !seen.insert((cell.clone(), place)) {
+                                continue;
                             }
+                            let (attack, defense, measure) = (attack.clone(), defense.clone(), measure.clone());
+                            points.push(GridPoint { attack, defense, measure, seed, axes, cell });
                         }
                     }
                 }
@@ -346,7 +370,19 @@ impl Planner<'_> {
             self.refuse(&root, "training.batch_size", reason, &hint);
             return None;
         }
-        Some(Basis { root, dataset, digest, facts, model, architecture, training })
+        Some(Basis {
+            root,
+            dataset,
+            digest,
+            facts,
+            model,
+            architecture,
+            training,
+            attacks: Known::default(),
+            defenses: Known::default(),
+            measurements: Known::default(),
+            trained: Known::default(),
+        })
     }
 
     /// The identity of a data set: noted, known from another point, or found by loading it.
@@ -391,64 +427,115 @@ impl Planner<'_> {
     /// well.
     fn cell(&mut self, basis: &Basis, asked: &Asked<'_>) -> Option<(CellKey, Needs)> {
         let Asked { attack, defense, measure, seed } = *asked;
-        let (root, problems) = (&basis.root, &mut self.problems);
         let entry = registry::attack(attack.0)?;
-        let configured = methods::attack(entry, root, attack.1, problems);
         // Both methods are checked even if one of them is refused.
+        let configured = self.attack(basis, entry, attack.1);
         let repaired = tsbd_defense::find(defense.0).map(|entry| Some((entry, self.defense(basis, entry, defense.1)?)));
-        let problems = &mut self.problems;
-        let configured = configured?;
-        methods::check(configured.check(&basis.facts), &methods::ATTACK, entry.name, root, attack.1, problems);
-        if let Some(groundwork) = configured.groundwork().filter(|groundwork| groundwork.needs_clean_model()) {
-            let checked = groundwork.check(basis.architecture.as_ref());
-            methods::check(checked, &methods::ATTACK, entry.name, root, attack.1, problems);
-        }
-        let training = TrainingFacts { epochs: basis.training.epochs, batch_size: basis.training.batch_size };
-        let checked = configured.check_training(&training);
-        methods::check(checked, &methods::ATTACK, entry.name, root, attack.1, problems);
-        let prepare = configured.groundwork().map(|groundwork| self.groundwork(basis, entry, groundwork, seed));
-        let train = Cell {
-            parents: prepare.iter().cloned().collect(),
-            ..self.train(basis, entry, configured.parameters(), seed)
-        };
+        let trained = self.trained(basis, entry, configured?.as_ref(), seed);
         let subject = match repaired {
-            None => self.insert(train.clone()),
-            Some(repaired) => self.defend(&train, &prepare, repaired?),
+            None => trained.key.clone(),
+            Some(repaired) => self.defend(&trained, repaired?),
         };
         match tsbd_analysis::find(measure.0) {
             None => Some((subject, Needs::default())),
-            Some(entry) => self.measure(basis, entry, &subject, &train, &prepare, asked),
+            Some(entry) => self.measure(basis, entry, subject, &trained, asked),
         }
     }
 
-    /// A defense with its checked parameters.
-    fn defense(&mut self, basis: &Basis, entry: &DefenseEntry, asked_at: &Place) -> Option<Box<dyn Defense>> {
+    /// An attack with its checked parameters.
+    fn attack(&mut self, basis: &Basis, entry: &'static AttackEntry, asked_at: &Place) -> Option<Rc<dyn Attack>> {
+        if let Some(known) = basis.attacks.borrow().get(entry.name) {
+            return known.clone();
+        }
         let (root, problems) = (&basis.root, &mut self.problems);
-        let configured = methods::defense(entry, root, &basis.facts, asked_at, problems)?;
-        let before = problems.len();
-        let checked = configured.check(basis.architecture.as_ref(), &basis.facts);
-        methods::check(checked, &methods::DEFENSE, entry.name, root, asked_at, problems);
-        (problems.len() == before).then_some(configured)
+        let configured = methods::attack(entry, root, asked_at, problems);
+        if let Some(configured) = &configured {
+            methods::check(configured.check(&basis.facts), &methods::ATTACK, entry.name, root, asked_at, problems);
+            if let Some(groundwork) = configured.groundwork().filter(|groundwork| groundwork.needs_clean_model()) {
+                let checked = groundwork.check(basis.architecture.as_ref());
+                methods::check(checked, &methods::ATTACK, entry.name, root, asked_at, problems);
+            }
+            let training = TrainingFacts { epochs: basis.training.epochs, batch_size: basis.training.batch_size };
+            let checked = configured.check_training(&training);
+            methods::check(checked, &methods::ATTACK, entry.name, root, asked_at, problems);
+        }
+        let configured: Option<Rc<dyn Attack>> = configured.map(Rc::from);
+        basis.attacks.borrow_mut().insert(entry.name, configured.clone());
+        configured
     }
 
-    /// The cell in which the model of `train` is repaired, after those that it starts from.
-    fn defend(
+    /// The cell that trains a model under an attack, after those that it starts from.
+    fn trained(
         &mut self,
-        train: &Cell,
-        prepare: &Option<CellKey>,
-        configured: (&DefenseEntry, Box<dyn Defense>),
-    ) -> CellKey {
+        basis: &Basis,
+        entry: &'static AttackEntry,
+        configured: &dyn Attack,
+        seed: u64,
+    ) -> Rc<Trained> {
+        if let Some(known) = basis.trained.borrow().get(&(entry.name, seed)) {
+            return Rc::clone(known);
+        }
+        let prepare = configured.groundwork().map(|groundwork| self.groundwork(basis, entry, groundwork, seed));
+        let cell = Cell {
+            parents: prepare.iter().cloned().collect(),
+            ..self.train(basis, entry, configured.parameters(), seed)
+        };
+        let trained = Rc::new(Trained { key: self.insert(cell.clone()), cell, prepare });
+        basis.trained.borrow_mut().insert((entry.name, seed), Rc::clone(&trained));
+        trained
+    }
+
+    /// A defense with its checked parameters.
+    fn defense(&mut self, basis: &Basis, entry: &'static DefenseEntry, asked_at: &Place) -> Option<Rc<dyn Defense>> {
+        if let Some(known) = basis.defenses.borrow().get(entry.name) {
+            return known.clone();
+        }
+        let (root, problems) = (&basis.root, &mut self.problems);
+        let configured = methods::defense(entry, root, &basis.facts, asked_at, problems).filter(|configured| {
+            let before = problems.len();
+            let checked = configured.check(basis.architecture.as_ref(), &basis.facts);
+            methods::check(checked, &methods::DEFENSE, entry.name, root, asked_at, problems);
+            problems.len() == before
+        });
+        let configured: Option<Rc<dyn Defense>> = configured.map(Rc::from);
+        basis.defenses.borrow_mut().insert(entry.name, configured.clone());
+        configured
+    }
+
+    /// A measurement with its checked parameters.
+    fn measurement(
+        &mut self,
+        basis: &Basis,
+        entry: &'static MeasurementEntry,
+        asked_at: &Place,
+    ) -> Option<Rc<dyn Measurement>> {
+        if let Some(known) = basis.measurements.borrow().get(entry.name) {
+            return known.clone();
+        }
+        let (root, problems) = (&basis.root, &mut self.problems);
+        let configured = methods::measurement(entry, root, asked_at, problems);
+        if let Some(configured) = &configured {
+            let checked = configured.check(basis.architecture.as_ref());
+            methods::check(checked, &methods::MEASURE, entry.name, root, asked_at, problems);
+        }
+        let configured: Option<Rc<dyn Measurement>> = configured.map(Rc::from);
+        basis.measurements.borrow_mut().insert(entry.name, configured.clone());
+        configured
+    }
+
+    /// The cell in which a trained model is repaired, after those that it starts from.
+    fn defend(&mut self, trained: &Trained, configured: (&DefenseEntry, Rc<dyn Defense>)) -> CellKey {
         let (entry, configured) = configured;
-        let train_key = self.insert(train.clone());
-        let unlearned = configured.unlearning().map(|unlearning| self.unlearn(train, Vec::new(), &unlearning));
+        let Trained { key, cell, prepare } = trained;
+        let unlearned = configured.unlearning().map(|unlearning| self.unlearn((key, cell), Vec::new(), &unlearning));
         let parameters = configured.parameters();
         self.insert(Cell {
             kind: CellKind::Defend,
             training: None,
             // What the trigger is made of is needed to measure the repaired model.
-            parents: std::iter::once(train_key).chain(prepare.clone()).chain(unlearned).collect(),
+            parents: std::iter::once(key.clone()).chain(prepare.clone()).chain(unlearned).collect(),
             defense: Some(MethodParameters { name: entry.name.to_owned(), revision: entry.revision, parameters }),
-            ..train.clone()
+            ..cell.clone()
         })
     }
 
@@ -456,16 +543,13 @@ impl Planner<'_> {
     fn measure(
         &mut self,
         basis: &Basis,
-        entry: &MeasurementEntry,
-        subject: &CellKey,
-        train: &Cell,
-        prepare: &Option<CellKey>,
+        entry: &'static MeasurementEntry,
+        subject_key: CellKey,
+        trained: &Trained,
         asked: &Asked<'_>,
     ) -> Option<(CellKey, Needs)> {
-        let (root, asked_at) = (&basis.root, asked.measure.1);
-        let configured = methods::measurement(entry, root, asked_at, &mut self.problems)?;
-        let checked = configured.check(basis.architecture.as_ref());
-        methods::check(checked, &methods::MEASURE, entry.name, root, asked_at, &mut self.problems);
+        let asked_at = asked.measure.1;
+        let configured = self.measurement(basis, entry, asked_at)?;
         let needs = configured.needs();
         let mut refuse = |value: &str, reason: String, hint: &str| {
             self.problems.add(asked_at, "grid.measure", Some(value.to_owned()), reason, hint);
@@ -480,25 +564,25 @@ impl Planner<'_> {
             refuse(entry.name, reason, "write defense = [\"none\"]");
             return None;
         }
-        let subject = self.cells[subject].clone();
+        let subject = self.cells[&subject_key].clone();
         // What the trigger is made of.
-        let trained = (subject.kind != CellKind::Train).then(|| train.key());
-        let trigger: Vec<CellKey> = trained.into_iter().chain(prepare.clone()).collect();
-        let mut parents = vec![subject.key()];
+        let model = (subject.kind != CellKind::Train).then(|| trained.key.clone());
+        let trigger: Vec<CellKey> = model.into_iter().chain(trained.prepare.clone()).collect();
+        let mut parents = vec![subject_key.clone()];
         parents.extend(trigger.clone());
         let mut numbers = None;
         if needs.unlearning || needs.unlearned || needs.poison_unlearned.is_some() {
             let unlearning = self.defense(basis, &tsbd_defense::tsbd::TSBD, asked_at)?.unlearning()?;
             if needs.unlearned {
-                parents.push(self.unlearn(&subject, Vec::new(), &unlearning));
+                parents.push(self.unlearn((&subject_key, &subject), Vec::new(), &unlearning));
             }
             if let Some(asr) = needs.poison_unlearned {
-                parents.push(self.unlearn(&subject, trigger, &unlearning.of_poison(asr)));
+                parents.push(self.unlearn((&subject_key, &subject), trigger, &unlearning.of_poison(asr)));
             }
             numbers = needs.unlearning.then(|| unlearning_method(&unlearning));
         }
         if needs.clean_model {
-            let attack = registry::attack(asked.attack.0)?.from_parameters(&train.attack.parameters).ok()?;
+            let attack = registry::attack(asked.attack.0)?.from_parameters(&trained.cell.attack.parameters).ok()?;
             let training = basis.training.lasting(attack.clean_epochs(basis.training.epochs));
             parents.push(self.clean_model(basis, training, asked.seed));
         }
@@ -516,7 +600,7 @@ impl Planner<'_> {
                 self.problems.add(asked_at, "grid.measure", Some(name.clone()), "it orders no neurons", hint);
                 return None;
             }
-            parents.push(self.defend(train, prepare, (scoring, defense)));
+            parents.push(self.defend(trained, (scoring, defense)));
         }
         let parameters = configured.parameters();
         let measure = self.insert(Cell {
@@ -556,11 +640,12 @@ impl Planner<'_> {
     }
 
     /// The cell in which the model of `subject` unlearns. What else it starts from is in `parents`.
-    fn unlearn(&mut self, subject: &Cell, parents: Vec<CellKey>, unlearning: &Unlearning) -> CellKey {
+    fn unlearn(&mut self, subject: (&CellKey, &Cell), parents: Vec<CellKey>, unlearning: &Unlearning) -> CellKey {
+        let (key, subject) = subject;
         self.insert(Cell {
             kind: CellKind::Unlearn,
             training: None,
-            parents: std::iter::once(subject.key()).chain(parents).collect(),
+            parents: std::iter::once(key.clone()).chain(parents).collect(),
             unlearning: Some(unlearning_method(unlearning)),
             ..subject.clone()
         })

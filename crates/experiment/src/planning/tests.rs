@@ -620,3 +620,49 @@ fn what_cannot_be_measured_is_refused_before_anything_runs() {
     let defended = MEASURED.replace("measure = [", "defense = [\"ft\"]\nmeasure = [\"coverage\"]\n#");
     assert!(planned(&defended, &[]).points.len() == 1, "nwc and fp are scored on whatever model");
 }
+
+#[test]
+fn what_a_cluster_is_asked_for_is_read_from_any_layer_and_changes_no_key() {
+    let section = "[slurm]\npartition = \"gpu\"\ntime = \"2:00:00\"\nmemory = \"8G\"\ncpus = 4\ngpus = 1\n\
+                   flags = [\"--constraint=icelake\"]\n";
+    let asked = planned(&format!("{SMALL}{section}"), &[("slurm.time", "90"), ("slurm.at_once", "20")]);
+    let expected = SlurmParameters {
+        partition: Some("gpu".into()),
+        time: Some("90".into()),
+        memory: Some("8G".into()),
+        cpus: 4,
+        gpus: 1,
+        at_once: Some(20),
+        flags: vec!["--constraint=icelake".into()],
+        ..SlurmParameters::default()
+    };
+    assert_eq!(asked.slurm, expected);
+    let plain = planned(SMALL, &[]);
+    assert_eq!(plain.slurm, SlurmParameters::default());
+    assert!(asked.cells.keys().eq(plain.cells.keys()));
+}
+
+#[test]
+fn what_no_cluster_could_be_asked_for_is_refused_by_its_key() {
+    for (key, value, reason) in [
+        ("slurm.time", "soon", "no limit of time"),
+        ("slurm.time", "0", "out of range"),
+        ("slurm.time", "0:00", "no limit of time"),
+        ("slurm.memory", "8 GB", "no amount of memory"),
+        ("slurm.memory", "0", "where a text in quotes is expected"),
+        ("slurm.cpus", "0", "out of range"),
+        ("slurm.poll_seconds", "0", "out of range"),
+        ("slurm.partition", "two words", "one word"),
+        ("slurm.flags", "[\"-x\"]", "no flag of sbatch"),
+        ("slurm.flags", "[\"--mem=8G\"]", "key of its own"),
+        ("slurm.flags", "[\"--array=1\"]", "set by this program"),
+        ("slurm.memmory", "8G", "no such key"),
+    ] {
+        let diagnostics = refused(SMALL, &[(key, value)]);
+        let (_, found, _, told, hint) = only(&diagnostics);
+        assert_eq!(found, key, "{value}");
+        assert!(told.contains(reason) && !hint.is_empty(), "{key} = {value}: {told}");
+    }
+    let diagnostics = refused(&format!("{SMALL}\"slurm.time\" = [1, 2]\n"), &[]);
+    assert!(diagnostics.iter().any(|diagnostic| diagnostic.reason.contains("no such axis")), "{diagnostics:#?}");
+}

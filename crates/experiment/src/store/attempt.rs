@@ -1,18 +1,23 @@
 //! An attempt: the private folder in which one process works on one cell.
 //!
-//! A process holds the lock of its folder for as long as it lives, so two processes never work in the same one. A
-//! folder whose lock is free belongs to a process that has ended; if it holds a checkpoint, the next process takes the
+//! A process holds the lock of its folder for as long as it lives, so two processes of a machine never work in the same one.
+//! A folder whose lock is free belongs to a process that has ended; if it holds a checkpoint, the next process takes the
 //! folder over and continues from there.
+//!
+//! Locks of a file system that several machines share may be seen on the machine alone that took them, so a folder is taken
+//! over on the machine only where it was worked in. Elsewhere, and while its process lives, its checkpoint is taken as it is
+//! now into a folder of its own: a checkpoint is replaced as a whole, never changed.
 
+use std::ffi::OsString;
 use std::fmt;
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use fs_err as fs;
 
-use super::lock::{PATIENCE, lock_within};
+use super::lock::{PATIENCE, host_name, lock_within};
 use super::{Store, StoreError, file_error};
 use crate::cell::CellKey;
 
@@ -57,6 +62,8 @@ impl Attempt {
     pub const CHECKPOINT: &'static str = "checkpoint.safetensors";
     /// How the names of all checkpoints begin: work in several stages has one for each.
     const CHECKPOINTS: &'static str = "checkpoint.";
+    /// Name of the file with the seconds that were spent up to the checkpoint.
+    pub const SECONDS: &'static str = "seconds";
 
     /// Its name.
     pub fn id(&self) -> &AttemptId {
@@ -87,28 +94,29 @@ impl Attempt {
 
     /// Whether there is something to continue from.
     pub fn has_checkpoint(&self) -> bool {
-        newest_checkpoint(&self.directory).is_ok_and(|newest| newest.is_some())
+        checkpoints(&self.directory).is_ok_and(|checkpoints| !checkpoints.is_empty())
     }
 }
 
-/// When the newest checkpoint in an attempt's folder was written; nothing if there is none, or no folder any more.
-fn newest_checkpoint(directory: &Path) -> Result<Option<SystemTime>, StoreError> {
+/// The checkpoints in an attempt's folder, and when they were written; none if there is no folder any more.
+fn checkpoints(directory: &Path) -> Result<Vec<(OsString, SystemTime)>, StoreError> {
     let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     let entries = match fs::read_dir(directory) {
-        Err(error) if gone(&error) => return Ok(None),
+        Err(error) if gone(&error) => return Ok(Vec::new()),
         entries => entries.map_err(file_error)?,
     };
-    let mut newest = None;
+    let mut checkpoints = Vec::new();
     for entry in entries {
         let entry = entry.map_err(file_error)?;
-        if entry.file_name().to_str().is_some_and(|name| name.starts_with(Attempt::CHECKPOINTS)) {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with(Attempt::CHECKPOINTS)) {
             match entry.metadata().and_then(|metadata| metadata.modified()) {
                 Err(error) if gone(&error) => {}
-                written => newest = newest.max(Some(written.map_err(file_error)?)),
+                written => checkpoints.push((name, written.map_err(file_error)?)),
             }
         }
     }
-    Ok(newest)
+    Ok(checkpoints)
 }
 
 impl Store {
@@ -151,29 +159,57 @@ impl Store {
         }
     }
 
-    /// The attempt to continue: of those that no process works in, the one with the newest checkpoint.
-    pub fn resumable_attempt(&self, key: &CellKey) -> Result<Option<AttemptId>, StoreError> {
+    /// A folder to work in that nobody works in: the one with the newest checkpoint if it can be taken over, else a new one,
+    /// with its checkpoints if there is one.
+    pub fn prepare_attempt(&self, key: &CellKey) -> Result<AttemptId, StoreError> {
+        let Some(newest) = self.newest_checkpoint(key)? else { return self.create_attempt(key) };
+        if self.open_attempt(key, &newest).is_ok() {
+            return Ok(newest);
+        }
+        let id = self.create_attempt(key)?;
+        let (from, to) = (self.attempt_directory(key, &newest), self.attempt_directory(key, &id));
+        let checkpoints = checkpoints(&from)?.into_iter().map(|(name, _)| name);
+        for name in [OsString::from(Attempt::SECONDS)].into_iter().chain(checkpoints) {
+            match fs::hard_link(from.join(&name), to.join(&name)) {
+                // Its process may finish the cell meanwhile, and has it removed.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(file_error(error)),
+                _ => {}
+            }
+        }
+        Ok(id)
+    }
+
+    /// The attempt with the newest checkpoint, whoever works in it.
+    fn newest_checkpoint(&self, key: &CellKey) -> Result<Option<AttemptId>, StoreError> {
         let mut newest: Option<(SystemTime, AttemptId)> = None;
         for id in self.attempts(key)? {
-            let Some(written) = newest_checkpoint(&self.attempt_directory(key, &id))? else { continue };
-            let newer = newest.as_ref().is_none_or(|(time, _)| written >= *time);
-            if newer && self.open_attempt(key, &id).is_ok() {
+            let checkpoints = checkpoints(&self.attempt_directory(key, &id))?;
+            let Some(written) = checkpoints.into_iter().map(|(_, written)| written).max() else { continue };
+            if newest.as_ref().is_none_or(|(time, _)| written >= *time) {
                 newest = Some((written, id));
             }
         }
         Ok(newest.map(|(_, id)| id))
     }
 
-    /// Begins to work in an attempt's folder; refuses if another process does.
+    /// Begins to work in an attempt's folder; refuses if another process does, or one of another machine did.
     pub fn open_attempt(&self, key: &CellKey, id: &AttemptId) -> Result<Attempt, StoreError> {
         self.open_attempt_within(key, id, Duration::ZERO)
     }
 
     fn open_attempt_within(&self, key: &CellKey, id: &AttemptId, patience: Duration) -> Result<Attempt, StoreError> {
         let directory = self.attempt_directory(key, id);
-        let lock = fs::OpenOptions::new().write(true).create(true).truncate(false).open(directory.join("lock"));
-        let lock = lock.map_err(file_error)?;
+        let lock =
+            fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(directory.join("lock"));
+        let mut lock = lock.map_err(file_error)?;
         if !lock_within(&lock, patience).map_err(file_error)? {
+            return Err(StoreError::AttemptInUse { path: directory });
+        }
+        let (mut worked_on, host) = (String::new(), host_name());
+        lock.read_to_string(&mut worked_on).map_err(file_error)?;
+        if worked_on.is_empty() {
+            lock.write_all(host.as_bytes()).map_err(file_error)?;
+        } else if worked_on != host {
             return Err(StoreError::AttemptInUse { path: directory });
         }
         Ok(Attempt { store: self.clone(), key: key.clone(), id: id.clone(), directory, _lock: lock })
@@ -184,19 +220,24 @@ impl Store {
         if let Some(attempt) = wanted.and_then(|id| self.open_attempt_within(key, id, PATIENCE).ok()) {
             return Ok(attempt);
         }
-        if let Some(attempt) = self.resumable_attempt(key)?.and_then(|id| self.open_attempt(key, &id).ok()) {
+        // Another process may take over the same one a moment earlier, but not one that was just made.
+        if let Ok(attempt) = self.open_attempt(key, &self.prepare_attempt(key)?) {
             return Ok(attempt);
         }
         let id = self.create_attempt(key)?;
         self.open_attempt(key, &id)
     }
 
-    /// Removes the folders of a finished cell's attempts that no process works in. Logs of failures go with them:
-    /// the cell has a result now.
+    /// Removes the folders of a finished cell's attempts, except those that a process of this machine works in. Logs of
+    /// failures go with them: the cell has a result now. A process of another machine that still works on the cell, without
+    /// need, finds its folder gone and ends.
     pub fn remove_ended_attempts(&self, key: &CellKey) -> Result<(), StoreError> {
         for id in self.attempts(key)? {
-            if let Ok(attempt) = self.open_attempt(key, &id) {
-                fs::remove_dir_all(attempt.directory()).map_err(file_error)?;
+            let directory = self.attempt_directory(key, &id);
+            let worked_on = fs::read_to_string(directory.join("lock")).unwrap_or_default();
+            let elsewhere = !worked_on.is_empty() && worked_on != host_name();
+            if elsewhere || self.open_attempt(key, &id).is_ok() {
+                fs::remove_dir_all(directory).map_err(file_error)?;
             }
         }
         Ok(())
@@ -236,7 +277,7 @@ mod tests {
         fs::File::open(old.checkpoint()).unwrap().file().set_modified(earlier).unwrap();
         let expected = new.id().clone();
         drop((old, new));
-        assert_eq!(store.resumable_attempt(&key).unwrap(), Some(expected.clone()));
+        assert_eq!(store.prepare_attempt(&key).unwrap(), expected);
         assert_eq!(store.begin_attempt(&key, None).unwrap().id(), &expected);
     }
 
@@ -259,8 +300,31 @@ mod tests {
     fn an_attempt_without_a_checkpoint_is_not_continued() {
         let (_folder, store, key) = store();
         let first = store.begin_attempt(&key, None).unwrap().id().clone();
-        assert_eq!(store.resumable_attempt(&key).unwrap(), None);
-        assert_ne!(store.begin_attempt(&key, None).unwrap().id(), &first);
+        let second = store.begin_attempt(&key, None).unwrap();
+        assert_ne!(second.id(), &first);
+        assert!(!second.checkpoint().exists());
+    }
+
+    #[test]
+    fn a_folder_of_another_machine_is_left_alone_and_its_checkpoint_continued_in_one_of_its_own() {
+        let (_folder, store, key) = store();
+        let theirs = store.begin_attempt(&key, None).unwrap();
+        fs::write(theirs.checkpoint(), "epoch 9").unwrap();
+        fs::write(theirs.directory().join(Attempt::SECONDS), "70").unwrap();
+        fs::write(theirs.directory().join("lock"), "another machine").unwrap();
+        let (id, checkpoint) = (theirs.id().clone(), theirs.checkpoint());
+        // Its lock looks free from here, though its process may live.
+        drop(theirs);
+        let ours = store.begin_attempt(&key, None).unwrap();
+        assert_ne!(ours.id(), &id);
+        assert_eq!(fs::read_to_string(ours.checkpoint()).unwrap(), "epoch 9");
+        assert_eq!(fs::read_to_string(ours.directory().join(Attempt::SECONDS)).unwrap(), "70");
+        // Whoever writes the next checkpoint replaces the file, and changes nothing for the other.
+        super::super::write_atomically(&checkpoint, b"epoch 10").unwrap();
+        assert_eq!(fs::read_to_string(ours.checkpoint()).unwrap(), "epoch 9");
+        assert!(store.open_attempt(&key, &id).is_err());
+        store.remove_ended_attempts(&key).unwrap();
+        assert_eq!(store.attempts(&key).unwrap(), [ours.id().clone()]);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //!     record.json                  the result; exists only whole, never changes
 //!     model.safetensors, ...       the record's artefacts, with their BLAKE3 in the record
 //!     failure.json                 why the last attempt failed, if it did
-//!     publish.lock                 held while a result is being published
+//!     publication/                 a result that is being published; gone once it is
 //!     attempts/<n>-<pid>/          private folder of one process, which holds its `lock`
 //!       checkpoint.safetensors     where the next attempt continues; work in stages: checkpoint.<stage>.safetensors
 //!       log                        what the process wrote on standard error
@@ -17,7 +17,8 @@
 //!
 //! Publication ends with a hard link of the complete, synced record; that link is the only thing that makes a result.
 //! Whatever happens before it (a kill, a full disk) leaves the cell outstanding; whatever happens after it cannot
-//! change the record, because a link never overwrites. Reading recomputes the key from the parameters, the seal of
+//! change the record, because a link never overwrites. No lock is needed for it, so processes of several machines may work
+//! on one cell. Reading recomputes the key from the parameters, the seal of
 //! the record and the digests of its artefacts, so damage reads as "not there" and is reported, never as a result.
 
 mod attempt;
@@ -219,19 +220,43 @@ impl Store {
         Ok(self.failure(key)?.map_or(Found::Nothing, |failure| Found::Failed(Box::new(failure))))
     }
 
+    /// What `keep` keeps of what is there of each of these cells. Looks on all cores.
+    pub fn look_at_all<'a, T: Send>(
+        &self,
+        keys: impl IntoIterator<Item = &'a CellKey>,
+        verification: Verification,
+        keep: impl Fn(Found) -> T + Sync,
+    ) -> Result<BTreeMap<CellKey, T>, StoreError> {
+        let keys: Vec<&CellKey> = keys.into_iter().collect();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = keys.len().div_ceil(cores).max(1);
+        let look = |keys: &[&CellKey]| -> Result<Vec<(CellKey, T)>, StoreError> {
+            keys.iter().map(|&key| Ok((key.clone(), keep(self.look(key, verification)?)))).collect()
+        };
+        let look = &look;
+        std::thread::scope(|scope| {
+            let shares: Vec<_> = keys.chunks(share).map(|keys| scope.spawn(move || look(keys))).collect();
+            let mut found = BTreeMap::new();
+            for share in shares {
+                found.extend(share.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+            }
+            Ok(found)
+        })
+    }
+
     /// What is there of every cell of a plan.
     pub fn survey(&self, plan: &Plan, verification: Verification) -> Result<Survey, StoreError> {
         let mut survey = Survey::default();
-        for key in plan.cells.keys() {
-            match self.look(key, verification)? {
-                Found::Nothing => {}
-                Found::Done(_) => {
-                    survey.found.insert(key.clone(), OutcomeKind::Done);
-                }
-                Found::Failed(_) => {
-                    survey.found.insert(key.clone(), OutcomeKind::Failed);
-                }
-                Found::Damaged(damage) => survey.damaged.push(damage),
+        let light = |found| match found {
+            Found::Nothing => Ok(None),
+            Found::Done(_) => Ok(Some(OutcomeKind::Done)),
+            Found::Failed(_) => Ok(Some(OutcomeKind::Failed)),
+            Found::Damaged(damage) => Err(damage),
+        };
+        for (key, found) in self.look_at_all(plan.cells.keys(), verification, light)? {
+            match found {
+                Ok(outcome) => survey.found.extend(outcome.map(|outcome| (key, outcome))),
+                Err(damage) => survey.damaged.push(damage),
             }
         }
         Ok(survey)

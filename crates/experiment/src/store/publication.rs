@@ -1,11 +1,18 @@
 //! Publication of a result.
 //!
-//! Steps, each of which may be the last one before a kill: sync the artefacts, move them beside the record's place,
-//! write the complete record into the attempt's folder, sync it, link it to `record.json`, sync the folder. Until the
-//! link there is no result; the link never overwrites.
+//! Steps, each of which may be the last one before a kill: sync the artefacts, move them with the complete record into a
+//! folder of their own, sync that, rename the folder to `publication/` in the cell's folder, link its files beside it, the
+//! record last, sync, remove the folder. Until the record's link there is no result; the link never overwrites.
+//!
+//! Processes of several machines may publish the same cell at the same time, and locks need not reach from one machine to
+//! another. So there is none: a folder cannot be renamed to one that is there and not empty, which makes one of them the
+//! first. Whoever comes later puts that one's files into place, not its own: all link the same files, so the artefacts of one
+//! never stand beside the record of another, and what a killed process has begun is brought to its end by the next.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use fs_err as fs;
 
@@ -27,14 +34,23 @@ pub enum Published {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     SyncArtefacts,
-    SetAside,
-    MoveArtefact,
-    SyncMoved,
+    Gather,
     WriteRecord,
+    Claim,
+    SetAside,
+    Place,
+    SyncPlaced,
     Link,
     SyncLink,
+    RemoveClaim,
     RemoveFailure,
 }
+
+/// Told before each step; an error leaves the disk as a kill at that point would.
+type Watch<'a> = &'a mut dyn FnMut(Step) -> Result<(), StoreError>;
+
+/// Name of the record among the published files.
+const RECORD: &str = "record.json";
 
 impl Attempt {
     /// Publishes the cell's result with the files `artefacts` of the attempt's folder, whose lengths and digests are
@@ -43,13 +59,12 @@ impl Attempt {
         self.publish_watched(record, artefacts, &mut |_| Ok(()))
     }
 
-    /// [`Attempt::publish`], telling `before` each step before it is taken. An error of `before` leaves the disk as a
-    /// kill at that point would.
+    /// [`Attempt::publish`], telling `before` each step before it is taken.
     pub(super) fn publish_watched(
         &self,
         mut record: CellRecord,
         artefacts: &[&str],
-        before: &mut dyn FnMut(Step) -> Result<(), StoreError>,
+        before: Watch<'_>,
     ) -> Result<Published, StoreError> {
         let directory = self.store.cell_directory(&self.key);
         before(Step::SyncArtefacts)?;
@@ -67,16 +82,34 @@ impl Attempt {
         // The record is read back before anything is moved: what could not be read later is not published now.
         CellRecord::from_json(&text, &self.key).map_err(unpublishable)?;
 
-        // Two processes that publish the same cell take turns, so the artefacts of one never stand beside the record
-        // of the other.
-        let lock = fs::OpenOptions::new().write(true).create(true).truncate(false).open(directory.join("publish.lock"));
-        let lock = lock.map_err(file_error)?;
-        lock.file().lock().map_err(file_error)?;
+        before(Step::Gather)?;
+        let gathered = self.directory().join("publication");
+        fs::create_dir_all(&gathered).map_err(file_error)?;
+        for name in artefacts {
+            fs::rename(self.directory().join(name), gathered.join(name)).map_err(file_error)?;
+        }
+        before(Step::WriteRecord)?;
+        super::write_atomically(&gathered.join(RECORD), text.as_bytes())?;
 
-        let published = directory.join("record.json");
+        before(Step::Claim)?;
+        let claim = directory.join("publication");
+        let claimed = loop {
+            match fs::rename(&gathered, &claim) {
+                Ok(()) => break true,
+                // Somebody is publishing, or was killed while he did.
+                Err(_) if claim.join(RECORD).exists() => break false,
+                // Half of one that was being removed.
+                Err(_) if claim.is_dir() => remove_claim(&claim)?,
+                Err(error) => return Err(file_error(error)),
+            }
+        };
+        sync_folder(&directory).map_err(file_error)?;
+        let published = directory.join(RECORD);
         match fs::read(&published) {
             Ok(bytes) => {
                 if check(&self.store, &self.key, &bytes, Verification::Digests)?.is_ok() {
+                    before(Step::RemoveClaim)?;
+                    remove_claim(&claim)?;
                     return Ok(Published::Before);
                 }
                 before(Step::SetAside)?;
@@ -85,28 +118,80 @@ impl Attempt {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(file_error(error)),
         }
-        for name in artefacts {
-            before(Step::MoveArtefact)?;
-            fs::rename(self.directory().join(name), directory.join(name)).map_err(file_error)?;
-        }
-        before(Step::SyncMoved)?;
-        sync_folder(&directory).map_err(file_error)?;
-        before(Step::WriteRecord)?;
-        let complete = self.directory().join("record.json");
-        super::write_atomically(&complete, text.as_bytes())?;
-        before(Step::Link)?;
-        match fs::hard_link(&complete, &published) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Published::Before),
-            Err(error) => return Err(file_error(error)),
-        }
-        before(Step::SyncLink)?;
-        sync_folder(&directory).map_err(file_error)?;
+        complete(&directory, &claim, before)?;
         before(Step::RemoveFailure)?;
         match fs::remove_file(directory.join("failure.json")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error(error)),
-            _ => Ok(Published::Now),
+            _ => Ok(if claimed { Published::Now } else { Published::Before }),
         }
+    }
+}
+
+/// Puts the files of a claimed publication into place. Any number of processes may do so at the same time.
+fn complete(directory: &Path, claim: &Path, before: Watch<'_>) -> Result<(), StoreError> {
+    let mut names = Vec::new();
+    match fs::read_dir(claim) {
+        Ok(entries) => {
+            for entry in entries {
+                names.push(entry.map_err(file_error)?.file_name());
+            }
+        }
+        Err(error) => return unless_finished(directory)(error).map_err(file_error),
+    }
+    for name in names.iter().filter(|name| *name != RECORD) {
+        before(Step::Place)?;
+        place(&claim.join(name), &directory.join(name)).or_else(unless_finished(directory)).map_err(file_error)?;
+    }
+    before(Step::SyncPlaced)?;
+    sync_folder(directory).map_err(file_error)?;
+    before(Step::Link)?;
+    match fs::hard_link(claim.join(RECORD), directory.join(RECORD)) {
+        // Somebody else has brought it to its end.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        outcome => outcome.or_else(unless_finished(directory)).map_err(file_error)?,
+    }
+    before(Step::SyncLink)?;
+    sync_folder(directory).map_err(file_error)?;
+    before(Step::RemoveClaim)?;
+    remove_claim(claim)
+}
+
+/// Makes `path` a name of the file `source`, whatever it was a name of before.
+fn place(source: &Path, path: &Path) -> io::Result<()> {
+    match fs::hard_link(source, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        outcome => return outcome,
+    }
+    let same =
+        |one: &std::fs::Metadata, other: &std::fs::Metadata| one.ino() == other.ino() && one.dev() == other.dev();
+    if fs::metadata(path).is_ok_and(|there| fs::metadata(source).is_ok_and(|source| same(&there, &source))) {
+        return Ok(());
+    }
+    // Left by a publication that was killed or is damaged.
+    let beside = tempfile::Builder::new().prefix(".placing-").tempdir_in(path.parent().unwrap_or(Path::new(".")))?;
+    let link = beside.path().join("file");
+    fs::hard_link(source, &link)?;
+    fs::rename(&link, path)
+}
+
+/// A file of the claim may be gone because somebody else has brought the publication to its end.
+fn unless_finished(directory: &Path) -> impl Fn(io::Error) -> io::Result<()> {
+    let record = directory.join(RECORD);
+    move |error| match error.kind() {
+        io::ErrorKind::NotFound if record.exists() => Ok(()),
+        _ => Err(error),
+    }
+}
+
+fn unless_gone(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+/// Removes a claim, the record first: without it, it is none.
+fn remove_claim(claim: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(claim.join(RECORD)).or_else(unless_gone).and_then(|()| fs::remove_dir_all(claim)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error(error)),
+        _ => Ok(()),
     }
 }
 
@@ -158,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_result_appears_whole_or_not_at_all_wherever_the_process_is_killed() {
-        for kill in 0..12 {
+        for kill in 0..16 {
             let folder = tempfile::tempdir().unwrap();
             let store = Store::new(folder.path());
             let cell = train_cell("badnets", 0);
@@ -166,10 +251,15 @@ mod tests {
             let found = content_of(&store, &cell.key());
             assert!(found.is_none() || found == Some(1), "killed before step {kill}");
             assert!(first.is_err() || found == Some(1), "killed before step {kill}");
-            // The next run either finds the result or makes its own, and then it is there.
+            // The next run finds the result, or brings the publication to its end, or makes its own; then it is there.
             let second = run(&store, &cell, 2, None).unwrap();
-            let expected = if found.is_some() { (Published::Before, Some(1)) } else { (Published::Now, Some(2)) };
-            assert_eq!((second, content_of(&store, &cell.key())), expected, "killed before step {kill}");
+            let after = (second, content_of(&store, &cell.key()));
+            let allowed: &[_] = match found {
+                Some(_) => &[(Published::Before, Some(1))],
+                None => &[(Published::Before, Some(1)), (Published::Now, Some(2))],
+            };
+            assert!(allowed.contains(&after), "killed before step {kill}: {after:?}");
+            assert!(!store.artefact(&cell.key(), "publication").exists(), "killed before step {kill}");
         }
     }
 
@@ -292,7 +382,7 @@ mod tests {
 
     fn any_event() -> impl Strategy<Value = Event> {
         prop_oneof![
-            6 => (0_usize..4, proptest::option::of(0_usize..12)).prop_map(|(cell, kill)| Event::Run { cell, kill }),
+            6 => (0_usize..4, proptest::option::of(0_usize..16)).prop_map(|(cell, kill)| Event::Run { cell, kill }),
             1 => (0_usize..4, 0.0..0.99).prop_map(|(cell, share)| Event::Truncate { cell, share }),
             1 => (0_usize..4, 0_usize..100).prop_map(|(cell, byte)| Event::Overwrite { cell, byte }),
         ]
@@ -309,6 +399,7 @@ mod tests {
             let plan = grid(&["badnets", "blended"], &["none", "ft"]);
             let cells: Vec<&Cell> = plan.cells.values().collect();
             let mut truth: [Option<u8>; 4] = [None; 4];
+            let mut begun: [Vec<u8>; 4] = Default::default();
             for (time, event) in events.into_iter().enumerate() {
                 let content = time as u8 + 1;
                 match event {
@@ -320,12 +411,18 @@ mod tests {
                                 prop_assert_eq!(found, Some(before));
                                 prop_assert!(!matches!(outcome, Ok(Published::Now)));
                             }
-                            (None, Ok(outcome)) => {
-                                prop_assert_eq!((outcome, found), (Published::Now, Some(content)));
+                            (None, Ok(Published::Now)) => prop_assert_eq!(found, Some(content)),
+                            // What an earlier one had begun.
+                            (None, Ok(Published::Before)) => {
+                                prop_assert!(found.is_some_and(|found| begun[cell].contains(&found)));
                             }
-                            (None, Err(_)) => prop_assert!(found.is_none() || found == Some(content)),
+                            (None, Err(_)) => {
+                                let known = |found| found == content || begun[cell].contains(&found);
+                                prop_assert!(found.is_none_or(known));
+                            }
                         }
                         truth[cell] = found;
+                        begun[cell].push(content);
                     }
                     Event::Truncate { cell, share } => {
                         let path = store.artefact(&cells[cell].key(), "record.json");

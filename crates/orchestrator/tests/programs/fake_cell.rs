@@ -42,10 +42,10 @@ fn coordinate(results: &Path) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     let plan = support::grid(&["badnets", "blended"], &["ft"]);
     let summary = runtime.block_on(async {
-        let options = RunOptions { workers: 2, ..RunOptions::new(Interrupts::from_signals()?)? };
+        let options = RunOptions { workers: 2, ..RunOptions::new()? };
         let (events, mut received) = tokio::sync::mpsc::channel(64);
         tokio::spawn(async move { while received.recv().await.is_some() {} });
-        tsbd_orchestrator::run(&plan, &Store::new(results), options, events).await
+        tsbd_orchestrator::run(&plan, &Store::new(results), options, Interrupts::from_signals()?, events).await
     });
     match summary {
         Ok(summary) => ExitCode::from(summary.exit_code()),

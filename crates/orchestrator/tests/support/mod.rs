@@ -19,7 +19,13 @@ pub fn grid(attacks: &[&str], defenses: &[&str]) -> Plan {
     let table = TableSpec::default();
     let experiment =
         Experiment { name: "test".into(), title: "A test".into(), profile: "smoke".into(), table, figure: None };
-    let mut plan = Plan { experiment, cells: Default::default(), points: Vec::new(), images: Default::default() };
+    let mut plan = Plan {
+        experiment,
+        cells: Default::default(),
+        points: Vec::new(),
+        images: Default::default(),
+        slurm: Default::default(),
+    };
     for attack in attacks {
         let train = cell(attack);
         let key = add(&mut plan, train.clone(), "none");

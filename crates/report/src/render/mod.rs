@@ -33,8 +33,14 @@ impl Table {
         if let Some(source) = &self.source {
             return source.clone();
         }
-        let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
-        let seeds = format!("seed{} {}", if seeds.len() == 1 { "" } else { "s" }, seeds.join(", "));
+        let seeds = match &self.seeds[..] {
+            // Hundreds of numbers in a row say no more than the first and the last.
+            [first, .., last] if self.seeds.len() > 20 && last - first + 1 == self.seeds.len() as u64 => {
+                format!("seeds {first} to {last}")
+            }
+            [seed] => format!("seed {seed}"),
+            seeds => format!("seeds {}", seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")),
+        };
         let count = self.count;
         let mut cells = format!("{} of {} cells done", count.done, count.cells);
         if count.missing > 0 {

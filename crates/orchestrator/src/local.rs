@@ -1,0 +1,235 @@
+//! Cells as children of this process: starts them, listens to them, and passes signals on.
+//!
+//! On Linux a child asks the kernel to be killed when its parent *thread* ends, so children are started by one thread
+//! that lives as long as the executor, never by a thread of tokio's pool, which may come and go.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use fs_err as fs;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, oneshot};
+use tsbd_experiment::{Attempt, CellKey, Store};
+
+use crate::dispatcher::{RunError, RunOptions};
+use crate::executor::{End, Executor, Order, Report, Start};
+use crate::protocol::{COORDINATOR_VARIABLE, CellArguments, CellEvent, EXIT_STOPPED};
+
+type Request = (Command, oneshot::Sender<io::Result<Child>>);
+
+pub(crate) struct Local {
+    /// Dropped last of all: the thread behind it is what children are tied to.
+    spawner: std::sync::mpsc::Sender<Request>,
+    reports: mpsc::Sender<Report>,
+    store: Store,
+    options: RunOptions,
+    children: BTreeMap<CellKey, mpsc::UnboundedSender<Order>>,
+}
+
+impl Executor for Local {
+    const KEEPS_ORDER: bool = false;
+
+    fn capacity(&self) -> usize {
+        self.options.workers.max(1)
+    }
+
+    async fn start(&mut self, cells: Vec<CellKey>) -> Vec<Report> {
+        let mut reports = Vec::with_capacity(cells.len());
+        for key in cells {
+            reports.push(match self.launch(&key).await {
+                Ok(start) => Report::Started { key, start },
+                Err(error) => Report::Ended { key, end: End::Because(error.to_string()) },
+            });
+        }
+        reports
+    }
+
+    fn order(&mut self, order: Order) {
+        // A child that has ended needs no order.
+        self.children.retain(|_, child| child.send(order).is_ok());
+    }
+}
+
+impl Local {
+    /// An executor, and the reports of all its children. Must be called within a tokio runtime.
+    pub fn new(store: &Store, options: &RunOptions) -> io::Result<(Self, mpsc::Receiver<Report>)> {
+        let (spawner, requests) = std::sync::mpsc::channel::<Request>();
+        let runtime = tokio::runtime::Handle::current();
+        std::thread::Builder::new().name("spawner".into()).spawn(move || {
+            let _context = runtime.enter();
+            for (mut command, answer) in requests {
+                // A dispatcher that has gone no longer wants the child: dropping it kills it.
+                let _ = answer.send(command.spawn());
+            }
+        })?;
+        let (sender, reports) = mpsc::channel(256);
+        let (store, options) = (store.clone(), options.clone());
+        Ok((Self { spawner, reports: sender, store, options, children: BTreeMap::new() }, reports))
+    }
+
+    /// Starts the child of a cell, in an attempt to continue or in a new one.
+    async fn launch(&mut self, key: &CellKey) -> Result<Start, RunError> {
+        let attempt = self.store.prepare_attempt(key)?;
+        let directory = self.store.attempt_directory(key, &attempt);
+        let continues = directory.join(Attempt::CHECKPOINT).exists();
+        let log_path = directory.join("log");
+        let arguments = CellArguments {
+            key: key.clone(),
+            results: self.store.root().to_owned(),
+            data: self.options.data.clone(),
+            device: self.options.device.clone(),
+            threads: self.options.threads_per_worker(),
+            attempt: Some(attempt.to_string()),
+        };
+        let log = fs::OpenOptions::new().create(true).append(true).open(&log_path)?.into_parts().0;
+        let mut command = Command::new(&self.options.program);
+        command
+            .args(arguments.to_command_line())
+            .env(COORDINATOR_VARIABLE, std::process::id().to_string())
+            .env("RAYON_NUM_THREADS", arguments.threads.to_string())
+            .envs(self.options.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log.try_clone()?)
+            // Ctrl-C in the terminal reaches the coordinator only, which then asks the children.
+            .process_group(0)
+            .kill_on_drop(true);
+        let (answer, child) = oneshot::channel();
+        let gone = || io::Error::other("the thread that starts children has ended");
+        self.spawner.send((command, answer)).map_err(|_| gone())?;
+        let child = child.await.map_err(|_| gone())?;
+        let child = child.map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot start {}: {error}", self.options.program.display()))
+        })?;
+        let pid = child.id().ok_or_else(|| io::Error::other("the child ended before it was started"))?;
+        let (orders, received) = mpsc::unbounded_channel();
+        let task = Watch {
+            key: key.clone(),
+            child,
+            group: Pid::from_raw(pid.cast_signed()),
+            log,
+            reports: self.reports.clone(),
+            silence_limit: self.options.silence_limit,
+        };
+        tokio::spawn(task.run(received));
+        self.children.insert(key.clone(), orders);
+        Ok(Start { pid, job: None, attempt: attempt.to_string(), log: log_path, continues })
+    }
+}
+
+/// Owns one child from its start to its end.
+struct Watch {
+    key: CellKey,
+    child: Child,
+    group: Pid,
+    log: File,
+    reports: mpsc::Sender<Report>,
+    silence_limit: Option<Duration>,
+}
+
+impl Watch {
+    /// A child's grandchildren may hold its standard output open: they get this long to finish after its end.
+    const AFTERMATH: Duration = Duration::from_secs(1);
+
+    async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
+        let stdout = self.child.stdout.take();
+        let mut lines = stdout.map(|stdout| BufReader::new(stdout).split(b'\n'));
+        let mut ended: Option<io::Result<ExitStatus>> = None;
+        let mut silent = false;
+        while ended.is_none() || lines.is_some() {
+            let patience = match (&ended, self.silence_limit) {
+                (Some(_), _) => Self::AFTERMATH,
+                (None, Some(limit)) if !silent => limit,
+                (None, _) => Duration::MAX,
+            };
+            tokio::select! {
+                line = next_line(&mut lines) => match line {
+                    Some(line) => self.pass_on(&line).await,
+                    None => lines = None,
+                },
+                status = self.child.wait(), if ended.is_none() => ended = Some(status),
+                Some(order) = orders.recv(), if ended.is_none() => self.obey(order),
+                () = sleep(patience) => {
+                    if ended.is_some() {
+                        lines = None;
+                    } else {
+                        silent = true;
+                        self.obey(Order::Kill);
+                    }
+                }
+            }
+        }
+        let status = ended.unwrap_or_else(|| Err(io::Error::other("the child's end was not seen")));
+        let end = match (&status, self.silence_limit) {
+            (Ok(status), _) if status.code() == Some(i32::from(EXIT_STOPPED)) => End::Stopped,
+            (_, Some(limit)) if silent => {
+                End::Because(format!("it told no progress for {} s and was killed", limit.as_secs()))
+            }
+            _ => End::Because(explain(&status)),
+        };
+        let _ = self.reports.send(Report::Ended { key: self.key, end }).await;
+    }
+
+    /// Passes an event on; anything else goes to the log, where standard error goes too.
+    async fn pass_on(&mut self, line: &[u8]) {
+        match std::str::from_utf8(line).ok().and_then(CellEvent::from_line) {
+            Some(event) => {
+                let _ = self.reports.send(Report::Said { key: self.key.clone(), event }).await;
+            }
+            None => {
+                // A log that cannot be written (a full disk) must not end the cell.
+                let _ = self.log.write_all(line).and_then(|()| self.log.write_all(b"\n"));
+            }
+        }
+    }
+
+    fn obey(&self, order: Order) {
+        let signal = match order {
+            Order::Stop => Signal::SIGTERM,
+            Order::Kill => Signal::SIGKILL,
+        };
+        // Sent while the child has not been waited for, so its number cannot belong to anybody else. A child that has
+        // just ended needs no signal.
+        let _ = killpg(self.group, signal);
+    }
+}
+
+async fn next_line<R: tokio::io::AsyncBufRead + Unpin>(lines: &mut Option<tokio::io::Split<R>>) -> Option<Vec<u8>> {
+    match lines {
+        Some(lines) => lines.next_segment().await.ok().flatten(),
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep(duration: Duration) {
+    match duration {
+        Duration::MAX => std::future::pending().await,
+        duration => tokio::time::sleep(duration).await,
+    }
+}
+
+/// Why a child that gave no reason has left no result.
+fn explain(status: &io::Result<ExitStatus>) -> String {
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => return format!("its process was lost: {error}"),
+    };
+    match (status.code(), status.signal()) {
+        (_, Some(9)) => {
+            "its process was killed (signal 9); if nobody did that, it was the system because memory ran out: \
+             use a smaller batch or fewer workers"
+                .to_owned()
+        }
+        (_, Some(signal)) => format!("its process was ended by signal {signal}"),
+        (Some(0), _) => "its process ended without a result".to_owned(),
+        (Some(code), _) => format!("its process ended with exit code {code} and gave no reason"),
+        (None, None) => "its process ended in an unknown way".to_owned(),
+    }
+}
