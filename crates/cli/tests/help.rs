@@ -31,6 +31,7 @@ const COMMANDS: &[&[&str]] = &[
     &["bench", "inference"],
     &["bench", "ops"],
     &["bench", "poison"],
+    &["selftest"],
     &["completions"],
 ];
 

@@ -9,6 +9,8 @@ mod broadcast;
 mod channels;
 mod conv_transpose;
 mod convolution;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod gelu;
 mod grid_sample;
 mod layer_norm;
