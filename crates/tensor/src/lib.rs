@@ -86,7 +86,7 @@ pub use kernels::peak::{MachinePeak, machine_peak};
 pub use kernels::simd::InstructionSet;
 pub use ops::{
     BatchNorm, BatchStatistics, Conv2d, ConvTranspose2d, ConvolutionAlgorithm, CrossEntropy, GridPadding, GridSample,
-    Statistics, kernels_in_use,
+    Placement, Statistics, augment, kernels_in_use, upload,
 };
 pub use sgd::{Sgd, sgd_step};
 pub use tape::{Gradients, Tape, Var};

@@ -8,7 +8,7 @@ use std::fmt;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::{BatchNorm, Conv2d, CrossEntropy, Result, Sgd, Statistics, Tape, Var, sgd_step};
+use crate::{BatchNorm, Conv2d, CrossEntropy, Placement, Result, Sgd, Statistics, Tape, Var, augment, sgd_step, upload};
 
 /// One operation at one shape, in one element type.
 pub struct Check {
@@ -128,6 +128,7 @@ impl List<'_> {
         self.rectified("odd", 3, 5);
         if self.dtype == DType::F32 {
             self.cross_entropy("odd", 3);
+            self.augment("odd", 7);
             self.sgd("odd", &[3, 3, 5, 7]);
         }
     }
@@ -150,6 +151,7 @@ impl List<'_> {
         self.linear(NETWORK, 128, channels, 10);
         if self.dtype == DType::F32 {
             self.cross_entropy(NETWORK, 10);
+            self.augment(NETWORK, 32);
             self.sgd(NETWORK, &[3, 3, 256, 256]);
         }
     }
@@ -300,6 +302,25 @@ impl List<'_> {
                 })
             });
         }
+    }
+
+    /// Bits that are not those of the CPU have an error of 1.
+    fn augment(&mut self, network: &str, size: usize) {
+        self.push("augment", format!("{network}, {size}x{size}"), move |place| {
+            let images = 10;
+            let pixels: Vec<u8> = (0..images * size * size * 3).map(|index| (index * 97 % 251) as u8).collect();
+            let table: [[f32; 256]; 3] =
+                std::array::from_fn(|color| std::array::from_fn(|level| (color * 256 + level) as f32 / 99.));
+            let indices: Vec<u32> = (0..64).map(|number| number * 7 % images as u32).collect();
+            let draw = |number: i32| Placement { up: number % 9 - 4, left: number % 7 - 3, mirrored: number % 2 == 1 };
+            let placements: Vec<Placement> = (0..64).map(draw).collect();
+            let batch = |device: &Device| -> Result<Vec<f32>> {
+                let pixels = upload(pixels.clone(), [images, size, size], device)?;
+                Ok(augment(&pixels, &indices, &placements, &table)?.flatten_all()?.to_vec1()?)
+            };
+            let same = batch(&Device::Cpu)? == batch(&place.device)?;
+            Ok(vec![Finding { what: "y", error: if same { 0. } else { 1. } }])
+        });
     }
 
     /// Two steps.
@@ -454,7 +475,7 @@ mod tests {
                 assert!(error <= check.tolerance(&Device::Cpu), "{check:?}, {what}: {error:e}");
             }
         }
-        assert_eq!(operations.len(), 9, "{operations:?}");
+        assert_eq!(operations.len(), 10, "{operations:?}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::ops::AddAssign;
 use candle_core::{CpuStorage, CpuStorageRef};
 
 pub(crate) mod allocator;
+pub(crate) mod augmentation;
 mod bf16;
 mod bilinear;
 pub(crate) mod convolution;

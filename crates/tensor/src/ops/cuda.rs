@@ -10,7 +10,9 @@ use super::normalization::{BatchNorm, BatchStatistics, Statistics};
 use crate::error::{Error, Result};
 use crate::kernels::convolution::Geometry;
 use crate::kernels::cuda::gpu::{Allocation, Gpu};
-use crate::kernels::cuda::{Memory, Stored, View, convolution, elementwise, loss, normalization, pooling};
+use crate::kernels::cuda::{
+    Memory, Stored, View, augmentation, convolution, elementwise, loss, normalization, pooling,
+};
 use crate::kernels::pooling::Windows;
 use crate::operand::exact;
 use crate::ops::ConvolutionAlgorithm;
@@ -289,6 +291,30 @@ impl Saved {
         }
         Ok(())
     }
+}
+
+// --- images ---
+
+/// [`crate::augment`], whose arguments have been checked.
+pub(super) fn augment(
+    gpu: &Gpu,
+    pixels: &Tensor,
+    indices: &[u32],
+    placements: &[[i32; 3]],
+    table: &[[f32; 256]],
+    dims: [usize; 4],
+) -> Result<Tensor> {
+    const OPERATION: &str = "augment";
+    let device = pixels.device();
+    let indices = Tensor::from_slice(indices, indices.len(), device)?;
+    let placements = Tensor::from_slice(placements.as_flattened(), placements.len() * 3, device)?;
+    let table = Tensor::from_slice(table.as_flattened(), table.len() * 256, device)?;
+    let pixels = gpu.read(OPERATION, "pixels", pixels, &[Stored::U8])?;
+    let indices = gpu.read(OPERATION, "indices", &indices, &[Stored::U32])?;
+    let placements = gpu.read(OPERATION, "placements", &placements, &[Stored::I32])?;
+    let table = gpu.numbers(OPERATION, "table", &table)?;
+    let views = [pixels.view(), indices.view(), placements.view(), table.view()];
+    Ok(gpu.tensor(augmentation::augment(gpu, views, [dims[1], dims[2]])?, &dims))
 }
 
 // --- losses and the optimiser ---

@@ -4,6 +4,7 @@
 mod activation;
 mod algorithm;
 mod arithmetic;
+mod augmentation;
 mod batch_norm_tangent;
 mod broadcast;
 mod channels;
@@ -24,6 +25,7 @@ mod softmax;
 
 pub use algorithm::{ConvolutionAlgorithm, kernels_in_use};
 pub(crate) use arithmetic::add_tensors;
+pub use augmentation::{Placement, augment, upload};
 pub use conv_transpose::ConvTranspose2d;
 pub use convolution::Conv2d;
 pub use grid_sample::{GridPadding, GridSample};

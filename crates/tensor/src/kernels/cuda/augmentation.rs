@@ -3,19 +3,14 @@
 use super::Argument::{Integer, Natural, Read, Write};
 use super::{Memory, Queue, Stored, View, integer, natural, one_each};
 use crate::error::Result;
-
-/// Channels of an image.
-pub(crate) const COLORS: usize = 3;
+use crate::kernels::augmentation::COLORS;
 
 /// Normalised images `[batch, height, width, 3]`, `f32`, of the images `indices` (`u32`) of `pixels` (`u8`, as many images
 /// as the indices need). Image number `i` is cut out as `placements[i]` says (`i32`: rows by which the window lies above the
 /// image, columns by which it lies left of it, whether it is mirrored); `table` `[3][256]` has the value of every level.
 pub(crate) fn augment<Q: Queue>(
     queue: &Q,
-    pixels: View,
-    indices: View,
-    placements: View,
-    table: View,
+    [pixels, indices, placements, table]: [View; 4],
     [height, width]: [usize; 2],
 ) -> Result<Q::Memory> {
     const OPERATION: &str = "augment";

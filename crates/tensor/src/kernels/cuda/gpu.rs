@@ -237,10 +237,6 @@ impl GpuOperand<'_> {
         // SAFETY: within the tensor's storage, which the guard holds.
         unsafe { View::new(self.address, self.element, self.count) }
     }
-
-    pub fn element(&self) -> Stored {
-        self.element
-    }
 }
 
 impl Stored {

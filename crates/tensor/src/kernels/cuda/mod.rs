@@ -5,8 +5,8 @@
 //! Tensors stay Candle's: one on a GPU is made and freed by Candle, and what Candle can do with it (moving, copying,
 //! matrix products through cuBLAS) is left to it. Everything that an operation of this crate computes is computed by a
 //! kernel of this project or by cuDNN. An operation decides at the place where it would call its loop on the CPU:
-//! `by_device!` looks where the first argument is. Without the feature `cuda` that macro is its CPU branch and nothing
-//! else, and neither Candle's CUDA code nor the modules below are compiled.
+//! `on_gpu!` looks where the first argument is. Without the feature `cuda` that macro is nothing at all, and neither
+//! Candle's CUDA code nor the modules below are compiled, but in tests.
 //!
 //! - `sources/*.cu`: the kernels, one module of machine code, compiled when this crate is built;
 //! - the families [`normalization`], [`pooling`], [`loss`], [`elementwise`], [`augmentation`]: which kernels an operation
@@ -151,10 +151,11 @@ pub(crate) enum Argument<'a> {
     Double(f64),
 }
 
-/// How many elements of a row of `channels` one thread takes at once: as many as one access allows, else one.
+/// How many elements of a row of `channels` one thread takes at once: as many as one access to the first of `views`
+/// allows, if as many of each lie at a multiple of their size, else one.
 fn width(channels: usize, views: &[View]) -> usize {
     let lanes = WIDEST_ACCESS / views[0].element.size();
-    let is_aligned = views.iter().all(|view| view.address.is_multiple_of(WIDEST_ACCESS as u64));
+    let is_aligned = views.iter().all(|view| view.address.is_multiple_of((lanes * view.element.size()) as u64));
     if channels.is_multiple_of(lanes) && is_aligned { lanes } else { 1 }
 }
 

@@ -135,7 +135,7 @@ pub(crate) fn apply<Q: Queue>(queue: &Q, x: View, scale: View, shift: View, relu
     const OPERATION: &str = "batch_norm";
     let channels = scale.count();
     let y = queue.allocate(x.element(), x.count())?;
-    let width = width(channels, &[x]);
+    let width = width(channels, &[x, scale, shift]);
     let packs = x.count() / width;
     let arguments = [
         Read(x),
@@ -176,7 +176,7 @@ pub(crate) struct Sums<M> {
 pub(crate) fn gradient_sums<Q: Queue>(queue: &Q, normalized: &Normalized, dy: View) -> Result<Sums<Q::Memory>> {
     let Normalized { x, mean, inverse, scale, shift, relu, from_batch } = *normalized;
     let channels = scale.count();
-    let cut = Cut::of("batch_norm backward", x.count(), channels, width(channels, &[x, dy]))?;
+    let cut = Cut::of("batch_norm backward", x.count(), channels, width(channels, &[x, dy, scale, shift, mean]))?;
     let partial = queue.allocate(Stored::F32, cut.blocks * 2 * channels)?;
     let per_channel = || queue.allocate(Stored::F32, channels);
     let sums = Sums { weight: per_channel()?, bias: per_channel()?, slope: per_channel()?, offset: per_channel()? };
@@ -227,7 +227,7 @@ pub(crate) fn input_gradient<Q: Queue>(
     let Normalized { x, mean, scale, shift, relu, from_batch, .. } = *normalized;
     let channels = scale.count();
     let dx = queue.allocate(x.element(), x.count())?;
-    let mut views = vec![x, dy];
+    let mut views = vec![x, dy, scale, shift, mean];
     views.extend(existing);
     let width = width(channels, &views);
     let packs = x.count() / width;
