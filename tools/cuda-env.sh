@@ -47,11 +47,12 @@ fi
 mkdir -p "$toolkit/include" "$toolkit/lib"
 
 # 2. What the linker takes for -lcuda, -lcublas, ...: functions that look for the real library when they are first called.
-cudarc=$(cd "$root" && cargo metadata --quiet --locked --format-version 1 --features tsbd/cuda |
-  "$python" -c 'import json, sys
+metadata=$(cd "$root" && cargo metadata --quiet --locked --format-version 1 --features tsbd/cuda) ||
+  die "cargo does not say where the sources of cudarc lie"
+cudarc=$("$python" -c 'import json, sys
 for package in json.load(sys.stdin)["packages"]:
     if package["name"] == "cudarc":
-        print(package["manifest_path"].removesuffix("/Cargo.toml"))')
+        print(package["manifest_path"].removesuffix("/Cargo.toml"))' <<<"$metadata")
 [[ -n $cudarc ]] || die "cudarc is not among the dependencies of tsbd with the feature cuda"
 stamp=$(cat "$cudarc/Cargo.toml" "$root"/tools/cuda/lazy_stubs.* | cksum | cut -d' ' -f1)
 if [[ ! -e $dir/stubs/$stamp-$mode ]]; then

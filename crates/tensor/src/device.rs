@@ -76,7 +76,10 @@ mod tests {
     #[test]
     fn a_program_without_cuda_says_how_to_get_one_with_it() {
         let error = device("cuda:1").unwrap_err().to_string();
-        assert!(error.contains("`cuda:1`: this program was built without CUDA; build it with `make build-cuda`"), "{error}");
+        assert!(
+            error.contains("`cuda:1`: this program was built without CUDA; build it with `make build-cuda`"),
+            "{error}"
+        );
     }
 
     #[cfg(feature = "cuda")]

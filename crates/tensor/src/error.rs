@@ -58,7 +58,9 @@ pub enum Error {
     },
     /// An argument is not where the first one is.
     #[cfg(feature = "cuda")]
-    #[error("{operation}: `{argument}` is on {device}, but the first argument is on {expected}; move it with `to_device`")]
+    #[error(
+        "{operation}: `{argument}` is on {device}, but the first argument is on {expected}; move it with `to_device`"
+    )]
     OtherDevice {
         /// The operation, as the method is called.
         operation: &'static str,

@@ -8,7 +8,9 @@ use std::fmt;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::{BatchNorm, Conv2d, CrossEntropy, Placement, Result, Sgd, Statistics, Tape, Var, augment, sgd_step, upload};
+use crate::{
+    BatchNorm, Conv2d, CrossEntropy, Placement, Result, Sgd, Statistics, Tape, Var, augment, sgd_step, upload,
+};
 
 /// One operation at one shape, in one element type.
 pub struct Check {
@@ -114,8 +116,18 @@ const BATCH: usize = 4;
 
 impl List<'_> {
     fn odd_shapes(&mut self) {
-        for (size, inputs, outputs, kernel, stride) in [(5, 3, 5, 3, 1), (7, 5, 3, 3, 2), (6, 4, 7, 1, 2), (9, 2, 9, 5, 3)] {
-            self.convolution("odd", inputs, outputs, size, Conv2d { stride, padding: kernel / 2 }, kernel, Addend::Bias);
+        for (size, inputs, outputs, kernel, stride) in
+            [(5, 3, 5, 3, 1), (7, 5, 3, 3, 2), (6, 4, 7, 1, 2), (9, 2, 9, 5, 3)]
+        {
+            self.convolution(
+                "odd",
+                inputs,
+                outputs,
+                size,
+                Conv2d { stride, padding: kernel / 2 },
+                kernel,
+                Addend::Bias,
+            );
         }
         for (size, channels) in [(3, 1), (5, 3), (7, 66), (2, 1100)] {
             self.batch_norm("odd", channels, size);
@@ -141,7 +153,15 @@ impl List<'_> {
         for stage in 0..4 {
             if stage > 0 {
                 self.convolution(NETWORK, channels, 2 * channels, size, three(2), 3, Addend::Nothing);
-                self.convolution(NETWORK, channels, 2 * channels, size, Conv2d { stride: 2, padding: 0 }, 1, Addend::Nothing);
+                self.convolution(
+                    NETWORK,
+                    channels,
+                    2 * channels,
+                    size,
+                    Conv2d { stride: 2, padding: 0 },
+                    1,
+                    Addend::Nothing,
+                );
                 (channels, size) = (2 * channels, size / 2);
             }
             self.convolution(NETWORK, channels, channels, size, three(1), 3, Addend::Residual);
@@ -175,12 +195,7 @@ impl List<'_> {
         self.linear(NETWORK, 197, 3072, 768);
     }
 
-    fn push(
-        &mut self,
-        operation: &'static str,
-        shape: String,
-        run: impl Fn(&Place) -> Result<Vec<Finding>> + 'static,
-    ) {
+    fn push(&mut self, operation: &'static str, shape: String, run: impl Fn(&Place) -> Result<Vec<Finding>> + 'static) {
         self.checks.push(Check { operation, shape, dtype: self.dtype, run: Box::new(run) });
     }
 
@@ -484,11 +499,13 @@ mod tests {
         let inputs = [Input::new("dx", &[3, 5], 1).unwrap()];
         // Wrong in `f32` alone, as on a device whose kernel is wrong.
         let is_here = |x: &Var| x.tensor().dtype() == DType::F32;
-        let wrong_value = place.compare(&inputs, None, |x| if is_here(&x[0]) { x[0].scale(1.01) } else { x[0].scale(1.) });
+        let wrong_value =
+            place.compare(&inputs, None, |x| if is_here(&x[0]) { x[0].scale(1.01) } else { x[0].scale(1.) });
         assert!(wrong_value.unwrap().iter().all(|finding| finding.error > 5e-3));
         let right = place.compare(&inputs, None, |x| x[0].mul(&x[0])).unwrap();
         assert!(right.iter().all(|finding| finding.error < 1e-6), "{right:?}");
-        let half = place.compare(&inputs, None, |x| if is_here(&x[0]) { x[0].mul(&x[0].detach()) } else { x[0].mul(&x[0]) });
+        let half =
+            place.compare(&inputs, None, |x| if is_here(&x[0]) { x[0].mul(&x[0].detach()) } else { x[0].mul(&x[0]) });
         let half = half.unwrap();
         assert!(half[0].error < 1e-6 && half[1].error > 0.4, "{half:?}");
         let none = place.compare(&[inputs[0].clone(), inputs[0].clone()], None, |x| {

@@ -77,12 +77,21 @@ pub fn run(arguments: &Arguments) -> Outcome {
             begin.elapsed().as_secs_f64(),
         ));
     }
-    let wrong: Vec<String> =
-        lines.iter().filter(|line| !line.is_right()).map(|line| format!("{}: {}", name(&line.check), line.verdict())).collect();
+    let wrong: Vec<String> = lines
+        .iter()
+        .filter(|line| !line.is_right())
+        .map(|line| format!("{}: {}", name(&line.check), line.verdict()))
+        .collect();
     if wrong.is_empty() {
         return Ok(Exit::Done);
     }
-    let message = format!("{} of {} operations are wrong on {}:\n  {}", wrong.len(), lines.len(), arguments.computing.name(), wrong.join("\n  "));
+    let message = format!(
+        "{} of {} operations are wrong on {}:\n  {}",
+        wrong.len(),
+        lines.len(),
+        arguments.computing.name(),
+        wrong.join("\n  ")
+    );
     Err(Failure::failed(message).hint("--only WORDS checks some of them again; please report this table"))
 }
 
@@ -98,7 +107,8 @@ fn type_name(check: &Check) -> &'static str {
 impl Line {
     fn of(check: Check, device: &Device) -> Self {
         let begin = Instant::now();
-        let outcome = check.run(device).map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned());
+        let outcome =
+            check.run(device).map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned());
         let milliseconds = begin.elapsed().as_secs_f64() * 1e3;
         Self { tolerance: check.tolerance(device), milliseconds, outcome, check }
     }
@@ -129,7 +139,11 @@ impl Line {
     fn cells(&self) -> [String; 8] {
         let largest = |findings: &[Finding]| {
             let larger = |worst: f64, error: f64| if error > worst || error.is_nan() { error } else { worst };
-            findings.iter().map(|finding| finding.error).reduce(larger).map_or("-".to_owned(), |error| format!("{error:.1e}"))
+            findings
+                .iter()
+                .map(|finding| finding.error)
+                .reduce(larger)
+                .map_or("-".to_owned(), |error| format!("{error:.1e}"))
         };
         let (forward, gradients) = match &self.outcome {
             Ok(findings) => (largest(&findings[..1]), largest(&findings[1..])),

@@ -33,7 +33,12 @@ pub fn augment(
     let [images, height, width, colors] = dims4(OPERATION, "pixels", pixels, "[images, height, width, 3]")?;
     exact(OPERATION, "pixels", pixels, &[images, height, width, COLORS], "three channels")?;
     if let Some(index) = indices.iter().find(|&&index| index as usize >= images) {
-        return Err(Error::value(OPERATION, "indices", index, format!("there are {images} images; use 0 to {}", images - 1)));
+        return Err(Error::value(
+            OPERATION,
+            "indices",
+            index,
+            format!("there are {images} images; use 0 to {}", images - 1),
+        ));
     }
     if placements.len() != indices.len() || indices.is_empty() {
         let reason = format!("there are {} indices; give a placement for each of at least one", indices.len());

@@ -347,7 +347,13 @@ pub(super) fn cross_entropy(gpu: &Gpu, logits: &Var, labels: &Tensor, smoothing:
 }
 
 /// [`crate::sgd_step`].
-pub(crate) fn sgd_step(gpu: &Gpu, parameter: &Tensor, velocity: &Tensor, gradient: &Tensor, options: Sgd) -> Result<()> {
+pub(crate) fn sgd_step(
+    gpu: &Gpu,
+    parameter: &Tensor,
+    velocity: &Tensor,
+    gradient: &Tensor,
+    options: Sgd,
+) -> Result<()> {
     const OPERATION: &str = "sgd_step";
     const NAMES: [&str; 3] = ["parameter", "velocity", "gradient"];
     let tensors = [parameter, velocity, gradient];

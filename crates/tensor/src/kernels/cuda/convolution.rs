@@ -45,8 +45,19 @@ pub(crate) fn forward(gpu: &Gpu, g: &Geometry, x: View, weight: View, y: Option<
         // SAFETY: the descriptors belong to the geometry that the arrays have; the workspace is as large as asked for.
         let done = unsafe {
             result::convolution_forward(
-                cudnn.handle, constant(&one), plan.x, read(x), plan.filter, read(filter.view()), plan.convolution,
-                chosen.algorithm, workspace, chosen.bytes, constant(&beta), plan.y, written(output),
+                cudnn.handle,
+                constant(&one),
+                plan.x,
+                read(x),
+                plan.filter,
+                read(filter.view()),
+                plan.convolution,
+                chosen.algorithm,
+                workspace,
+                chosen.bytes,
+                constant(&beta),
+                plan.y,
+                written(output),
             )
         };
         done.map_err(|error| failure(g, "forward", error))
@@ -72,8 +83,19 @@ pub(crate) fn backward_input(
         // SAFETY: as above.
         let done = unsafe {
             result::convolution_backward_data(
-                cudnn.handle, constant(&one), plan.filter, read(filter.view()), plan.y, read(dy), plan.convolution,
-                chosen.algorithm, workspace, chosen.bytes, constant(&beta), plan.x, written(output),
+                cudnn.handle,
+                constant(&one),
+                plan.filter,
+                read(filter.view()),
+                plan.y,
+                read(dy),
+                plan.convolution,
+                chosen.algorithm,
+                workspace,
+                chosen.bytes,
+                constant(&beta),
+                plan.x,
+                written(output),
             )
         };
         done.map_err(|error| failure(g, "backward to the input", error))
@@ -92,8 +114,19 @@ pub(crate) fn backward_weight(gpu: &Gpu, g: &Geometry, x: View, dy: View) -> Res
         // SAFETY: as above.
         let done = unsafe {
             result::convolution_backward_filter(
-                cudnn.handle, constant(&one), plan.x, read(x), plan.y, read(dy), plan.convolution, chosen.algorithm,
-                workspace, chosen.bytes, constant(&beta), plan.filter, written(filter.view().address()),
+                cudnn.handle,
+                constant(&one),
+                plan.x,
+                read(x),
+                plan.y,
+                read(dy),
+                plan.convolution,
+                chosen.algorithm,
+                workspace,
+                chosen.bytes,
+                constant(&beta),
+                plan.filter,
+                written(filter.view().address()),
             )
         };
         done.map_err(|error| failure(g, "backward to the weight", error))
@@ -112,12 +145,7 @@ impl Output {
 }
 
 /// Where a result goes: to `given`, added to what is there, or to fresh memory.
-fn output(
-    gpu: &Gpu,
-    element: Stored,
-    count: usize,
-    given: Option<View>,
-) -> Result<(Option<Allocation>, u64, Output)> {
+fn output(gpu: &Gpu, element: Stored, count: usize, given: Option<View>) -> Result<(Option<Allocation>, u64, Output)> {
     match given {
         Some(view) => Ok((None, view.address(), Output::WhatIsThere)),
         None => {
@@ -178,7 +206,8 @@ fn with(
 impl Cudnn {
     fn new(gpu: &Gpu) -> Result<Self> {
         let handle = result::create_handle().map_err(|error| {
-            let reason = "is libcudnn.so.9 there? With CUDA_LAZY_DEBUG=1 in the environment the program says where it looks";
+            let reason =
+                "is libcudnn.so.9 there? With CUDA_LAZY_DEBUG=1 in the environment the program says where it looks";
             Error::Candle(candle_core::Error::Msg(format!("cuDNN does not start: {error}; {reason}")))
         })?;
         // SAFETY: a fresh handle, and the stream of a device that outlives the thread's tensors on it.
@@ -291,7 +320,15 @@ impl Plan {
             result::set_tensor4d_descriptor(plan.y, CUDNN_TENSOR_NHWC, data, y_sizes).map_err(refused)?;
             result::set_filter4d_descriptor(plan.filter, data, CUDNN_TENSOR_NHWC, filter_sizes).map_err(refused)?;
             result::set_convolution2d_descriptor(
-                plan.convolution, padding, padding, stride, stride, 1, 1, CUDNN_CROSS_CORRELATION, CUDNN_DATA_FLOAT,
+                plan.convolution,
+                padding,
+                padding,
+                stride,
+                stride,
+                1,
+                1,
+                CUDNN_CROSS_CORRELATION,
+                CUDNN_DATA_FLOAT,
             )
             .map_err(refused)?;
             result::set_convolution_math_type(plan.convolution, math).map_err(refused)?;

@@ -171,9 +171,8 @@ fn one_each(count: usize) -> [u32; 2] {
 
 /// A number of elements as kernels count them.
 fn natural(operation: &'static str, count: usize) -> Result<u32> {
-    u32::try_from(count).map_err(|_| {
-        Error::value(operation, "elements", count, "kernels count to 2^32; use smaller batches")
-    })
+    u32::try_from(count)
+        .map_err(|_| Error::value(operation, "elements", count, "kernels count to 2^32; use smaller batches"))
 }
 
 /// A size as kernels know them.

@@ -67,8 +67,7 @@ fn normalized(
         Some(running) => {
             let [mean, variance] = running.map(|values| queue.f32(values));
             let statistics = [mean.view(), variance.view()];
-            let of_running =
-                normalization::of_running(queue, statistics, weight.view(), bias.view(), 1e-5).unwrap();
+            let of_running = normalization::of_running(queue, statistics, weight.view(), bias.view(), 1e-5).unwrap();
             (of_running, mean, variance)
         }
     };
@@ -90,7 +89,8 @@ fn normalized_on_the_cpu(
     let channels = weight.len();
     let dims = [x.len() / channels, channels];
     let tape = Tape::new();
-    let leaves = [tape.leaf(&tensor(x, &dims)), tape.leaf(&tensor(weight, &[channels])), tape.leaf(&tensor(bias, &[channels]))];
+    let leaves =
+        [tape.leaf(&tensor(x, &dims)), tape.leaf(&tensor(weight, &[channels])), tape.leaf(&tensor(bias, &[channels]))];
     let given = running.map(|statistics| statistics.map(|values| tensor(values, &[channels])));
     let statistics = match &given {
         None => Statistics::Batch,
@@ -219,7 +219,14 @@ fn transposed_matrices_have_every_element_in_its_place() {
 #[test]
 fn pooling_is_that_of_the_cpu_forward_and_backward() {
     // Height, width, channels, kernel, stride, padding.
-    let cases = [(4, 4, 3, 2, 2, 0), (5, 7, 4, 2, 2, 0), (9, 8, 5, 3, 2, 1), (6, 6, 2, 3, 1, 1), (7, 5, 8, 4, 3, 2), (3, 3, 1, 3, 3, 0)];
+    let cases = [
+        (4, 4, 3, 2, 2, 0),
+        (5, 7, 4, 2, 2, 0),
+        (9, 8, 5, 3, 2, 1),
+        (6, 6, 2, 3, 1, 1),
+        (7, 5, 8, 4, 3, 2),
+        (3, 3, 1, 3, 3, 0),
+    ];
     for element in ELEMENTS {
         for (height, width, channels, kernel, stride, padding) in cases {
             let images = 3;
@@ -270,7 +277,8 @@ fn global_average_pooling_is_that_of_the_cpu_forward_and_backward() {
         for dims in [[1, 1, 1, 1], [3, 4, 4, 32], [5, 7, 3, 13]] {
             let [images, height, width, channels] = dims;
             let pixels = height * width;
-            let (x, dy) = (stored(element, noise(dims.iter().product(), 1)), stored(element, noise(images * channels, 2)));
+            let (x, dy) =
+                (stored(element, noise(dims.iter().product(), 1)), stored(element, noise(images * channels, 2)));
             let Some([found, back]) = emulated(|queue| {
                 let [x, dy] = [&x, &dy].map(|values| queue.stored(element, values));
                 let y = pooling::global_average(queue, x.view(), pixels, channels).unwrap();
