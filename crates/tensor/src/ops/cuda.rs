@@ -230,10 +230,9 @@ pub(super) fn batch_norm(
     let addend = gpu.numbers(OPERATION, "bias", bias.tensor())?;
     let (coefficients, mean, statistics) = match options.statistics {
         Statistics::Batch => {
-            let (coefficients, mean, variance) =
-                normalization::of_batch(gpu, values.view(), factor.view(), addend.view(), options.epsilon)?;
-            let mean = vector(mean);
-            (coefficients, mean.clone(), Some(BatchStatistics { mean, variance: vector(variance) }))
+            let met = normalization::of_batch(gpu, values.view(), factor.view(), addend.view(), options.epsilon)?;
+            let (mean, variance) = (vector(met.mean), vector(met.variance));
+            (met.coefficients, mean.clone(), Some(BatchStatistics { mean, variance }))
         }
         Statistics::Running { mean, variance } => {
             exact(OPERATION, "mean", mean, &dims, "one value per channel")?;

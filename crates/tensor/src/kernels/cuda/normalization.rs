@@ -64,19 +64,27 @@ pub(crate) struct Coefficients<M> {
     pub shift: M,
 }
 
-/// The coefficients from the batch's own statistics, its mean and its unbiased variance.
+/// What the statistics of a batch say.
+pub(crate) struct OfBatch<M> {
+    pub coefficients: Coefficients<M>,
+    pub mean: M,
+    /// Divided by one less than the number of values.
+    pub variance: M,
+}
+
+/// The coefficients from the batch's own statistics.
 pub(crate) fn of_batch<Q: Queue>(
     queue: &Q,
     x: View,
     weight: View,
     bias: View,
     epsilon: f64,
-) -> Result<(Coefficients<Q::Memory>, Q::Memory, Q::Memory)> {
+) -> Result<OfBatch<Q::Memory>> {
     let channels = weight.count();
     let cut = Cut::of("batch_norm", x.count(), channels, width(channels, &[x]))?;
     let partial = queue.allocate(Stored::F32, cut.blocks * 2 * channels)?;
     let per_channel = || queue.allocate(Stored::F32, channels);
-    let (mean, unbiased) = (per_channel()?, per_channel()?);
+    let (mean, variance) = (per_channel()?, per_channel()?);
     let coefficients = Coefficients { inverse: per_channel()?, scale: per_channel()?, shift: per_channel()? };
     let [rows, channels, rows_per_block] = cut.sizes();
     let arguments = [
@@ -89,7 +97,7 @@ pub(crate) fn of_batch<Q: Queue>(
         Read(bias),
         Double(epsilon),
         Write(mean.view()),
-        Write(unbiased.view()),
+        Write(variance.view()),
         Write(coefficients.inverse.view()),
         Write(coefficients.scale.view()),
         Write(coefficients.shift.view()),
@@ -100,7 +108,7 @@ pub(crate) fn of_batch<Q: Queue>(
         queue.launch(&named("moments", x.element(), cut.width), cut.grid(), &moments)?;
         queue.launch("moments_finish", cut.channel_grid(), &arguments)?;
     }
-    Ok((coefficients, mean, unbiased))
+    Ok(OfBatch { coefficients, mean, variance })
 }
 
 /// The coefficients from given statistics.
