@@ -17,7 +17,8 @@ pub(crate) mod augmentation;
 mod bf16;
 mod bilinear;
 pub(crate) mod convolution;
-#[cfg(any(test, feature = "cuda"))]
+// The emulator of the tests is written for Linux.
+#[cfg(any(all(test, target_os = "linux"), feature = "cuda"))]
 pub(crate) mod cuda;
 mod direct;
 pub(crate) mod elementwise;

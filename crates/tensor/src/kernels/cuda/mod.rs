@@ -32,7 +32,7 @@ pub(crate) mod augmentation;
 #[cfg(feature = "cuda")]
 pub(crate) mod convolution;
 pub(crate) mod elementwise;
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod emulation;
 #[cfg(feature = "cuda")]
 pub(crate) mod gpu;
