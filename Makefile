@@ -4,17 +4,19 @@
 #   ARGS="..."                   flags for `tsbd run`, `table` and `figure`: --set a.b=c, --results DIR, --data DIR
 #   RUN_ARGS="..."               flags for `tsbd run` alone: --workers N, --device cpu
 #   CARGO_ARGS="..."             flags for cargo, for example --locked
+#   CUDA_ENV=DIR                 where the builds for GPUs lay out their compiler and libraries
 
 PROFILE ?= quick
 ARGS ?=
 RUN_ARGS ?=
 CARGO_ARGS ?=
 TSBD = $(or $(CARGO_TARGET_DIR),target)/release/tsbd
+CUDA_ENV ?= $(or $(CARGO_TARGET_DIR),target)/cuda
 
 # Always the whole workspace: cargo compiles dependencies once for each set of packages that it is asked for.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 table3 table4 fig1 fig3 fig4 fig6 fig8 ablations report check-report data test check audit bench bench-cpu build
+.PHONY: help demo table1 table3 table4 fig1 fig3 fig4 fig6 fig8 ablations report check-report data test test-cuda check check-cuda audit bench bench-cpu bench-gpu build build-cuda
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -70,6 +72,14 @@ check: ## format, lints, documentation, licences, import directions
 	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
 	else echo 'skipped: cargo deny check (install it with: cargo install --locked cargo-deny)'; fi
 
+check-cuda: ## the lints with the feature cuda; needs nothing of NVIDIA
+	tools/cuda-env.sh check $(CUDA_ENV)-check
+	. $(CUDA_ENV)-check/env.sh && cargo clippy --release --workspace --lib --bins --features tsbd/cuda $(CARGO_ARGS) -- -D warnings
+
+test-cuda: ## the tests that the feature changes; needs nothing of NVIDIA
+	tools/cuda-env.sh check $(CUDA_ENV)-check
+	. $(CUDA_ENV)-check/env.sh && cargo test --release --workspace --lib --features tsbd/cuda $(CARGO_ARGS) -- cuda:: device::
+
 audit: ## known vulnerabilities and unmaintained dependencies (asks the network; needs cargo-deny)
 	cargo deny check advisories
 
@@ -79,8 +89,15 @@ bench: build ## training throughput of this machine
 bench-cpu: build ## the same beside PyTorch's on this CPU; TSBD_PYTHON=a Python that has it
 	@TSBD=$(TSBD) tools/bench_cpu.sh $(ARGS)
 
+bench-gpu: ## the same on a GPU, with a binary of build-cuda; TSBD_PYTHON=a Python that has PyTorch for CUDA
+	@TSBD=$(TSBD) tools/bench_gpu.sh $(ARGS)
+
 build: ## compile the binary, target/release/tsbd
 	cargo build --release --workspace $(CARGO_ARGS)
+
+build-cuda: ## the same with --device cuda, on any x86-64 Linux: fetches the compiler, needs no GPU (docs/cuda.md)
+	tools/cuda-env.sh full $(CUDA_ENV)
+	. $(CUDA_ENV)/env.sh && cargo build --release --workspace --features tsbd/cuda $(CARGO_ARGS)
 
 # Runs what is outstanding and draws the figure into figures/, under the same rules.
 define run-and-draw

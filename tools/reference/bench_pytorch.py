@@ -1,8 +1,9 @@
-"""The training step of `tsbd bench train` in PyTorch: PreAct-ResNet18 of model.py on the CPU, one line of JSON.
+"""The training step of `tsbd bench train` in PyTorch: PreAct-ResNet18 of model.py on CPU or GPU, one line of JSON.
 
     python tools/reference/bench_pytorch.py --width 64 --steps 10
     python tools/reference/bench_pytorch.py --precision bf16 --layout channels_last --compile
     python tools/reference/bench_pytorch.py --inference --threads 1
+    python tools/reference/bench_pytorch.py --device cuda --precision tf32 --layout channels_last --batch 512
 
 A step is everything from 8-bit images in memory on: random crops out of 4 pixels of padding, mirroring, normalisation,
 forward, backward, SGD with momentum 0.9 and weight decay 5e-4. With --inference: normalisation, forward without
@@ -18,6 +19,10 @@ bf16 is autocast: parameters and the optimiser stay in f32. --compile compiles n
 compilation is part of the warm-up. Where it fails (it needs a C++ compiler), the line of JSON says so under "failed",
 and the exit code is 1. What oneDNN may use is up to its own variable: ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 leaves AMX out.
 tools/bench_cpu.sh runs all variants beside tsbd.
+
+On a GPU (--device cuda) the images lie in its memory before the clock starts, algorithms are chosen by trying them
+(cudnn.benchmark), f32 means no TF32 anywhere, and tf32 allows it; the host reads the loss at the end of each step, as tsbd
+does, and not every step with --free: then only the whole run is timed. tools/bench_gpu.sh runs all variants beside tsbd.
 """
 
 import argparse
@@ -47,7 +52,9 @@ def arguments():
     parser.add_argument("--image-size", type=int, default=32, help="pixels per side")
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--threads", type=int, help="without it PyTorch's own choice")
-    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--free", action="store_true", help="the host waits for the GPU only at the end")
+    parser.add_argument("--precision", choices=["f32", "tf32", "bf16"], default="f32")
     parser.add_argument("--layout", choices=["contiguous", "channels_last"], default="contiguous")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument("--inference", action="store_true", help="evaluation instead of training")
@@ -60,16 +67,17 @@ class Images:
     def __init__(self, options):
         self.options, size = options, options.image_size
         self.count = (options.warmup + options.steps) * options.batch
-        pixels = torch.randint(0, 256, (self.count, size, size, 3), dtype=torch.uint8)
-        self.labels = torch.randint(0, options.classes, (self.count,))
+        device = options.device
+        pixels = torch.randint(0, 256, (self.count, size, size, 3), dtype=torch.uint8, device=device)
+        self.labels = torch.randint(0, options.classes, (self.count,), device=device)
         # The innermost dimension of what is gathered is that of the batch: channels or columns.
         nhwc = options.layout == "channels_last"
         self.pixels = pixels if nhwc else pixels.permute(0, 3, 1, 2).contiguous()
-        self.mean, self.factor = torch.tensor(0.5 * 255), torch.tensor(1 / (0.25 * 255))
+        self.mean, self.factor = torch.tensor(0.5 * 255, device=device), torch.tensor(1 / (0.25 * 255), device=device)
         if options.inference:
-            self.order = torch.arange(self.count)
+            self.order = torch.arange(self.count, device=device)
             return
-        self.order = torch.randperm(self.count)
+        self.order = torch.randperm(self.count, device=device)
         rows, columns = (1, 2) if nhwc else (2, 3)
         padding = [0, 0] * nhwc + [PADDING] * 4
         padded = torch.nn.functional.pad(self.pixels, padding)
@@ -84,8 +92,9 @@ class Images:
         if self.options.inference:
             pixels = self.pixels[begin : begin + self.options.batch]
         else:
-            mirrored = torch.randint(0, 2, (len(chosen),)) * self.count
-            up, left = torch.randint(0, 2 * PADDING + 1, (2, len(chosen)))
+            device = self.order.device
+            mirrored = torch.randint(0, 2, (len(chosen),), device=device) * self.count
+            up, left = torch.randint(0, 2 * PADDING + 1, (2, len(chosen)), device=device)
             pixels = self.windows[chosen + mirrored, up, left]
         x = pixels.to(torch.float32).sub_(self.mean).mul_(self.factor)
         return x.permute(0, 3, 1, 2) if self.options.layout == "channels_last" else x, self.labels[chosen]
@@ -95,7 +104,8 @@ def measure(options):
     """Milliseconds of all steps and of their batches, and processor milliseconds per step after the warm-up."""
     images = Images(options)
     layout = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}[options.layout]
-    model = PreActResNet18(options.width, options.classes).to(memory_format=layout).train(not options.inference)
+    model = PreActResNet18(options.width, options.classes).to(options.device, memory_format=layout)
+    model.train(not options.inference)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
 
     def forward(x, y):
@@ -104,7 +114,7 @@ def measure(options):
 
     if options.compile:
         forward = torch.compile(forward)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16")
+    autocast = torch.autocast(options.device, torch.bfloat16, enabled=options.precision == "bf16")
 
     def train(x, y):
         with autocast:
@@ -112,24 +122,33 @@ def measure(options):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return loss.item()
+        return loss if options.free else loss.item()
 
     def infer(x, y):
         with torch.inference_mode(), autocast:
             loss, logits = forward(x, y)
-            return loss.item(), (logits.argmax(1) == y).sum().item()
+            correct = (logits.argmax(1) == y).sum()
+            return (loss, correct) if options.free else (loss.item(), correct.item())
+
+    def wait():
+        if options.device == "cuda":
+            torch.cuda.synchronize()
 
     step = infer if options.inference else train
     times, data = [], []
     for number in range(options.warmup + options.steps):
         if number == options.warmup:
-            processor = time.process_time()
+            wait()
+            processor, start = time.process_time(), time.perf_counter()
         begin = time.perf_counter()
         x, y = images.batch(number)
         data.append((time.perf_counter() - begin) * 1e3)
         step(x, y)
         times.append((time.perf_counter() - begin) * 1e3)
+    wait()
     processor = (time.process_time() - processor) / options.steps * 1e3
+    if options.free:  # what a step alone took nobody has measured
+        times[options.warmup :] = [(time.perf_counter() - start) / options.steps * 1e3] * options.steps
     return times[options.warmup :], data[options.warmup :], processor
 
 
@@ -137,6 +156,11 @@ def main():
     options = arguments()
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.device == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.precision != "f32"
+    elif options.precision == "tf32" or options.free:
+        sys.exit("error: --precision tf32 and --free are for --device cuda")
     torch.manual_seed(0)
     onednn = re.search(r"oneDNN\) v(\S+)|MKL-DNN v(\S+)", torch.__config__.show())
     result = {
@@ -146,7 +170,9 @@ def main():
         "image_size": options.image_size,
         "classes": options.classes,
         "batch": options.batch,
-        "device": "cpu",
+        "device": options.device,
+        "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
+        "free": options.free,
         "precision": options.precision,
         "layout": options.layout,
         "compiled": options.compile,
@@ -175,6 +201,7 @@ def main():
         "data_milliseconds_per_step": statistics.median(data),
         "data_share": sum(data) / sum(times),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+        "peak_gpu_memory_mb": torch.cuda.max_memory_reserved() / 1e6 if options.device == "cuda" else None,
     }
     print(json.dumps(result))
     return 0

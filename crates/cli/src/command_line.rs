@@ -52,6 +52,7 @@ enum Command {
     Evaluate(commands::evaluate::Arguments),
     Data(commands::data::Arguments),
     Bench(commands::bench::Arguments),
+    Selftest(commands::selftest::Arguments),
     Completions(commands::completions::Arguments),
     #[command(hide = true)]
     Cell(commands::cell::Arguments),
@@ -79,6 +80,7 @@ impl CommandLine {
             Command::Evaluate(arguments) => commands::evaluate::run(arguments, &self.talk),
             Command::Data(arguments) => commands::data::run(arguments, &self.talk),
             Command::Bench(arguments) => commands::bench::run(arguments, &self.talk),
+            Command::Selftest(arguments) => commands::selftest::run(&arguments),
             Command::Completions(arguments) => commands::completions::run(arguments),
             Command::Cell(arguments) => commands::cell::run(arguments),
         }

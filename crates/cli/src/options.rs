@@ -6,6 +6,9 @@ use clap::Args;
 use tsbd_attack::LEARNED_TRIGGER;
 use tsbd_data::DataRoot;
 use tsbd_experiment::Setting;
+use tsbd_tensor::Device;
+
+use crate::failure::{Exit, Failure};
 
 /// Where results and data sets lie.
 #[derive(Args, Debug, Clone)]
@@ -47,6 +50,37 @@ impl LearnedTrigger {
     pub fn path(&self, model: Option<&Path>) -> Option<PathBuf> {
         let beside = || model.map(|model| model.with_file_name(LEARNED_TRIGGER));
         self.learned_trigger.clone().or_else(beside)
+    }
+}
+
+/// Where is computed.
+#[derive(Args, Debug, Clone)]
+pub struct Computing {
+    /// Device: cpu, cuda (the first GPU) or cuda:N; GPUs need a program built with `make build-cuda`
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    device: String,
+}
+
+impl Computing {
+    /// The device, opened.
+    pub fn device(&self) -> Result<Device, Failure> {
+        tsbd_tensor::device(&self.device).map_err(|error| match error {
+            tsbd_tensor::Error::NoDevice { device, reason, way_out } => {
+                Failure::refused(format!("--device {device}: {reason}")).hint(way_out)
+            }
+            other => Failure::from_error(Exit::Refused, other),
+        })
+    }
+
+    /// Without the flag.
+    #[cfg(test)]
+    pub fn on_the_cpu() -> Self {
+        Self { device: "cpu".to_owned() }
+    }
+
+    /// As it was typed.
+    pub fn name(&self) -> &str {
+        &self.device
     }
 }
 

@@ -33,6 +33,7 @@ const COMMANDS: &[&[&str]] = &[
     &["bench", "inference"],
     &["bench", "ops"],
     &["bench", "poison"],
+    &["selftest"],
     &["completions"],
 ];
 

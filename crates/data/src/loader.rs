@@ -99,6 +99,7 @@ impl Loader {
     /// The batches of epoch `epoch`, as an iterator of its own: for whoever draws from a second loader step by step.
     pub fn into_epoch(self, epoch: usize) -> impl Iterator<Item = tsbd_nn::Result<Batch>> + 'static {
         let order = if self.batch_size == 0 { vec![] } else { self.order(epoch) };
+        let mut uploaded = None;
         let table = self.normalization.table();
         let mut random = self.stream("augment", epoch);
         let refused = (self.batch_size == 0).then(|| {
@@ -110,8 +111,18 @@ impl Loader {
             }))
         });
         let batches = (0..self.batches_per_epoch()).map(move |batch| {
-            let end = order.len().min((batch + 1) * self.batch_size);
-            self.batch(&order[batch * self.batch_size..end], &table, &mut random)
+            let begin = batch * self.batch_size;
+            let indices = &order[begin..order.len().min(begin + self.batch_size)];
+            let placements = self.placements(indices.len(), &mut random);
+            if self.device.is_cpu() {
+                return self.batch(indices, &table, &placements);
+            }
+            // A GPU cuts out its batches itself; the pixels travel once an epoch, as they are.
+            let pixels = match &uploaded {
+                Some(pixels) => pixels,
+                None => uploaded.insert(self.upload(&order)?),
+            };
+            self.cut_out(pixels, begin, indices, &table, &placements)
         });
         refused.into_iter().chain(batches)
     }
@@ -133,22 +144,46 @@ impl Loader {
         order
     }
 
-    fn batch(&self, indices: &[u32], table: &LevelTable, random: &mut RandomStream) -> tsbd_nn::Result<Batch> {
+    fn placements(&self, count: usize, random: &mut RandomStream) -> Vec<Placement> {
+        (0..count).map(|_| Placement::draw(self.augmentation.unwrap_or(Augmentation::NONE), random)).collect()
+    }
+
+    fn batch(&self, indices: &[u32], table: &LevelTable, placements: &[Placement]) -> tsbd_nn::Result<Batch> {
         let (height, width) = (self.source.height(), self.source.width());
-        let placements: Vec<Placement> =
-            indices.iter().map(|_| Placement::draw(self.augmentation.unwrap_or(Augmentation::NONE), random)).collect();
         let mut values = vec![0f32; indices.len() * height * width * CHANNELS];
-        values.par_chunks_exact_mut(height * width * CHANNELS).zip(indices).zip(&placements).with_min_len(8).for_each(
+        values.par_chunks_exact_mut(height * width * CHANNELS).zip(indices).zip(placements).with_min_len(8).for_each(
             |((values, &index), placement)| {
                 placement.place(self.source.image(index as usize), width, table, values);
             },
         );
+        let images = Tensor::from_vec(values, (indices.len(), height, width, CHANNELS), &self.device)?;
+        self.labelled(images, indices)
+    }
+
+    /// The pixels of the images in `order`, on the device.
+    fn upload(&self, order: &[u32]) -> tsbd_nn::Result<Tensor> {
+        let pixels = order.iter().flat_map(|&index| self.source.image(index as usize)).copied().collect();
+        Ok(tsbd_tensor::upload(pixels, [order.len(), self.source.height(), self.source.width()], &self.device)?)
+    }
+
+    /// [`Self::batch`] from pixels that were uploaded in the order of the epoch; the batch's are those from `begin` on.
+    fn cut_out(
+        &self,
+        pixels: &Tensor,
+        begin: usize,
+        indices: &[u32],
+        table: &LevelTable,
+        placements: &[Placement],
+    ) -> tsbd_nn::Result<Batch> {
+        let uploaded: Vec<u32> = (begin..begin + indices.len()).map(|position| position as u32).collect();
+        let placements: Vec<tsbd_tensor::Placement> = placements.iter().map(|&placement| placement.into()).collect();
+        self.labelled(tsbd_tensor::augment(pixels, &uploaded, &placements, table)?, indices)
+    }
+
+    fn labelled(&self, images: Tensor, indices: &[u32]) -> tsbd_nn::Result<Batch> {
         let labels: Vec<u32> = indices.iter().map(|&index| self.source.label(index as usize)).collect();
-        Ok(Batch {
-            images: Tensor::from_vec(values, (indices.len(), height, width, CHANNELS), &self.device)?,
-            labels: Tensor::from_vec(labels, indices.len(), &self.device)?,
-            indices: indices.to_vec(),
-        })
+        let labels = Tensor::from_vec(labels, indices.len(), &self.device)?;
+        Ok(Batch { images, labels, indices: indices.to_vec() })
     }
 }
 
@@ -181,6 +216,13 @@ struct Placement {
     /// Columns by which the window lies left of the image.
     left: isize,
     flip: bool,
+}
+
+impl From<Placement> for tsbd_tensor::Placement {
+    fn from(Placement { up, left, flip }: Placement) -> Self {
+        // Paddings of images: far from the limits of 32 bits.
+        Self { up: up as i32, left: left as i32, mirrored: flip }
+    }
 }
 
 impl Placement {

@@ -56,6 +56,31 @@ pub enum Error {
         /// Where it is.
         device: String,
     },
+    /// An argument is not where the first one is.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "{operation}: `{argument}` is on {device}, but the first argument is on {expected}; move it with `to_device`"
+    )]
+    OtherDevice {
+        /// The operation, as the method is called.
+        operation: &'static str,
+        /// The argument, as the parameter is called.
+        argument: &'static str,
+        /// Where it is.
+        device: String,
+        /// Where it should be.
+        expected: String,
+    },
+    /// A device that cannot be had.
+    #[error("device `{device}`: {reason}; {way_out}")]
+    NoDevice {
+        /// As it was asked for.
+        device: String,
+        /// Why not.
+        reason: String,
+        /// What to do.
+        way_out: &'static str,
+    },
     /// A number given to the operation is outside its range.
     #[error("{operation}: {name} = {value} is not possible: {reason}")]
     Value {

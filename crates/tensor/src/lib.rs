@@ -17,7 +17,11 @@
 //! - `f32` convolutions use a faster algorithm with slightly larger rounding errors where they can; the environment
 //!   variable `TSBD_CONV=exact` (or [`ConvolutionAlgorithm::set`]) turns it off, `bf16` rounds their factors;
 //! - kernels use the widest instructions that the machine has (on AMX with 16 bits of each factor of a convolution);
-//!   `TSBD_SIMD=avx512`, `avx2` or `portable` chooses narrower ones ([`InstructionSet`]).
+//!   `TSBD_SIMD=avx512`, `avx2` or `portable` chooses narrower ones ([`InstructionSet`]);
+//! - with the feature `cuda`, tensors may be on an NVIDIA GPU ([`device`]), in `f32` or, activations and the weights of
+//!   convolutions and linear layers, `bf16`. All arguments of an operation are on one device, and so is its result. What a
+//!   training step of a convolutional network needs is there: convolution, batch norm, ReLU, pooling, the linear layer,
+//!   cross-entropy, sums of gradients, SGD; other operations refuse a tensor on a GPU.
 //!
 //! ```
 //! use tsbd_tensor::{Device, Tape, Tensor};
@@ -61,6 +65,7 @@ pub use candle_core::{DType, Device, Tensor};
 
 mod adam;
 pub mod check;
+mod device;
 mod error;
 mod in_place;
 #[allow(unsafe_code)]
@@ -68,18 +73,20 @@ mod kernels;
 pub mod memory;
 mod operand;
 mod ops;
+pub mod selftest;
 mod sgd;
 mod tangent;
 mod tape;
 pub mod workload;
 
 pub use adam::{Adam, adam_step, amsgrad_step};
+pub use device::device;
 pub use error::{Error, Result};
 pub use kernels::peak::{MachinePeak, machine_peak};
 pub use kernels::simd::InstructionSet;
 pub use ops::{
     BatchNorm, BatchStatistics, Conv2d, ConvTranspose2d, ConvolutionAlgorithm, CrossEntropy, GridPadding, GridSample,
-    Statistics, kernels_in_use,
+    Placement, Statistics, augment, kernels_in_use, upload,
 };
 pub use sgd::{Sgd, sgd_step};
 pub use tape::{Gradients, Tape, Var};

@@ -113,3 +113,15 @@ macro_rules! by_element {
     };
 }
 pub(crate) use by_element;
+
+/// Returns from the function what `$result` is, if `$tensor` is on a GPU, whose queue `$gpu` is then. Without the feature
+/// `cuda`: nothing at all.
+macro_rules! on_gpu {
+    ($tensor:expr, $gpu:ident => $result:expr) => {
+        #[cfg(feature = "cuda")]
+        if let Some($gpu) = $crate::kernels::cuda::gpu::Gpu::of($tensor) {
+            return $result;
+        }
+    };
+}
+pub(crate) use on_gpu;

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Tensor};
 use crate::error::Result;
 use crate::in_place::{self, slice, slice_mut};
 use crate::kernels::{Element, elementwise};
-use crate::operand::by_element;
+use crate::operand::{by_element, on_gpu};
 
 /// Options of [`sgd_step`], as PyTorch's `torch.optim.SGD`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,6 +31,7 @@ pub fn sgd_step(parameter: &Tensor, velocity: &Tensor, gradient: &Tensor, option
     if parameter.elem_count() == 0 {
         return Ok(());
     }
+    on_gpu!(parameter, gpu => crate::ops::cuda::sgd_step(&gpu, parameter, velocity, gradient, options));
     by_element!(OPERATION, "parameter", parameter, T => {
         in_place::check::<T>(OPERATION, &[("parameter", parameter), ("velocity", velocity), ("gradient", gradient)])?;
         let coefficients = [options.learning_rate as T, options.momentum as T, options.weight_decay as T];

@@ -14,5 +14,6 @@ pub mod plan;
 pub mod poison;
 pub mod report;
 pub mod run;
+pub mod selftest;
 pub mod status;
 pub mod table;

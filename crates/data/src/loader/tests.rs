@@ -168,3 +168,22 @@ fn a_batch_of_128_images_takes_less_than_the_shadow_of_a_training_step() {
     // Ten times what is measured on an idle machine: this fails for a mistake, not for a busy machine.
     assert!(fastest < 5e-3, "{:.3} ms", fastest * 1e3);
 }
+
+#[test]
+fn batches_cut_out_of_uploaded_pixels_are_the_same_to_the_bit() {
+    let loader = Loader { order: Order::Shuffled("upload".to_owned()), ..loader(images(23, 3), 5, Some(BOTH)) };
+    let (order, table) = (loader.order(4), loader.normalization.table());
+    let pixels = loader.upload(&order).unwrap();
+    let mut random = loader.stream("augment", 4);
+    for (number, batch) in loader.epoch(4).enumerate() {
+        let batch = batch.unwrap();
+        let placements = loader.placements(batch.len(), &mut random);
+        let cut_out = loader.cut_out(&pixels, number * 5, &batch.indices, &table, &placements).unwrap();
+        let bits = |batch: &Batch| -> Vec<u32> {
+            let values: Vec<f32> = batch.images.flatten_all().unwrap().to_vec1().unwrap();
+            values.into_iter().map(f32::to_bits).collect()
+        };
+        assert_eq!(bits(&cut_out), bits(&batch));
+        assert_eq!(cut_out.labels.to_vec1::<u32>().unwrap(), batch.labels.to_vec1::<u32>().unwrap());
+    }
+}

@@ -19,7 +19,7 @@ use super::{Element, assume_written, written};
 use crate::ops::ConvolutionAlgorithm;
 
 /// All sizes of one convolution.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Geometry {
     pub images: usize,
     pub height: usize,

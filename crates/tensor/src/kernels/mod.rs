@@ -1,7 +1,8 @@
 //! The loops over numbers. Everything here works on slices whose lengths the caller has checked, knows
 //! nothing of tensors or tapes, and returns freshly written vectors. The only unsafe code of the crate is
 //! in this folder: outputs that are written without being zeroed first, matrix products through raw
-//! pointers, and functions compiled for instruction sets found at run time.
+//! pointers, functions compiled for instruction sets found at run time, and, with the feature `cuda`, what is launched on
+//! GPUs.
 //!
 //! Work is cut into pieces whose size depends on the shapes alone, and partial sums are added in the order
 //! of the pieces: the bits of a result do not depend on the number of threads.
@@ -12,9 +13,13 @@ use std::ops::AddAssign;
 use candle_core::{CpuStorage, CpuStorageRef};
 
 pub(crate) mod allocator;
+pub(crate) mod augmentation;
 mod bf16;
 mod bilinear;
 pub(crate) mod convolution;
+// The emulator of the tests is written for Linux.
+#[cfg(any(all(test, target_os = "linux"), feature = "cuda"))]
+pub(crate) mod cuda;
 mod direct;
 pub(crate) mod elementwise;
 mod exponential;

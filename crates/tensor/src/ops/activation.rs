@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::error::Result;
 use crate::kernels::{elementwise, sigmoid};
-use crate::operand::{Operand, by_element, tensor};
+use crate::operand::{Operand, by_element, on_gpu, tensor};
 use crate::tape::{Backward, Var};
 
 impl Var {
@@ -12,9 +12,7 @@ impl Var {
     pub fn relu(&self) -> Result<Var> {
         const OPERATION: &str = "relu";
         let x = self.tensor().clone();
-        let y = by_element!(OPERATION, "x", x, T => {
-            tensor(elementwise::relu(&Operand::<T>::read(OPERATION, "x", &x)?), x.dims())
-        })?;
+        let y = rectified(OPERATION, &x)?;
         let (node, kept) = (self.node(), x.clone());
         let backward = || -> Backward {
             Box::new(move |dy, flow| match node {
@@ -72,8 +70,16 @@ impl Var {
     }
 }
 
+fn rectified(operation: &'static str, x: &Tensor) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::relu(&gpu, x));
+    by_element!(operation, "x", x, T => {
+        tensor(elementwise::relu(&Operand::<T>::read(operation, "x", x)?), x.dims())
+    })
+}
+
 fn relu_backward(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     const OPERATION: &str = "relu backward";
+    on_gpu!(x, gpu => super::cuda::relu_backward(&gpu, dy, x));
     by_element!(OPERATION, "x", x, T => {
         let (dy, values) = (Operand::<T>::read(OPERATION, "dy", dy)?, Operand::<T>::read(OPERATION, "x", x)?);
         tensor(elementwise::relu_backward(&dy, &values), x.dims())

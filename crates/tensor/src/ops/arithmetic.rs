@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::kernels::elementwise;
-use crate::operand::{Operand, by_element, exact, tensor};
+use crate::operand::{Operand, by_element, exact, on_gpu, tensor};
 use crate::tangent::sum_of;
 use crate::tape::{Backward, Var};
 
@@ -20,6 +20,7 @@ macro_rules! same_shape {
 }
 
 pub(crate) fn add_tensors(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    on_gpu!(a, gpu => super::cuda::add(&gpu, "add", a, b));
     same_shape!("add", add, a, b)
 }
 

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use crate::error::Result;
 use crate::kernels::elementwise;
 use crate::kernels::normalization::{self, Affine};
-use crate::operand::{Operand, by_element, exact, tensor};
+use crate::operand::{Operand, by_element, exact, on_gpu, tensor};
 use crate::tape::Var;
 
 impl Var {
@@ -97,6 +97,7 @@ fn products(operation: &'static str, a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// `Σ x` per channel: also the gradient of a bias.
 pub(super) fn channel_sums(operation: &'static str, x: &Tensor) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::channel_sums(&gpu, operation, x));
     let channels = x.dim(candle_core::D::Minus1)?;
     by_element!(operation, "x", x, T => {
         tensor(elementwise::column_sums(&Operand::<T>::read(operation, "x", x)?, channels), &[channels])

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::kernels::convolution::{self, Geometry, Start};
-use crate::operand::{Operand, by_element, dims4, exact, tensor};
+use crate::operand::{Operand, by_element, dims4, exact, on_gpu, tensor};
 use crate::ops::ConvolutionAlgorithm;
 use crate::ops::channels::channel_sums;
 use crate::tape::{Backward, Var};
@@ -92,22 +92,7 @@ fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, add
             exact(operation, "residual", residual.tensor(), &out_dims, "the shape of the result")?;
         }
     }
-    let y = by_element!(operation, "x", x.tensor(), T => {
-        let image = Operand::<T>::read(operation, "x", x.tensor())?;
-        let filter = Operand::<T>::read(operation, "weight", weight.tensor())?;
-        let output = match addend {
-            Addend::Nothing => convolution::forward(&g, algorithm, &image, &filter, Start::Nothing),
-            Addend::Bias(bias) => {
-                let bias = Operand::<T>::read(operation, "bias", bias.tensor())?;
-                convolution::forward(&g, algorithm, &image, &filter, Start::Bias(&bias))
-            }
-            Addend::Residual(residual) => {
-                let residual = Operand::<T>::read(operation, "residual", residual.tensor())?;
-                convolution::forward(&g, algorithm, &image, &filter, Start::Residual(&residual))
-            }
-        };
-        tensor(output, &out_dims)
-    })?;
+    let y = products(operation, &g, algorithm, [x, weight], addend)?;
     let (bias, residual) = match addend {
         Addend::Nothing => (None, None),
         Addend::Bias(bias) => (Some(bias), None),
@@ -137,6 +122,40 @@ fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, add
         })
     };
     Var::computed_with_tangent(operation, y, &inputs, backward, || tangent(x, weight, options, addend, &out_dims))
+}
+
+/// The value of a convolution.
+fn products(
+    operation: &'static str,
+    g: &Geometry,
+    algorithm: ConvolutionAlgorithm,
+    [x, weight]: [&Var; 2],
+    addend: Addend,
+) -> Result<Tensor> {
+    on_gpu!(x.tensor(), gpu => {
+        let (bias, residual) = match addend {
+            Addend::Nothing => (None, None),
+            Addend::Bias(bias) => (Some(bias.tensor()), None),
+            Addend::Residual(residual) => (None, Some(residual.tensor())),
+        };
+        super::cuda::convolve(&gpu, g, algorithm, [x, weight].map(Var::tensor), bias, residual)
+    });
+    by_element!(operation, "x", x.tensor(), T => {
+        let image = Operand::<T>::read(operation, "x", x.tensor())?;
+        let filter = Operand::<T>::read(operation, "weight", weight.tensor())?;
+        let output = match addend {
+            Addend::Nothing => convolution::forward(g, algorithm, &image, &filter, Start::Nothing),
+            Addend::Bias(bias) => {
+                let bias = Operand::<T>::read(operation, "bias", bias.tensor())?;
+                convolution::forward(g, algorithm, &image, &filter, Start::Bias(&bias))
+            }
+            Addend::Residual(residual) => {
+                let residual = Operand::<T>::read(operation, "residual", residual.tensor())?;
+                convolution::forward(g, algorithm, &image, &filter, Start::Residual(&residual))
+            }
+        };
+        tensor(output, &[g.images, g.out_height, g.out_width, g.out_channels])
+    })
 }
 
 /// `conv(x', weight) + conv(x, weight')`, plus the tangent of the addend.
@@ -169,6 +188,7 @@ fn input_gradient(
     weight: &Tensor,
     existing: Option<Tensor>,
 ) -> Result<Tensor> {
+    on_gpu!(dy, gpu => super::cuda::convolution_input_gradient(&gpu, g, dy, weight, existing));
     by_element!(BACKWARD, "dy", dy, T => {
         let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;
         let weight = Operand::<T>::read(BACKWARD, "weight", weight)?;
@@ -185,6 +205,7 @@ pub(super) fn weight_gradient(
     x: &Tensor,
     dy: &Tensor,
 ) -> Result<Tensor> {
+    on_gpu!(dy, gpu => super::cuda::convolution_weight_gradient(&gpu, g, x, dy));
     by_element!(BACKWARD, "dy", dy, T => {
         let (x, dy) = (Operand::<T>::read(BACKWARD, "x", x)?, Operand::<T>::read(BACKWARD, "dy", dy)?);
         let dw = convolution::backward_weight(g, algorithm, &x, &dy);

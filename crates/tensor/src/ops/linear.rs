@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::kernels::matrix;
-use crate::operand::{Operand, by_element, exact, tensor};
+use crate::operand::{Operand, by_element, exact, on_gpu, tensor};
 use crate::ops::channels::channel_sums;
 use crate::tangent::sum_of;
 use crate::tape::{Backward, Var};
@@ -31,12 +31,7 @@ impl Var {
         if let Some(bias) = bias {
             exact(OPERATION, "bias", bias.tensor(), &[outputs], "[out]")?;
         }
-        let y = by_element!(OPERATION, "x", x, T => {
-            let x = Operand::<T>::read(OPERATION, "x", x)?;
-            let w = Operand::<T>::read(OPERATION, "weight", w)?;
-            let bias = bias.map(|bias| Operand::<T>::read(OPERATION, "bias", bias.tensor())).transpose()?;
-            tensor(matrix::linear(&x, &w, bias.as_deref(), inputs, outputs), &[rows, outputs])
-        })?;
+        let y = products(OPERATION, x, w, bias.map(Var::tensor))?;
         let mut operands = vec![self, weight];
         operands.extend(bias);
         let backward = || -> Backward {
@@ -67,9 +62,21 @@ impl Var {
     }
 }
 
+fn products(operation: &'static str, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::linear(&gpu, x, weight, bias));
+    let ((rows, inputs), outputs) = (x.dims2()?, weight.dims()[0]);
+    by_element!(operation, "x", x, T => {
+        let x = Operand::<T>::read(operation, "x", x)?;
+        let weight = Operand::<T>::read(operation, "weight", weight)?;
+        let bias = bias.map(|bias| Operand::<T>::read(operation, "bias", bias)).transpose()?;
+        tensor(matrix::linear(&x, &weight, bias.as_deref(), inputs, outputs), &[rows, outputs])
+    })
+}
+
 const BACKWARD: &str = "linear backward";
 
 fn weight_gradient(x: &Tensor, dy: &Tensor, inputs: usize, outputs: usize) -> Result<Tensor> {
+    on_gpu!(dy, _gpu => super::cuda::linear_weight_gradient(x, dy));
     by_element!(BACKWARD, "dy", dy, T => {
         let (x, dy) = (Operand::<T>::read(BACKWARD, "x", x)?, Operand::<T>::read(BACKWARD, "dy", dy)?);
         tensor(matrix::linear_backward_weight(&x, &dy, inputs, outputs), &[outputs, inputs])
@@ -77,6 +84,7 @@ fn weight_gradient(x: &Tensor, dy: &Tensor, inputs: usize, outputs: usize) -> Re
 }
 
 fn input_gradient(dy: &Tensor, weight: &Tensor, inputs: usize, outputs: usize) -> Result<Tensor> {
+    on_gpu!(dy, _gpu => super::cuda::linear_input_gradient(dy, weight));
     by_element!(BACKWARD, "dy", dy, T => {
         let rows = dy.dims()[0];
         let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;

@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor, WithDType};
 
 use crate::error::{Error, Result};
 use crate::kernels::loss;
-use crate::operand::{Operand, by_element, exact, tensor};
+use crate::operand::{Operand, by_element, exact, on_gpu, tensor};
 use crate::tape::{Backward, Var};
 
 /// Options of [`Var::cross_entropy`] and [`Var::cross_entropy_per_sample`].
@@ -17,11 +17,14 @@ pub struct CrossEntropy {
 
 impl Var {
     /// The mean over the batch of the softmax cross-entropy of `self: [n, classes]` with
-    /// `labels: [n]` (`u32`): a scalar (shape `[]`).
+    /// `labels: [n]` (`u32`): a scalar (shape `[]`). On a GPU a label that is no class makes it not a number, where the CPU
+    /// refuses it.
     pub fn cross_entropy(&self, labels: &Tensor, options: CrossEntropy) -> Result<Var> {
         const OPERATION: &str = "cross_entropy";
         let smoothing = options.label_smoothing;
         let [rows, classes] = check(OPERATION, self.tensor(), labels, smoothing)?;
+        on_gpu!(self.tensor(), gpu => super::cuda::cross_entropy(&gpu, self, labels, smoothing, false));
+        check_labels(OPERATION, labels, classes)?;
         let losses = losses(OPERATION, self.tensor(), labels, classes, smoothing)?;
         let mean = losses.iter().sum::<f64>() / rows as f64;
         let value = by_element!(OPERATION, "logits", self.tensor(), T => tensor(vec![mean as T], &[]))?;
@@ -42,6 +45,8 @@ impl Var {
         const OPERATION: &str = "cross_entropy_per_sample";
         let smoothing = options.label_smoothing;
         let [rows, classes] = check(OPERATION, self.tensor(), labels, smoothing)?;
+        on_gpu!(self.tensor(), gpu => super::cuda::cross_entropy(&gpu, self, labels, smoothing, true));
+        check_labels(OPERATION, labels, classes)?;
         let losses = losses(OPERATION, self.tensor(), labels, classes, smoothing)?;
         let value = by_element!(OPERATION, "logits", self.tensor(), T => {
             tensor(losses.into_iter().map(|loss| loss as T).collect(), &[rows])
@@ -154,7 +159,7 @@ fn losses(
     })
 }
 
-/// Checks shapes, labels and smoothing; returns rows and classes.
+/// Checks shapes and smoothing; returns rows and classes.
 fn check(operation: &'static str, logits: &Tensor, labels: &Tensor, smoothing: f64) -> Result<[usize; 2]> {
     if !(0. ..=1.).contains(&smoothing) {
         return Err(Error::value(operation, "label_smoothing", smoothing, "it is a share; use 0 to 1"));
@@ -170,9 +175,14 @@ fn check(operation: &'static str, logits: &Tensor, labels: &Tensor, smoothing: f
         return Err(Error::DType { operation, argument, expected, found: labels.dtype() });
     }
     exact(operation, "labels", labels, &[rows], "one label per row of the logits")?;
+    Ok([rows, classes])
+}
+
+/// Refuses labels that are no class.
+fn check_labels(operation: &'static str, labels: &Tensor, classes: usize) -> Result<()> {
     let labels = Operand::<u32>::read(operation, "labels", labels)?;
     match labels.iter().position(|&label| label as usize >= classes) {
         Some(row) => Err(Error::Label { operation, row, label: labels[row], classes }),
-        None => Ok([rows, classes]),
+        None => Ok(()),
     }
 }

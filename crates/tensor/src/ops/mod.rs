@@ -4,11 +4,14 @@
 mod activation;
 mod algorithm;
 mod arithmetic;
+mod augmentation;
 mod batch_norm_tangent;
 mod broadcast;
 mod channels;
 mod conv_transpose;
 mod convolution;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod gelu;
 mod grid_sample;
 mod layer_norm;
@@ -22,6 +25,7 @@ mod softmax;
 
 pub use algorithm::{ConvolutionAlgorithm, kernels_in_use};
 pub(crate) use arithmetic::add_tensors;
+pub use augmentation::{Placement, augment, upload};
 pub use conv_transpose::ConvTranspose2d;
 pub use convolution::Conv2d;
 pub use grid_sample::{GridPadding, GridSample};

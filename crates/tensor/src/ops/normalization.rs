@@ -4,7 +4,7 @@ use candle_core::{Tensor, WithDType};
 
 use crate::error::{Error, Result};
 use crate::kernels::normalization::{self, Affine, InputGradient, Moments, ThroughStatistics};
-use crate::operand::{Operand, by_element, exact, tensor};
+use crate::operand::{Operand, by_element, exact, on_gpu, tensor};
 use crate::tape::{Backward, Var};
 
 /// Options of [`Var::batch_norm`].
@@ -35,7 +35,7 @@ pub enum Statistics<'a> {
 /// The statistics of one batch, for the running estimates.
 #[derive(Clone, Debug)]
 pub struct BatchStatistics {
-    /// Per channel, `[channels]`, in the element type of the activations.
+    /// Per channel, `[channels]`, in the element type of the activations (`f32` for `bf16` on a GPU).
     pub mean: Tensor,
     /// Per channel, `[channels]`: the unbiased estimate (divided by one less than the number of values),
     /// which is what PyTorch's running variance averages.
@@ -59,6 +59,7 @@ impl Var {
         if !(options.epsilon >= 0. && options.epsilon.is_finite()) {
             return Err(Error::value(OPERATION, "epsilon", options.epsilon, "use a small number, 0 or more"));
         }
+        on_gpu!(x, gpu => super::cuda::batch_norm(&gpu, self, weight, bias, options));
         by_element!(OPERATION, "x", x, T => {
             let values = Operand::<T>::read(OPERATION, "x", x)?;
             let scale = Operand::<T>::read(OPERATION, "weight", weight.tensor())?;

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::kernels::pooling::{self, Windows};
-use crate::operand::{Operand, by_element, dims4, tensor};
+use crate::operand::{Operand, by_element, dims4, on_gpu, tensor};
 use crate::tape::{Backward, Var};
 
 const IMAGES: &str = "[batch, height, width, channels]";
@@ -24,6 +24,7 @@ impl Var {
         if u32::try_from(w.image()).is_err() {
             return Err(Error::shape(OPERATION, "x", "images of fewer than 2^32 elements", x.dims()));
         }
+        on_gpu!(x, gpu => super::cuda::max_pool(&gpu, self, w, in_dims, out_dims));
         let (y, from) = by_element!(OPERATION, "x", x, T => {
             let (y, from) = pooling::max(&w, &Operand::<T>::read(OPERATION, "x", x)?);
             Ok::<_, Error>((tensor(y, &out_dims)?, from))
@@ -54,18 +55,12 @@ impl Var {
         const OPERATION: &str = "avg_pool2d";
         let x = self.tensor();
         let (w, in_dims, out_dims) = windows(OPERATION, x, [kernel, stride, padding])?;
-        let y = by_element!(OPERATION, "x", x, T => {
-            tensor(pooling::average(&w, &Operand::<T>::read(OPERATION, "x", x)?), &out_dims)
-        })?;
+        let y = averages(OPERATION, w, x, &out_dims)?;
         let backward = || -> Backward {
             let node = self.node();
             Box::new(move |dy, flow| {
                 let Some(node) = node else { return Ok(()) };
-                let dx = by_element!(OPERATION, "dy", dy, T => {
-                    let dy = Operand::<T>::read(OPERATION, "dy", &dy)?;
-                    tensor(pooling::average_backward(&w, &dy), &in_dims)
-                })?;
-                flow.add(node, dx)
+                flow.add(node, averages_backward(OPERATION, w, &dy, &in_dims)?)
             })
         };
         Var::computed_with_tangent(OPERATION, y, &[self], backward, || {
@@ -78,27 +73,49 @@ impl Var {
         const OPERATION: &str = "global_average_pool";
         let x = self.tensor();
         let in_dims = dims4(OPERATION, "x", x, IMAGES)?;
-        let [images, height, width, channels] = in_dims;
-        let pixels = height * width;
-        let y = by_element!(OPERATION, "x", x, T => {
-            let x = Operand::<T>::read(OPERATION, "x", x)?;
-            tensor(pooling::global_average(&x, pixels, channels), &[images, channels])
-        })?;
+        let y = global_averages(OPERATION, x, in_dims)?;
         let backward = || -> Backward {
             let node = self.node();
             Box::new(move |dy, flow| {
                 let Some(node) = node else { return Ok(()) };
-                let dx = by_element!(OPERATION, "dy", dy, T => {
-                    let dy = Operand::<T>::read(OPERATION, "dy", &dy)?;
-                    tensor(pooling::global_average_backward(&dy, pixels, channels), &in_dims)
-                })?;
-                flow.add(node, dx)
+                flow.add(node, global_averages_backward(OPERATION, &dy, in_dims)?)
             })
         };
         Var::computed_with_tangent(OPERATION, y, &[self], backward, || {
             self.tangent().map(|tangent| tangent.global_average_pool()).transpose()
         })
     }
+}
+
+fn averages(operation: &'static str, w: Windows, x: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::average_pool(&gpu, &w, x, dims));
+    by_element!(operation, "x", x, T => tensor(pooling::average(&w, &Operand::<T>::read(operation, "x", x)?), dims))
+}
+
+fn averages_backward(operation: &'static str, w: Windows, dy: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    on_gpu!(dy, gpu => super::cuda::average_pool_backward(&gpu, &w, dy, dims));
+    by_element!(operation, "dy", dy, T => {
+        tensor(pooling::average_backward(&w, &Operand::<T>::read(operation, "dy", dy)?), dims)
+    })
+}
+
+fn global_averages(operation: &'static str, x: &Tensor, in_dims: [usize; 4]) -> Result<Tensor> {
+    let [images, height, width, channels] = in_dims;
+    let pixels = height * width;
+    on_gpu!(x, gpu => super::cuda::global_average_pool(&gpu, x, [images, pixels, channels]));
+    by_element!(operation, "x", x, T => {
+        let x = Operand::<T>::read(operation, "x", x)?;
+        tensor(pooling::global_average(&x, pixels, channels), &[images, channels])
+    })
+}
+
+fn global_averages_backward(operation: &'static str, dy: &Tensor, in_dims: [usize; 4]) -> Result<Tensor> {
+    on_gpu!(dy, gpu => super::cuda::global_average_pool_backward(&gpu, dy, &in_dims));
+    let [_, height, width, channels] = in_dims;
+    by_element!(operation, "dy", dy, T => {
+        let dy = Operand::<T>::read(operation, "dy", dy)?;
+        tensor(pooling::global_average_backward(&dy, height * width, channels), &in_dims)
+    })
 }
 
 /// The backward pass of an operation that picks elements: each gradient goes to where its element came from.

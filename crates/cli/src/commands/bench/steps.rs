@@ -9,11 +9,12 @@ use serde_json::json;
 use tsbd_data::{CHANNELS, Dataset, Images, Loader, Normalization};
 use tsbd_models::ModelParameters;
 use tsbd_nn::{Batch, BatchSource, IgnoreProgress, Model, Schedule, SgdConfig, Streams, TrainingConfig};
-use tsbd_tensor::kernels_in_use;
+use tsbd_tensor::{Device, kernels_in_use};
 
 use super::{at_least_one, median, peak_memory_mb, precision, processor_time, usage, use_threads};
 use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
+use crate::options::Computing;
 use crate::terminal;
 
 /// Training steps as `tsbd run` makes them: augmentation, forward, backward, optimiser
@@ -26,6 +27,7 @@ use crate::terminal;
     "tsbd bench train"
     "tsbd bench train --width 64 --steps 10"
     "tsbd bench train --threads 1 --json"
+    "tsbd bench train --width 64 --device cuda    on a GPU, which is waited for at the end of each step"
     "TSBD_CONV=exact tsbd bench train             without Winograd's convolution"
     "TSBD_CONV=bf16 tsbd bench train              convolutions of bf16 factors"
 ))]
@@ -83,6 +85,9 @@ struct Settings {
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     threads: Option<usize>,
 
+    #[command(flatten)]
+    computing: Computing,
+
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -91,10 +96,11 @@ struct Settings {
 /// Measures training steps and prints.
 pub fn train(Train { settings }: &Train) -> Outcome {
     let streams = Streams::new(0);
-    let mut model = settings.model(&streams)?;
+    let device = settings.computing.device()?;
+    let mut model = settings.model(&streams, &device)?;
     let dataset = settings.dataset(&streams);
     let loader = Loader::training(Arc::clone(&dataset.train) as _, &dataset, settings.batch, streams, "bench");
-    let stopwatch = Stopwatch::new(loader);
+    let stopwatch = Stopwatch::new(loader.on(&device));
     let config = TrainingConfig {
         epochs: 1,
         sgd: SgdConfig { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4 },
@@ -107,9 +113,10 @@ pub fn train(Train { settings }: &Train) -> Outcome {
 /// Measures steps of an evaluation and prints.
 pub fn inference(Inference { settings }: &Inference) -> Outcome {
     let streams = Streams::new(0);
-    let model = settings.model(&streams)?;
+    let device = settings.computing.device()?;
+    let model = settings.model(&streams, &device)?;
     let Dataset { train, normalization, .. } = settings.dataset(&streams);
-    let stopwatch = Stopwatch::new(Loader::evaluation(train, normalization, settings.batch));
+    let stopwatch = Stopwatch::new(Loader::evaluation(train, normalization, settings.batch).on(&device));
     model.predict(&stopwatch).map_err(failed)?;
     settings.report("inference", &model, &stopwatch)
 }
@@ -119,7 +126,7 @@ fn failed(error: tsbd_nn::Error) -> Failure {
 }
 
 impl Settings {
-    fn model(&self, streams: &Streams) -> Result<Model, Failure> {
+    fn model(&self, streams: &Streams, device: &Device) -> Result<Model, Failure> {
         let parameters = ModelParameters {
             name: self.model.clone(),
             width: self.width,
@@ -129,7 +136,8 @@ impl Settings {
         let architecture =
             tsbd_models::build(&parameters).map_err(|error| Failure::from_error(Exit::Refused, error))?;
         use_threads(self.threads)?;
-        Model::new(architecture, &mut streams.stream("initialisation", 0)).map_err(failed)
+        let model = Model::new(architecture, &mut streams.stream("initialisation", 0)).map_err(failed)?;
+        if device.is_cpu() { Ok(model) } else { model.to_device(device).map_err(failed) }
     }
 
     /// As many images as the steps need, of random levels and with random labels: kernels do not care what they see.
@@ -175,7 +183,7 @@ impl Settings {
             terminal::print_json(&json!({
                 "work": work, "model": model_name, "width": self.width, "image_size": self.image_size,
                 "classes": self.classes, "batch": self.batch, "parameters": model.state.parameter_count(),
-                "device": "cpu", "precision": precision, "kernels": kernels, "threads": threads,
+                "device": self.computing.name(), "precision": precision, "kernels": kernels, "threads": threads,
                 "steps": self.steps, "warmup": self.warmup, "images_per_second": images_per_second,
                 "milliseconds_per_step": step, "fastest_milliseconds_per_step": fastest,
                 "cpu_milliseconds_per_step": processor, "data_milliseconds_per_step": data, "data_share": data_share,
@@ -183,9 +191,12 @@ impl Settings {
             }));
         } else {
             let Settings { width, image_size, batch, .. } = self;
+            let on = match self.computing.name() {
+                "cpu" => format!("{kernels}, {threads} threads of the CPU"),
+                name => format!("device {name}"),
+            };
             terminal::print(&format!(
-                "{work} {model_name}, width {width}, {image_size}x{image_size} pixels, batch {batch}, {precision}, {kernels}, \
-                 {threads} threads of the CPU\n\
+                "{work} {model_name}, width {width}, {image_size}x{image_size} pixels, batch {batch}, {precision}, {on}\n\
                  images a second        {images_per_second:.0}\n\
                  a step                 {step:.2} ms (median of {}; fastest {fastest:.2})\n\
                  processor time a step  {processor:.2} ms\n\
@@ -278,6 +289,7 @@ mod tests {
             image_size: 8,
             classes: 4,
             threads: None,
+            computing: Computing::on_the_cpu(),
             json: false,
         }
     }

@@ -1,0 +1,173 @@
+//! `tsbd selftest`: whether a device computes what it should, operation by operation.
+
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::{Value, json};
+use tsbd_tensor::selftest::{Check, Finding, checks};
+use tsbd_tensor::{DType, Device};
+
+use crate::columns::Columns;
+use crate::command_line::examples;
+use crate::failure::{Exit, Failure, Outcome};
+use crate::options::Computing;
+use crate::terminal;
+
+/// Check every operation on a device against f64 on the CPU, forward and backward
+///
+/// At the shapes of PreAct-ResNet18, VGG19-BN and ViT-B/16 and at odd ones; on a GPU in f32 and in bf16. One line for each
+/// operation and shape: the error of the result and the largest of its gradients, relative to the largest element.
+#[derive(Args, Debug)]
+#[command(after_help = examples!(
+    "tsbd selftest                          the CPU"
+    "tsbd selftest --device cuda            the first GPU, in under a minute"
+    "tsbd selftest --device cuda --only 'conv2d odd'"
+    "tsbd selftest --device cuda --json | jq '.[] | select(.verdict != \"right\")'"
+    ;
+    "The exit code is 0 if everything is right, 1 if something is wrong, 2 if there is no such device."
+))]
+pub struct Arguments {
+    #[command(flatten)]
+    computing: Computing,
+
+    /// Only what has all of these words in its line: conv2d, odd, vgg19, bf16
+    #[arg(long, value_name = "WORDS")]
+    only: Option<String>,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// One check, done.
+struct Line {
+    check: Check,
+    tolerance: f64,
+    milliseconds: f64,
+    /// What was found, or why the operation was not done.
+    outcome: Result<Vec<Finding>, String>,
+}
+
+/// Checks and prints.
+pub fn run(arguments: &Arguments) -> Outcome {
+    let device = arguments.computing.device()?;
+    let words: Vec<&str> = arguments.only.as_deref().unwrap_or_default().split_whitespace().collect();
+    let mut list = checks(&device);
+    list.retain(|check| words.iter().all(|word| name(check).contains(word)));
+    if list.is_empty() {
+        return Err(Failure::refused(format!("--only '{}': no check has these words", words.join(" ")))
+            .hint("`tsbd selftest` without it lists them all"));
+    }
+    let begin = Instant::now();
+    let lines: Vec<Line> = list.into_iter().map(|check| Line::of(check, &device)).collect();
+    if arguments.json {
+        terminal::print_json(&Value::from_iter(lines.iter().map(Line::json)));
+    } else {
+        let mut columns =
+            Columns::headed(&["operation", "type", "forward", "gradients", "allowed", "ms", "verdict", "shape"]);
+        for line in &lines {
+            columns.row(line.cells());
+        }
+        let right = lines.iter().filter(|line| line.is_right()).count();
+        terminal::print(&format!(
+            "{}\n{right} of {} are right on {}; {:.0} s\n",
+            columns.render(200),
+            lines.len(),
+            arguments.computing.name(),
+            begin.elapsed().as_secs_f64(),
+        ));
+    }
+    let wrong: Vec<String> = lines
+        .iter()
+        .filter(|line| !line.is_right())
+        .map(|line| format!("{}: {}", name(&line.check), line.verdict()))
+        .collect();
+    if wrong.is_empty() {
+        return Ok(Exit::Done);
+    }
+    let message = format!(
+        "{} of {} operations are wrong on {}:\n  {}",
+        wrong.len(),
+        lines.len(),
+        arguments.computing.name(),
+        wrong.join("\n  ")
+    );
+    Err(Failure::failed(message).hint("--only WORDS checks some of them again; please report this table"))
+}
+
+/// What `--only` searches.
+fn name(check: &Check) -> String {
+    format!("{} {}, {}", check.operation(), type_name(check), check.shape())
+}
+
+fn type_name(check: &Check) -> &'static str {
+    if check.dtype() == DType::BF16 { "bf16" } else { check.dtype().as_str() }
+}
+
+impl Line {
+    fn of(check: Check, device: &Device) -> Self {
+        let begin = Instant::now();
+        let outcome =
+            check.run(device).map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned());
+        let milliseconds = begin.elapsed().as_secs_f64() * 1e3;
+        Self { tolerance: check.tolerance(device), milliseconds, outcome, check }
+    }
+
+    /// The findings that are not within the tolerance.
+    fn wrong(&self) -> Vec<Finding> {
+        // What is not a number is not within it either.
+        let within = |finding: &&Finding| finding.error <= self.tolerance;
+        self.outcome.iter().flatten().filter(|finding| !within(finding)).copied().collect()
+    }
+
+    fn is_right(&self) -> bool {
+        self.outcome.is_ok() && self.wrong().is_empty()
+    }
+
+    fn verdict(&self) -> String {
+        match &self.outcome {
+            Err(error) => format!("FAILED: {error}"),
+            Ok(_) if self.is_right() => "right".to_owned(),
+            Ok(_) => {
+                let wrong: Vec<String> =
+                    self.wrong().iter().map(|Finding { what, error }| format!("{what} {error:.1e}")).collect();
+                format!("WRONG: {}", wrong.join(", "))
+            }
+        }
+    }
+
+    fn cells(&self) -> [String; 8] {
+        let largest = |findings: &[Finding]| {
+            let larger = |worst: f64, error: f64| if error > worst || error.is_nan() { error } else { worst };
+            findings
+                .iter()
+                .map(|finding| finding.error)
+                .reduce(larger)
+                .map_or("-".to_owned(), |error| format!("{error:.1e}"))
+        };
+        let (forward, gradients) = match &self.outcome {
+            Ok(findings) => (largest(&findings[..1]), largest(&findings[1..])),
+            Err(_) => ("-".to_owned(), "-".to_owned()),
+        };
+        [
+            self.check.operation().to_owned(),
+            type_name(&self.check).to_owned(),
+            forward,
+            gradients,
+            format!("{:.0e}", self.tolerance),
+            format!("{:.0}", self.milliseconds),
+            self.verdict(),
+            self.check.shape().to_owned(),
+        ]
+    }
+
+    fn json(&self) -> Value {
+        let errors: Option<Value> = self.outcome.as_ref().ok().map(|findings| {
+            findings.iter().map(|Finding { what, error }| ((*what).to_owned(), json!(error))).collect()
+        });
+        json!({
+            "operation": self.check.operation(), "shape": self.check.shape(), "type": type_name(&self.check),
+            "errors": errors, "allowed": self.tolerance, "milliseconds": self.milliseconds, "verdict": self.verdict(),
+        })
+    }
+}

@@ -1,0 +1,394 @@
+//! Convolutions through cuDNN: NHWC, sums in `f32`.
+//!
+//! What cuDNN has to be told, and the algorithm that its heuristics choose, is kept for each geometry; all convolutions of
+//! a device and thread share one workspace, which grows to the largest that is asked for. Weights are `[kh, kw, in, out]` in
+//! this project and `[out, kh, kw, in]` in cuDNN: they are transposed on the way.
+//!
+//! `f32` means `f32`: products are not rounded to TF32. `bf16` factors give a `bf16` result.
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+use std::ffi::{c_int, c_void};
+use std::mem::MaybeUninit;
+use std::rc::Rc;
+
+use candle_core::cuda_backend::DeviceId;
+use candle_core::cuda_backend::cudarc::cudnn::{CudnnError, result, sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
+
+use super::gpu::{Allocation, Gpu};
+use super::{Memory, Queue, Stored, View, elementwise, integer};
+use crate::error::{Error, Result};
+use crate::kernels::convolution::Geometry;
+
+const OPERATION: &str = "conv2d";
+
+/// No algorithm may ask for more memory than this, in bytes.
+const LARGEST_WORKSPACE: usize = 1 << 30;
+
+/// What is added to the products.
+#[derive(Clone, Copy)]
+enum Output {
+    Nothing,
+    WhatIsThere,
+}
+
+/// What `y` is made of: the products of `x` and `weight`, added to what `y` holds if there is one.
+pub(crate) fn forward(gpu: &Gpu, g: &Geometry, x: View, weight: View, y: Option<View>) -> Result<Option<Allocation>> {
+    let element = x.element();
+    let filter = elementwise::transpose(gpu, weight, g.patch(), g.out_channels)?;
+    let (fresh, output, start) = output(gpu, element, g.pixels() * g.out_channels, y)?;
+    with(gpu, g, element, |cudnn, plan| {
+        let chosen = plan.forward(cudnn, g)?;
+        let workspace = cudnn.workspace(gpu, chosen.bytes)?;
+        let (one, beta) = (1f32, start.factor());
+        // SAFETY: the descriptors belong to the geometry that the arrays have; the workspace is as large as asked for.
+        let done = unsafe {
+            result::convolution_forward(
+                cudnn.handle,
+                constant(&one),
+                plan.x,
+                read(x),
+                plan.filter,
+                read(filter.view()),
+                plan.convolution,
+                chosen.algorithm,
+                workspace,
+                chosen.bytes,
+                constant(&beta),
+                plan.y,
+                written(output),
+            )
+        };
+        done.map_err(|error| failure(g, "forward", error))
+    })?;
+    Ok(fresh)
+}
+
+/// The gradient of the input, added to what `dx` holds if there is one.
+pub(crate) fn backward_input(
+    gpu: &Gpu,
+    g: &Geometry,
+    dy: View,
+    weight: View,
+    dx: Option<View>,
+) -> Result<Option<Allocation>> {
+    let element = dy.element();
+    let filter = elementwise::transpose(gpu, weight, g.patch(), g.out_channels)?;
+    let (fresh, output, start) = output(gpu, element, g.images * g.image(), dx)?;
+    with(gpu, g, element, |cudnn, plan| {
+        let chosen = plan.backward_input(cudnn, g)?;
+        let workspace = cudnn.workspace(gpu, chosen.bytes)?;
+        let (one, beta) = (1f32, start.factor());
+        // SAFETY: as above.
+        let done = unsafe {
+            result::convolution_backward_data(
+                cudnn.handle,
+                constant(&one),
+                plan.filter,
+                read(filter.view()),
+                plan.y,
+                read(dy),
+                plan.convolution,
+                chosen.algorithm,
+                workspace,
+                chosen.bytes,
+                constant(&beta),
+                plan.x,
+                written(output),
+            )
+        };
+        done.map_err(|error| failure(g, "backward to the input", error))
+    })?;
+    Ok(fresh)
+}
+
+/// The gradient of the weight.
+pub(crate) fn backward_weight(gpu: &Gpu, g: &Geometry, x: View, dy: View) -> Result<Allocation> {
+    let element = dy.element();
+    let filter = gpu.allocate(element, g.patch() * g.out_channels)?;
+    with(gpu, g, element, |cudnn, plan| {
+        let chosen = plan.backward_weight(cudnn, g)?;
+        let workspace = cudnn.workspace(gpu, chosen.bytes)?;
+        let (one, beta) = (1f32, 0f32);
+        // SAFETY: as above.
+        let done = unsafe {
+            result::convolution_backward_filter(
+                cudnn.handle,
+                constant(&one),
+                plan.x,
+                read(x),
+                plan.y,
+                read(dy),
+                plan.convolution,
+                chosen.algorithm,
+                workspace,
+                chosen.bytes,
+                constant(&beta),
+                plan.filter,
+                written(filter.view().address()),
+            )
+        };
+        done.map_err(|error| failure(g, "backward to the weight", error))
+    })?;
+    elementwise::transpose(gpu, filter.view(), g.out_channels, g.patch())
+}
+
+impl Output {
+    /// What the old contents are multiplied by.
+    fn factor(self) -> f32 {
+        match self {
+            Self::Nothing => 0.,
+            Self::WhatIsThere => 1.,
+        }
+    }
+}
+
+/// Where a result goes: to `given`, added to what is there, or to fresh memory.
+fn output(gpu: &Gpu, element: Stored, count: usize, given: Option<View>) -> Result<(Option<Allocation>, u64, Output)> {
+    match given {
+        Some(view) => Ok((None, view.address(), Output::WhatIsThere)),
+        None => {
+            let fresh = gpu.allocate(element, count)?;
+            let address = fresh.view().address();
+            Ok((Some(fresh), address, Output::Nothing))
+        }
+    }
+}
+
+fn read(view: View) -> *const c_void {
+    view.address() as *const c_void
+}
+
+fn constant(value: &f32) -> *const c_void {
+    std::ptr::from_ref(value).cast()
+}
+
+fn written(address: u64) -> *mut c_void {
+    address as *mut c_void
+}
+
+/// What a thread keeps of a device: cuDNN's handle, plans and workspace are good for one thread at a time.
+struct Cudnn {
+    handle: sys::cudnnHandle_t,
+    plans: HashMap<(Geometry, Stored), Rc<Plan>>,
+    workspace: Option<CudaSlice<u8>>,
+}
+
+thread_local! {
+    static CUDNN: RefCell<HashMap<DeviceId, Cudnn>> = RefCell::default();
+}
+
+/// Runs `use_plan` with the plan of a geometry, made when it is first met.
+fn with(
+    gpu: &Gpu,
+    g: &Geometry,
+    element: Stored,
+    use_plan: impl FnOnce(&mut Cudnn, &Plan) -> Result<()>,
+) -> Result<()> {
+    CUDNN.with_borrow_mut(|devices| {
+        let cudnn = match devices.entry(gpu.device.id()) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(Cudnn::new(gpu)?),
+        };
+        let plan = match cudnn.plans.get(&(*g, element)) {
+            Some(plan) => plan.clone(),
+            None => {
+                let plan = Rc::new(Plan::new(g, element)?);
+                cudnn.plans.insert((*g, element), plan.clone());
+                plan
+            }
+        };
+        use_plan(cudnn, &plan)
+    })
+}
+
+impl Cudnn {
+    fn new(gpu: &Gpu) -> Result<Self> {
+        let handle = result::create_handle().map_err(|error| {
+            let reason =
+                "is libcudnn.so.9 there? With CUDA_LAZY_DEBUG=1 in the environment the program says where it looks";
+            Error::Candle(candle_core::Error::Msg(format!("cuDNN does not start: {error}; {reason}")))
+        })?;
+        // SAFETY: a fresh handle, and the stream of a device that outlives the thread's tensors on it.
+        unsafe { result::set_stream(handle, gpu.stream.cu_stream().cast()) }.map_err(refused)?;
+        Ok(Self { handle, plans: HashMap::new(), workspace: None })
+    }
+
+    /// A workspace of at least so many bytes.
+    fn workspace(&mut self, gpu: &Gpu, bytes: usize) -> Result<*mut c_void> {
+        if bytes == 0 {
+            return Ok(std::ptr::null_mut());
+        }
+        let workspace = match self.workspace.take().filter(|workspace| workspace.len() >= bytes) {
+            Some(workspace) => workspace,
+            // SAFETY: cuDNN reads nothing that it has not written.
+            None => unsafe { gpu.device.alloc::<u8>(bytes)? },
+        };
+        let workspace = self.workspace.insert(workspace);
+        Ok(written(workspace.device_ptr(&gpu.stream).0))
+    }
+}
+
+impl Drop for Cudnn {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`; plans need no handle.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+/// An algorithm and the bytes of workspace that it needs.
+#[derive(Clone, Copy)]
+struct Chosen<A> {
+    algorithm: A,
+    bytes: usize,
+}
+
+/// One geometry as cuDNN knows it. Algorithms are chosen when a pass is first needed.
+struct Plan {
+    x: sys::cudnnTensorDescriptor_t,
+    filter: sys::cudnnFilterDescriptor_t,
+    y: sys::cudnnTensorDescriptor_t,
+    convolution: sys::cudnnConvolutionDescriptor_t,
+    math: sys::cudnnMathType_t,
+    forward: OnceCell<Chosen<sys::cudnnConvolutionFwdAlgo_t>>,
+    backward_input: OnceCell<Chosen<sys::cudnnConvolutionBwdDataAlgo_t>>,
+    backward_weight: OnceCell<Chosen<sys::cudnnConvolutionBwdFilterAlgo_t>>,
+}
+
+/// The first algorithm of cuDNN's list, the fastest first, that can be used: one that gives the same bits every time, if
+/// there is any.
+macro_rules! choose {
+    ($plan:expr, $g:expr, $pass:literal, $list:ident($($argument:expr),*) -> $Listed:ty) => {{
+        const LISTED: usize = 16;
+        let mut listed = [const { MaybeUninit::<$Listed>::uninit() }; LISTED];
+        let mut count: c_int = 0;
+        // SAFETY: descriptors and handle are alive, and there is room for as many entries as are asked for.
+        unsafe {
+            result::$list($($argument,)* LISTED as c_int, &mut count, listed.as_mut_ptr().cast())
+                .map_err(|error| failure($g, $pass, error))?;
+        }
+        let count = usize::try_from(count).unwrap_or(0).min(LISTED);
+        // SAFETY: cuDNN has written so many entries.
+        let listed = || listed[..count].iter().map(|entry| unsafe { entry.assume_init_ref() });
+        let usable = |entry: &&$Listed| {
+            entry.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
+                && entry.memory <= LARGEST_WORKSPACE
+                && $plan.allows(entry.mathType)
+        };
+        let repeatable = |entry: &&$Listed| entry.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC;
+        let first = listed().filter(usable).find(repeatable).or_else(|| listed().find(usable));
+        match first {
+            Some(entry) => Ok(Chosen { algorithm: entry.algo, bytes: entry.memory }),
+            None => Err(Error::Candle(candle_core::Error::Msg(format!("cuDNN has no algorithm, {}, for {:?}", $pass, $g)))),
+        }
+    }};
+}
+
+impl Plan {
+    fn new(g: &Geometry, element: Stored) -> Result<Self> {
+        use sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
+        use sys::cudnnDataType_t::{CUDNN_DATA_BFLOAT16, CUDNN_DATA_FLOAT};
+        use sys::cudnnTensorFormat_t::CUDNN_TENSOR_NHWC;
+        let size = |size: usize| integer(OPERATION, size);
+        let sizes = |sizes: [usize; 4]| -> Result<[c_int; 4]> {
+            let [a, b, c, d] = sizes;
+            Ok([size(a)?, size(b)?, size(c)?, size(d)?])
+        };
+        // cuDNN wants sizes in this order whatever the layout.
+        let x_sizes = sizes([g.images, g.in_channels, g.height, g.width])?;
+        let y_sizes = sizes([g.images, g.out_channels, g.out_height, g.out_width])?;
+        let filter_sizes = sizes([g.out_channels, g.in_channels, g.kernel_height, g.kernel_width])?;
+        let (padding, stride) = (size(g.padding)?, size(g.stride)?);
+        let (data, math) = match element {
+            Stored::Bf16 => (CUDNN_DATA_BFLOAT16, sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH),
+            _ => (CUDNN_DATA_FLOAT, sys::cudnnMathType_t::CUDNN_FMA_MATH),
+        };
+        let plan = Self {
+            x: result::create_tensor_descriptor().map_err(refused)?,
+            filter: result::create_filter_descriptor().map_err(refused)?,
+            y: result::create_tensor_descriptor().map_err(refused)?,
+            convolution: result::create_convolution_descriptor().map_err(refused)?,
+            math,
+            forward: OnceCell::new(),
+            backward_input: OnceCell::new(),
+            backward_weight: OnceCell::new(),
+        };
+        // SAFETY: the descriptors have just been made.
+        unsafe {
+            result::set_tensor4d_descriptor(plan.x, CUDNN_TENSOR_NHWC, data, x_sizes).map_err(refused)?;
+            result::set_tensor4d_descriptor(plan.y, CUDNN_TENSOR_NHWC, data, y_sizes).map_err(refused)?;
+            result::set_filter4d_descriptor(plan.filter, data, CUDNN_TENSOR_NHWC, filter_sizes).map_err(refused)?;
+            result::set_convolution2d_descriptor(
+                plan.convolution,
+                padding,
+                padding,
+                stride,
+                stride,
+                1,
+                1,
+                CUDNN_CROSS_CORRELATION,
+                CUDNN_DATA_FLOAT,
+            )
+            .map_err(refused)?;
+            result::set_convolution_math_type(plan.convolution, math).map_err(refused)?;
+        }
+        Ok(plan)
+    }
+
+    /// Whether an algorithm that computes in this way may be used: not on tensor cores where factors would be rounded.
+    fn allows(&self, math: sys::cudnnMathType_t) -> bool {
+        use sys::cudnnMathType_t::{CUDNN_DEFAULT_MATH, CUDNN_FMA_MATH};
+        self.math != CUDNN_FMA_MATH || matches!(math, CUDNN_FMA_MATH | CUDNN_DEFAULT_MATH)
+    }
+
+    fn forward(&self, cudnn: &Cudnn, g: &Geometry) -> Result<Chosen<sys::cudnnConvolutionFwdAlgo_t>> {
+        if let Some(chosen) = self.forward.get() {
+            return Ok(*chosen);
+        }
+        let chosen = choose!(self, g, "forward", get_convolution_forward_algorithm(
+            cudnn.handle, self.x, self.filter, self.convolution, self.y
+        ) -> sys::cudnnConvolutionFwdAlgoPerf_t)?;
+        Ok(*self.forward.get_or_init(|| chosen))
+    }
+
+    fn backward_input(&self, cudnn: &Cudnn, g: &Geometry) -> Result<Chosen<sys::cudnnConvolutionBwdDataAlgo_t>> {
+        if let Some(chosen) = self.backward_input.get() {
+            return Ok(*chosen);
+        }
+        let chosen = choose!(self, g, "backward to the input", get_convolution_backward_data_algorithm(
+            cudnn.handle, self.filter, self.y, self.convolution, self.x
+        ) -> sys::cudnnConvolutionBwdDataAlgoPerf_t)?;
+        Ok(*self.backward_input.get_or_init(|| chosen))
+    }
+
+    fn backward_weight(&self, cudnn: &Cudnn, g: &Geometry) -> Result<Chosen<sys::cudnnConvolutionBwdFilterAlgo_t>> {
+        if let Some(chosen) = self.backward_weight.get() {
+            return Ok(*chosen);
+        }
+        let chosen = choose!(self, g, "backward to the weight", get_convolution_backward_filter_algorithm(
+            cudnn.handle, self.x, self.y, self.convolution, self.filter
+        ) -> sys::cudnnConvolutionBwdFilterAlgoPerf_t)?;
+        Ok(*self.backward_weight.get_or_init(|| chosen))
+    }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, used by nobody any more.
+        unsafe {
+            let _ = result::destroy_tensor_descriptor(self.x);
+            let _ = result::destroy_tensor_descriptor(self.y);
+            let _ = result::destroy_filter_descriptor(self.filter);
+            let _ = result::destroy_convolution_descriptor(self.convolution);
+        }
+    }
+}
+
+fn refused(error: CudnnError) -> Error {
+    Error::Candle(candle_core::Error::Msg(format!("cuDNN: {error}")))
+}
+
+fn failure(g: &Geometry, pass: &str, error: CudnnError) -> Error {
+    Error::Candle(candle_core::Error::Msg(format!("cuDNN, {pass} of {g:?}: {error}")))
+}

@@ -1,0 +1,185 @@
+// Runs the kernels on a CPU: blocks one after another, the threads of a block as coroutines that change places at
+// __syncthreads. The order is fixed, and can be turned round: results that depend on it show a missing barrier.
+//
+// Not emulated: warps, several blocks at once, memory that is not aligned, speed.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <ucontext.h>
+#include <vector>
+
+struct Place {
+    unsigned x, y;
+};
+static Place threadIdx, blockIdx, gridDim;
+static void barrier();
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+// One block runs at a time.
+#define __shared__ static
+#define __syncthreads() barrier()
+#include "../sources/kernels.cu"
+
+// --- the coroutines of one block ---
+
+static constexpr size_t STACK = 64 * 1024;
+static ucontext_t scheduler, coroutines[THREADS];
+static char stacks[THREADS][STACK];
+static bool finished[THREADS];
+static unsigned running;
+static const std::function<void()> *body;
+
+static void start() {
+    (*body)();
+    finished[running] = true;
+}
+
+static void barrier() { swapcontext(&coroutines[running], &scheduler); }
+
+// Whether all threads came to the same barriers.
+static bool run_block(bool reversed) {
+    for (unsigned thread = 0; thread < THREADS; thread++) {
+        finished[thread] = false;
+        getcontext(&coroutines[thread]);
+        coroutines[thread].uc_stack.ss_sp = stacks[thread];
+        coroutines[thread].uc_stack.ss_size = STACK;
+        coroutines[thread].uc_link = &scheduler;
+        makecontext(&coroutines[thread], start, 0);
+    }
+    for (;;) {
+        unsigned done = 0;
+        for (unsigned i = 0; i < THREADS; i++) {
+            running = reversed ? THREADS - 1 - i : i;
+            threadIdx = {running, 0};
+            swapcontext(&scheduler, &coroutines[running]);
+            done += finished[running];
+        }
+        if (done == THREADS) return true;
+        if (done > 0) return false;
+    }
+}
+
+// --- arguments, as the host gives them ---
+
+enum Kind : int32_t { READ, WRITE, INTEGER, NATURAL, SINGLE, DOUBLE };
+enum Element : int32_t { F32, BF16, U8, U32, I32, NOTHING };
+
+struct Argument {
+    Kind kind;
+    Element element;
+    union {
+        void *pointer;
+        int32_t integer;
+        uint32_t natural;
+        float single;
+        double wide;
+    };
+};
+
+template <typename T> constexpr Element element() {
+    if constexpr (std::is_same_v<T, float>) return F32;
+    else if constexpr (std::is_same_v<T, bf16>) return BF16;
+    else if constexpr (std::is_same_v<T, uint8_t>) return U8;
+    else if constexpr (std::is_same_v<T, uint32_t>) return U32;
+    else return std::is_same_v<T, int32_t> ? I32 : NOTHING;
+}
+
+// The argument as a parameter of type P, or a complaint: CUDA itself checks nothing here.
+template <typename P> static P convert(const Argument &argument, std::string &complaint) {
+    if constexpr (std::is_pointer_v<P>) {
+        using Target = std::remove_pointer_t<P>;
+        const Kind wanted = std::is_const_v<Target> ? READ : WRITE;
+        // A null pointer has no element type.
+        const bool fits = !argument.pointer || argument.element == element<std::remove_const_t<Target>>();
+        if (argument.kind != wanted || !fits) complaint += " a pointer does not fit its parameter;";
+        return (P)argument.pointer;
+    } else if constexpr (std::is_same_v<P, float>) {
+        if (argument.kind != SINGLE) complaint += " float expected;";
+        return argument.single;
+    } else if constexpr (std::is_same_v<P, double>) {
+        if (argument.kind != DOUBLE) complaint += " double expected;";
+        return argument.wide;
+    } else if constexpr (std::is_same_v<P, unsigned>) {
+        if (argument.kind != NATURAL) complaint += " unsigned expected;";
+        return argument.natural;
+    } else {
+        static_assert(std::is_same_v<P, int>);
+        if (argument.kind != INTEGER) complaint += " int expected;";
+        return argument.integer;
+    }
+}
+
+using Bound = std::function<std::function<void()>(const Argument *, size_t, std::string &)>;
+
+template <typename... P, size_t... I> static Bound bound(void (*kernel)(P...), std::index_sequence<I...>) {
+    return [kernel](const Argument *arguments, size_t count, std::string &complaint) -> std::function<void()> {
+        if (count != sizeof...(P)) {
+            complaint = " it takes " + std::to_string(sizeof...(P)) + " arguments, not " + std::to_string(count);
+            return {};
+        }
+        const auto values = std::make_tuple(convert<P>(arguments[I], complaint)...);
+        return [kernel, values] { std::apply(kernel, values); };
+    };
+}
+template <typename... P> static Bound bind(void (*kernel)(P...)) {
+    return bound(kernel, std::index_sequence_for<P...>());
+}
+
+static const std::map<std::string, Bound> &kernels() {
+#define KERNEL(name) {#name, bind(name)}
+#define ROWS(kind)                                                                                                  \
+    {"add_" #kind, bind(kind::add_##kind)}, {"relu_" #kind, bind(kind::relu_##kind)},                               \
+        {"relu_backward_" #kind, bind(kind::relu_backward_##kind)}, {"moments_" #kind, bind(kind::moments_##kind)}, \
+        {"add_bias_" #kind, bind(kind::add_bias_##kind)}, {"column_sums_" #kind, bind(kind::column_sums_##kind)},   \
+        {"affine_" #kind, bind(kind::affine_##kind)},       \
+        {"gradient_sums_" #kind, bind(kind::gradient_sums_##kind)},                                                 \
+        {"input_gradient_" #kind, bind(kind::input_gradient_##kind)}
+#define ELEMENTS(kind)                                                                                              \
+    {"max_pool_" #kind, bind(kind::max_pool_##kind)},                                                               \
+        {"max_pool_backward_" #kind, bind(kind::max_pool_backward_##kind)},                                         \
+        {"average_pool_" #kind, bind(kind::average_pool_##kind)},                                                   \
+        {"average_pool_backward_" #kind, bind(kind::average_pool_backward_##kind)},                                 \
+        {"global_average_pool_" #kind, bind(kind::global_average_pool_##kind)},                                     \
+        {"global_average_pool_backward_" #kind, bind(kind::global_average_pool_backward_##kind)},                   \
+        {"transpose_" #kind, bind(kind::transpose_##kind)}
+    static const std::map<std::string, Bound> all = {
+        ROWS(f32x4), ROWS(f32x1), ROWS(bf16x8), ROWS(bf16x1), ELEMENTS(f32x1), ELEMENTS(bf16x1),
+        KERNEL(column_sums_finish), KERNEL(moments_finish), KERNEL(running_coefficients), KERNEL(gradient_finish),
+        KERNEL(cross_entropy), KERNEL(cross_entropy_backward), KERNEL(mean), KERNEL(sgd), KERNEL(augment),
+    };
+    return all;
+}
+
+// Runs a kernel. Returns null, or what is wrong; the text is good until the next call. Not for several threads at once.
+extern "C" const char *emulate(const char *name, unsigned grid_x, unsigned grid_y, const Argument *arguments,
+                               size_t count, int reversed) {
+    static std::string complaint;
+    complaint.clear();
+    const auto found = kernels().find(name);
+    if (found == kernels().end()) {
+        complaint = "there is no such kernel";
+        return complaint.c_str();
+    }
+    const std::function<void()> call = found->second(arguments, count, complaint);
+    if (!complaint.empty()) return complaint.c_str();
+    body = &call;
+    gridDim = {grid_x, grid_y};
+    for (unsigned y = 0; y < grid_y; y++) {
+        for (unsigned x = 0; x < grid_x; x++) {
+            blockIdx = {x, y};
+            if (!run_block(reversed)) {
+                complaint = "the threads of a block came to different barriers";
+                return complaint.c_str();
+            }
+        }
+    }
+    return nullptr;
+}

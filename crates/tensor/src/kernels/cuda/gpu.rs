@@ -1,0 +1,252 @@
+//! A real GPU: its queue, and Candle's tensors on it.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaFunction, CudaModule, CudaStream, DevicePtr, LaunchConfig, PushKernelArg, result, sys,
+};
+use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, DeviceId, WrapErr};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaStorage, DType, Device, Storage, StorageRef, Tensor};
+
+use super::{Argument, Memory, Queue, Stored, THREADS, View};
+use crate::error::{Error, Result};
+
+/// What `build.rs` has compiled.
+static MODULE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+
+/// What a thread keeps of a device that it uses.
+#[derive(Default)]
+struct Loaded {
+    module: Option<Arc<CudaModule>>,
+    functions: HashMap<String, CudaFunction>,
+}
+
+thread_local! {
+    static LOADED: RefCell<HashMap<DeviceId, Loaded>> = RefCell::default();
+}
+
+/// The GPU number `ordinal`, with a stream of its own.
+///
+/// The driver's pool keeps what is freed: by default it would give all of it back whenever the host waits. No events are
+/// recorded for tensors; so each stays on the stream, and therefore on the candle device, that made it.
+pub(crate) fn open(ordinal: usize) -> candle_core::Result<Device> {
+    let device = Device::new_cuda_with_stream(ordinal)?;
+    let cuda = device.as_cuda_device()?;
+    // SAFETY: the device is new, so no tensor has an event; what this asks of users is said above.
+    unsafe { cuda.disable_event_tracking() };
+    let context = cuda.cuda_stream().context().clone();
+    let (mut everything, mut no) = (u64::MAX, 0i32);
+    // SAFETY: the pool belongs to a device that is open; the attributes are a `u64` and an `int`.
+    unsafe {
+        use sys::CUmemPool_attribute::{
+            CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES,
+        };
+        let pool = result::device::get_default_mem_pool(context.cu_device()).w()?;
+        let threshold = std::ptr::from_mut(&mut everything).cast();
+        result::mem_pool::set_attribute(pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, threshold).w()?;
+        // No stream waits unseen for another one's memory.
+        let reuse = std::ptr::from_mut(&mut no).cast();
+        result::mem_pool::set_attribute(pool, CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES, reuse).w()?;
+    }
+    Ok(device)
+}
+
+/// The queue of one candle device.
+pub(crate) struct Gpu {
+    pub(super) device: CudaDevice,
+    pub(super) stream: Arc<CudaStream>,
+}
+
+/// Memory that Candle's pool frees when it is dropped, in the order of the stream.
+pub(crate) struct Allocation {
+    storage: CudaStorage,
+    address: u64,
+    element: Stored,
+    count: usize,
+}
+
+/// A contiguous tensor on a GPU, whose storage stays for as long as this guard lives.
+pub(crate) struct GpuOperand<'a> {
+    _storage: StorageRef<'a>,
+    address: u64,
+    element: Stored,
+    count: usize,
+}
+
+impl Gpu {
+    /// The GPU that a tensor is on, if it is on one.
+    pub fn of(tensor: &Tensor) -> Option<Self> {
+        match tensor.device() {
+            Device::Cuda(device) => Some(Self { device: device.clone(), stream: device.cuda_stream() }),
+            _ => None,
+        }
+    }
+
+    /// A tensor on this GPU, contiguous, of one of these element types.
+    pub fn read<'a>(
+        &self,
+        operation: &'static str,
+        argument: &'static str,
+        tensor: &'a Tensor,
+        allowed: &[Stored],
+    ) -> Result<GpuOperand<'a>> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let Storage::Cuda(cuda) = &*storage else {
+            let device = format!("{:?}", tensor.device().location());
+            return Err(Error::OtherDevice { operation, argument, device, expected: self.name() });
+        };
+        if cuda.device.id() != self.device.id() {
+            let device = format!("another device of {:?}", tensor.device().location());
+            return Err(Error::OtherDevice { operation, argument, device, expected: self.name() });
+        }
+        let Some((address, element)) = self.address(cuda).filter(|(_, element)| allowed.contains(element)) else {
+            let names: Vec<String> = allowed.iter().map(|element| format!("{:?}", element.dtype())).collect();
+            let expected = format!("{} on a GPU", names.join(" or "));
+            return Err(Error::DType { operation, argument, expected, found: tensor.dtype() });
+        };
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            let (dims, strides) = (layout.dims().to_vec(), layout.stride().to_vec());
+            return Err(Error::NotContiguous { operation, argument, dims, strides });
+        };
+        let address = address + (start * element.size()) as u64;
+        Ok(GpuOperand { _storage: storage, address, element, count: end - start })
+    }
+
+    /// A tensor of activations, `f32` or `bf16`.
+    pub fn activations<'a>(
+        &self,
+        operation: &'static str,
+        argument: &'static str,
+        tensor: &'a Tensor,
+    ) -> Result<GpuOperand<'a>> {
+        self.read(operation, argument, tensor, &[Stored::F32, Stored::Bf16])
+    }
+
+    /// A tensor of the element type that another one has.
+    pub fn like<'a>(
+        &self,
+        operation: &'static str,
+        argument: &'static str,
+        tensor: &'a Tensor,
+        other: &GpuOperand,
+    ) -> Result<GpuOperand<'a>> {
+        self.read(operation, argument, tensor, &[other.element])
+    }
+
+    /// A tensor of a few numbers, `f32`.
+    pub fn numbers<'a>(
+        &self,
+        operation: &'static str,
+        argument: &'static str,
+        tensor: &'a Tensor,
+    ) -> Result<GpuOperand<'a>> {
+        self.read(operation, argument, tensor, &[Stored::F32])
+    }
+
+    /// A tensor made of a kernel's output.
+    pub fn tensor(&self, memory: Allocation, dims: &[usize]) -> Tensor {
+        Tensor::from_storage(Storage::Cuda(memory.storage), dims, BackpropOp::none(), false)
+    }
+
+    fn address(&self, storage: &CudaStorage) -> Option<(u64, Stored)> {
+        // What `device_ptr` would record when its guard is dropped, no event tracking leaves out.
+        Some(match &storage.slice {
+            CudaStorageSlice::F32(slice) => (slice.device_ptr(&self.stream).0, Stored::F32),
+            CudaStorageSlice::BF16(slice) => (slice.device_ptr(&self.stream).0, Stored::Bf16),
+            CudaStorageSlice::U8(slice) => (slice.device_ptr(&self.stream).0, Stored::U8),
+            CudaStorageSlice::U32(slice) => (slice.device_ptr(&self.stream).0, Stored::U32),
+            CudaStorageSlice::I32(slice) => (slice.device_ptr(&self.stream).0, Stored::I32),
+            _ => return None,
+        })
+    }
+
+    fn name(&self) -> String {
+        format!("Cuda {{ gpu_id: {} }}", self.stream.context().ordinal())
+    }
+
+    fn function(&self, name: &str) -> Result<CudaFunction> {
+        LOADED.with_borrow_mut(|loaded| {
+            let Loaded { module, functions } = loaded.entry(self.device.id()).or_default();
+            if let Some(function) = functions.get(name) {
+                return Ok(function.clone());
+            }
+            let module = match module {
+                Some(module) => module,
+                None => module.insert(self.stream.context().load_module(Ptx::from_binary(MODULE.to_vec())).w()?),
+            };
+            let function = module.load_function(name).w()?;
+            functions.insert(name.to_owned(), function.clone());
+            Ok(function)
+        })
+    }
+}
+
+impl Queue for Gpu {
+    type Memory = Allocation;
+
+    fn allocate(&self, element: Stored, count: usize) -> Result<Allocation> {
+        // SAFETY: kernels write every element before anybody reads one.
+        let slice = unsafe {
+            match element {
+                Stored::F32 => CudaStorageSlice::F32(self.device.alloc(count)?),
+                Stored::Bf16 => CudaStorageSlice::BF16(self.device.alloc(count)?),
+                Stored::U8 => CudaStorageSlice::U8(self.device.alloc(count)?),
+                Stored::U32 => CudaStorageSlice::U32(self.device.alloc(count)?),
+                Stored::I32 => CudaStorageSlice::I32(self.device.alloc(count)?),
+            }
+        };
+        let storage = CudaStorage { slice, device: self.device.clone() };
+        let (address, element) = self.address(&storage).expect("made of a known element type");
+        Ok(Allocation { storage, address, element, count })
+    }
+
+    unsafe fn launch(&self, kernel: &str, [x, y]: [u32; 2], arguments: &[Argument]) -> Result<()> {
+        static NULL: u64 = 0;
+        let function = self.function(kernel)?;
+        let mut launch = self.stream.launch_builder(&function);
+        for argument in arguments {
+            match argument {
+                Argument::Read(view) | Argument::Write(view) | Argument::Maybe(Some(view)) => launch.arg(&view.address),
+                Argument::Maybe(None) => launch.arg(&NULL),
+                Argument::Integer(value) => launch.arg(value),
+                Argument::Natural(value) => launch.arg(value),
+                Argument::Single(value) => launch.arg(value),
+                Argument::Double(value) => launch.arg(value),
+            };
+        }
+        let config = LaunchConfig { grid_dim: (x, y, 1), block_dim: (THREADS as u32, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: as the caller vouches.
+        unsafe { launch.launch(config).w()? };
+        Ok(())
+    }
+}
+
+impl Memory for Allocation {
+    fn view(&self) -> View<'_> {
+        // SAFETY: allocated with so many elements, and freed with `self`.
+        unsafe { View::new(self.address, self.element, self.count) }
+    }
+}
+
+impl GpuOperand<'_> {
+    pub fn view(&self) -> View<'_> {
+        // SAFETY: within the tensor's storage, which the guard holds.
+        unsafe { View::new(self.address, self.element, self.count) }
+    }
+}
+
+impl Stored {
+    fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::U8 => DType::U8,
+            Self::U32 => DType::U32,
+            Self::I32 => DType::I32,
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! The operations on a GPU: what [`crate::kernels::cuda`] has kernels for, from tensors to tensors.
+//!
+//! Where an operation keeps for its backward pass what its counterpart on the CPU keeps, the two share one body in the
+//! module of the operation, and here is only what is computed. The others are whole. None of these has a rule for
+//! tangents that needs anything but operations on a GPU again; those that would, refuse values that carry one.
+
+use candle_core::Tensor;
+
+use super::normalization::{BatchNorm, BatchStatistics, Statistics};
+use crate::error::{Error, Result};
+use crate::kernels::convolution::Geometry;
+use crate::kernels::cuda::gpu::{Allocation, Gpu};
+use crate::kernels::cuda::{
+    Memory, Stored, View, augmentation, convolution, elementwise, loss, normalization, pooling,
+};
+use crate::kernels::pooling::Windows;
+use crate::operand::exact;
+use crate::ops::ConvolutionAlgorithm;
+use crate::sgd::Sgd;
+use crate::tape::Var;
+
+pub(crate) fn add(gpu: &Gpu, operation: &'static str, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    exact(operation, "other", b, a.dims(), "the shape of the first operand")?;
+    let left = gpu.activations(operation, "self", a)?;
+    let right = gpu.like(operation, "other", b, &left)?;
+    Ok(gpu.tensor(elementwise::add(gpu, left.view(), right.view())?, a.dims()))
+}
+
+pub(super) fn relu(gpu: &Gpu, x: &Tensor) -> Result<Tensor> {
+    let values = gpu.activations("relu", "x", x)?;
+    Ok(gpu.tensor(elementwise::relu(gpu, values.view())?, x.dims()))
+}
+
+pub(super) fn relu_backward(gpu: &Gpu, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+    const OPERATION: &str = "relu backward";
+    let values = gpu.activations(OPERATION, "x", x)?;
+    let gradient = gpu.like(OPERATION, "dy", dy, &values)?;
+    Ok(gpu.tensor(elementwise::relu_backward(gpu, gradient.view(), values.view())?, x.dims()))
+}
+
+/// `Σ x` per channel, in the element type of `x`.
+pub(super) fn channel_sums(gpu: &Gpu, operation: &'static str, x: &Tensor) -> Result<Tensor> {
+    let channels = x.dim(candle_core::D::Minus1)?;
+    let values = gpu.activations(operation, "x", x)?;
+    let sums = gpu.tensor(elementwise::column_sums(gpu, values.view(), channels)?, &[channels]);
+    Ok(sums.to_dtype(x.dtype())?)
+}
+
+// --- convolution and the linear layer ---
+
+fn refuse_rounding(algorithm: ConvolutionAlgorithm) -> Result<()> {
+    match algorithm {
+        ConvolutionAlgorithm::Fast | ConvolutionAlgorithm::Exact => Ok(()),
+        ConvolutionAlgorithm::Bf16 => {
+            let reason = "on a GPU tensors themselves are bf16 or f32; use `fast` or `exact`";
+            Err(Error::value("convolution", "TSBD_CONV", algorithm.name(), reason))
+        }
+    }
+}
+
+/// The result of a convolution that wrote to fresh memory, or to `start`.
+fn written(gpu: &Gpu, fresh: Option<Allocation>, start: Option<Tensor>, dims: &[usize]) -> Result<Tensor> {
+    match (fresh, start) {
+        (Some(fresh), _) => Ok(gpu.tensor(fresh, dims)),
+        (None, Some(start)) => Ok(start),
+        (None, None) => unreachable!("a convolution writes somewhere"),
+    }
+}
+
+/// The convolution of `x`, plus a bias, or plus a residual.
+pub(super) fn convolve(
+    gpu: &Gpu,
+    g: &Geometry,
+    algorithm: ConvolutionAlgorithm,
+    [x, weight]: [&Tensor; 2],
+    bias: Option<&Tensor>,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    const OPERATION: &str = "conv2d";
+    refuse_rounding(algorithm)?;
+    let dims = [g.images, g.out_height, g.out_width, g.out_channels];
+    let image = gpu.activations(OPERATION, "x", x)?;
+    let filter = gpu.like(OPERATION, "weight", weight, &image)?;
+    if let Some(residual) = residual {
+        gpu.like(OPERATION, "residual", residual, &image)?;
+    }
+    let start = residual.map(Tensor::copy).transpose()?;
+    let fresh = {
+        let start = start.as_ref().map(|start| gpu.like(OPERATION, "residual", start, &image)).transpose()?;
+        let start = start.as_ref().map(|start| start.view());
+        convolution::forward(gpu, g, image.view(), filter.view(), start)?
+    };
+    let y = written(gpu, fresh, start, &dims)?;
+    let Some(bias) = bias else { return Ok(y) };
+    let bias = gpu.like(OPERATION, "bias", bias, &image)?;
+    let products = gpu.like(OPERATION, "y", &y, &image)?;
+    Ok(gpu.tensor(elementwise::add_bias(gpu, products.view(), bias.view())?, &dims))
+}
+
+pub(super) fn convolution_input_gradient(
+    gpu: &Gpu,
+    g: &Geometry,
+    dy: &Tensor,
+    weight: &Tensor,
+    existing: Option<Tensor>,
+) -> Result<Tensor> {
+    const OPERATION: &str = "conv2d backward";
+    let gradient = gpu.activations(OPERATION, "dy", dy)?;
+    let filter = gpu.like(OPERATION, "weight", weight, &gradient)?;
+    // The sum so far may be somebody's retained gradient.
+    let start = existing.map(|existing| existing.copy()).transpose()?;
+    let fresh = {
+        let start = start.as_ref().map(|start| gpu.like(OPERATION, "dx", start, &gradient)).transpose()?;
+        let start = start.as_ref().map(|start| start.view());
+        convolution::backward_input(gpu, g, gradient.view(), filter.view(), start)?
+    };
+    written(gpu, fresh, start, &[g.images, g.height, g.width, g.in_channels])
+}
+
+pub(super) fn convolution_weight_gradient(gpu: &Gpu, g: &Geometry, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    const OPERATION: &str = "conv2d backward";
+    let gradient = gpu.activations(OPERATION, "dy", dy)?;
+    let image = gpu.like(OPERATION, "x", x, &gradient)?;
+    let dw = convolution::backward_weight(gpu, g, image.view(), gradient.view())?;
+    Ok(gpu.tensor(dw, &[g.kernel_height, g.kernel_width, g.in_channels, g.out_channels]))
+}
+
+/// `a · b` through cuBLAS, of matrices that may be transposed views.
+fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    Ok(a.matmul(b)?)
+}
+
+pub(super) fn linear(gpu: &Gpu, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    const OPERATION: &str = "linear";
+    let rows = gpu.activations(OPERATION, "x", x)?;
+    gpu.like(OPERATION, "weight", weight, &rows)?;
+    let products = product(x, &weight.t()?)?;
+    let Some(bias) = bias else { return Ok(products) };
+    let (y, bias) = (gpu.like(OPERATION, "y", &products, &rows)?, gpu.like(OPERATION, "bias", bias, &rows)?);
+    Ok(gpu.tensor(elementwise::add_bias(gpu, y.view(), bias.view())?, products.dims()))
+}
+
+pub(super) fn linear_weight_gradient(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    product(&dy.t()?, x)
+}
+
+pub(super) fn linear_input_gradient(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    product(dy, weight)
+}
+
+// --- pooling ---
+
+fn pooled(
+    gpu: &Gpu,
+    operation: &'static str,
+    x: &Tensor,
+    dims: &[usize],
+    pool: impl FnOnce(View) -> Result<Allocation>,
+) -> Result<Tensor> {
+    let values = gpu.activations(operation, "x", x)?;
+    Ok(gpu.tensor(pool(values.view())?, dims))
+}
+
+pub(super) fn average_pool(gpu: &Gpu, w: &Windows, x: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    pooled(gpu, "avg_pool2d", x, dims, |x| pooling::average(gpu, w, x))
+}
+
+pub(super) fn average_pool_backward(gpu: &Gpu, w: &Windows, dy: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    pooled(gpu, "avg_pool2d", dy, dims, |dy| pooling::average_backward(gpu, w, dy))
+}
+
+pub(super) fn global_average_pool(gpu: &Gpu, x: &Tensor, [images, pixels, channels]: [usize; 3]) -> Result<Tensor> {
+    pooled(gpu, "global_average_pool", x, &[images, channels], |x| pooling::global_average(gpu, x, pixels, channels))
+}
+
+pub(super) fn global_average_pool_backward(gpu: &Gpu, dy: &Tensor, dims: &[usize; 4]) -> Result<Tensor> {
+    let &[_, height, width, channels] = dims;
+    let pixels = height * width;
+    pooled(gpu, "global_average_pool", dy, dims, |dy| pooling::global_average_backward(gpu, dy, pixels, channels))
+}
+
+/// [`Var::max_pool2d`].
+pub(super) fn max_pool(gpu: &Gpu, x: &Var, w: Windows, in_dims: [usize; 4], out_dims: [usize; 4]) -> Result<Var> {
+    const OPERATION: &str = "max_pool2d";
+    let values = gpu.activations(OPERATION, "x", x.tensor())?;
+    let (y, from) = pooling::max(gpu, &w, values.view())?;
+    let (y, from) = (gpu.tensor(y, &out_dims), gpu.tensor(from, &out_dims));
+    let node = x.node();
+    Var::computed(OPERATION, y, &[x], || {
+        Box::new(move |dy, flow| {
+            let (Some(node), Some(gpu)) = (node, Gpu::of(&dy)) else { return Ok(()) };
+            let from = gpu.read(OPERATION, "from", &from, &[Stored::U32])?;
+            let dx = pooled(&gpu, OPERATION, &dy, &in_dims, |dy| pooling::max_backward(&gpu, &w, dy, from.view()))?;
+            flow.add(node, dx)
+        })
+    })
+}
+
+// --- batch normalisation ---
+
+/// What the backward pass of a batch normalisation needs.
+struct Saved {
+    x: Tensor,
+    mean: Tensor,
+    inverse: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    relu: bool,
+    from_batch: bool,
+}
+
+/// [`Var::batch_norm`], whose arguments' shapes have been checked; weight and bias are `f32`, also of `bf16` activations.
+pub(super) fn batch_norm(
+    gpu: &Gpu,
+    x: &Var,
+    weight: &Var,
+    bias: &Var,
+    options: BatchNorm,
+) -> Result<(Var, Option<BatchStatistics>)> {
+    const OPERATION: &str = "batch_norm";
+    let dims = [weight.tensor().elem_count()];
+    let from_batch = matches!(options.statistics, Statistics::Batch);
+    if from_batch && x.tensor().elem_count() == dims[0] {
+        let expected = "more than one value per channel for the statistics of a batch";
+        return Err(Error::shape(OPERATION, "x", expected, x.dims()));
+    }
+    let vector = |memory| gpu.tensor(memory, &dims);
+    let values = gpu.activations(OPERATION, "x", x.tensor())?;
+    let factor = gpu.numbers(OPERATION, "weight", weight.tensor())?;
+    let addend = gpu.numbers(OPERATION, "bias", bias.tensor())?;
+    let (coefficients, mean, statistics) = match options.statistics {
+        Statistics::Batch => {
+            let met = normalization::of_batch(gpu, values.view(), factor.view(), addend.view(), options.epsilon)?;
+            let (mean, variance) = (vector(met.mean), vector(met.variance));
+            (met.coefficients, mean.clone(), Some(BatchStatistics { mean, variance }))
+        }
+        Statistics::Running { mean, variance } => {
+            exact(OPERATION, "mean", mean, &dims, "one value per channel")?;
+            exact(OPERATION, "variance", variance, &dims, "one value per channel")?;
+            let given = [gpu.numbers(OPERATION, "mean", mean)?, gpu.numbers(OPERATION, "variance", variance)?];
+            let given = given.each_ref().map(|operand| operand.view());
+            let coefficients = normalization::of_running(gpu, given, factor.view(), addend.view(), options.epsilon)?;
+            // A copy: the running estimates move on.
+            (coefficients, mean.copy()?, None)
+        }
+    };
+    let (scale, shift) = (coefficients.scale.view(), coefficients.shift.view());
+    let y = gpu.tensor(normalization::apply(gpu, values.view(), scale, shift, options.relu)?, x.dims());
+    let [inverse, scale, shift] = [coefficients.inverse, coefficients.scale, coefficients.shift].map(vector);
+    let nodes = [x, weight, bias].map(Var::node);
+    let output = Var::computed(OPERATION, y, &[x, weight, bias], || {
+        let saved = Saved { x: x.tensor().clone(), mean, inverse, scale, shift, relu: options.relu, from_batch };
+        Box::new(move |dy, flow| saved.backward(&dy, nodes, flow))
+    })?;
+    Ok((output, statistics))
+}
+
+impl Saved {
+    fn backward(self, dy: &Tensor, nodes: [Option<usize>; 3], flow: &mut crate::tape::Flow) -> Result<()> {
+        const OPERATION: &str = "batch_norm backward";
+        let Some(gpu) = Gpu::of(&self.x) else { unreachable!("saved on a GPU") };
+        let [node, weight_node, bias_node] = nodes;
+        let x = gpu.activations(OPERATION, "x", &self.x)?;
+        let gradient = gpu.like(OPERATION, "dy", dy, &x)?;
+        let vectors = [&self.mean, &self.inverse, &self.scale, &self.shift];
+        let vectors = [
+            gpu.numbers(OPERATION, "mean", vectors[0])?,
+            gpu.numbers(OPERATION, "inverse", vectors[1])?,
+            gpu.numbers(OPERATION, "scale", vectors[2])?,
+            gpu.numbers(OPERATION, "shift", vectors[3])?,
+        ];
+        let [mean, inverse, scale, shift] = vectors.each_ref().map(|operand| operand.view());
+        let Self { relu, from_batch, .. } = self;
+        let normalized = normalization::Normalized { x: x.view(), mean, inverse, scale, shift, relu, from_batch };
+        let needs_sums = from_batch || weight_node.is_some() || bias_node.is_some();
+        let sums = needs_sums.then(|| normalization::gradient_sums(&gpu, &normalized, gradient.view())).transpose()?;
+        if let Some(node) = node {
+            let existing = flow.take(node);
+            let before = existing.as_ref().map(|sum| gpu.like(OPERATION, "dx", sum, &x)).transpose()?;
+            let before = before.as_ref().map(|operand| operand.view());
+            let dx = normalization::input_gradient(&gpu, &normalized, gradient.view(), sums.as_ref(), before)?;
+            flow.add(node, gpu.tensor(dx, self.x.dims()))?;
+        }
+        let Some(sums) = sums else { return Ok(()) };
+        let dims = [sums.weight.view().count()];
+        for (node, sum) in [(weight_node, sums.weight), (bias_node, sums.bias)] {
+            if let Some(node) = node {
+                flow.add(node, gpu.tensor(sum, &dims))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+// --- images ---
+
+/// [`crate::augment`], whose arguments have been checked.
+pub(super) fn augment(
+    gpu: &Gpu,
+    pixels: &Tensor,
+    indices: &[u32],
+    placements: &[[i32; 3]],
+    table: &[[f32; 256]],
+    dims: [usize; 4],
+) -> Result<Tensor> {
+    const OPERATION: &str = "augment";
+    let device = pixels.device();
+    let indices = Tensor::from_slice(indices, indices.len(), device)?;
+    let placements = Tensor::from_slice(placements.as_flattened(), placements.len() * 3, device)?;
+    let table = Tensor::from_slice(table.as_flattened(), table.len() * 256, device)?;
+    let pixels = gpu.read(OPERATION, "pixels", pixels, &[Stored::U8])?;
+    let indices = gpu.read(OPERATION, "indices", &indices, &[Stored::U32])?;
+    let placements = gpu.read(OPERATION, "placements", &placements, &[Stored::I32])?;
+    let table = gpu.numbers(OPERATION, "table", &table)?;
+    let views = [pixels.view(), indices.view(), placements.view(), table.view()];
+    Ok(gpu.tensor(augmentation::augment(gpu, views, [dims[1], dims[2]])?, &dims))
+}
+
+// --- losses and the optimiser ---
+
+/// [`Var::cross_entropy`], or with `per_sample` [`Var::cross_entropy_per_sample`]. A label that is no class makes the loss
+/// not a number: to refuse it, the host would have to wait for the GPU.
+pub(super) fn cross_entropy(gpu: &Gpu, logits: &Var, labels: &Tensor, smoothing: f64, per_sample: bool) -> Result<Var> {
+    const OPERATION: &str = "cross_entropy";
+    let rows = labels.elem_count();
+    let value = {
+        let logits = gpu.numbers(OPERATION, "logits", logits.tensor())?;
+        let labels = gpu.read(OPERATION, "labels", labels, &[Stored::U32])?;
+        let losses = loss::cross_entropy(gpu, logits.view(), labels.view(), smoothing)?;
+        if per_sample { gpu.tensor(losses.rows, &[rows]) } else { gpu.tensor(losses.mean, &[]) }
+    };
+    Var::computed(OPERATION, value, &[logits], || {
+        let (node, logits, labels) = (logits.node(), logits.tensor().clone(), labels.clone());
+        Box::new(move |gradient, flow| {
+            let (Some(node), Some(gpu)) = (node, Gpu::of(&gradient)) else { return Ok(()) };
+            let dlogits = {
+                let gradient = gpu.numbers(OPERATION, "gradient", &gradient)?;
+                let logits = gpu.numbers(OPERATION, "logits", &logits)?;
+                let labels = gpu.read(OPERATION, "labels", &labels, &[Stored::U32])?;
+                let (logits, labels) = (logits.view(), labels.view());
+                loss::cross_entropy_backward(&gpu, gradient.view(), !per_sample, logits, labels, smoothing)?
+            };
+            flow.add(node, gpu.tensor(dlogits, logits.dims()))
+        })
+    })
+}
+
+/// [`crate::sgd_step`].
+pub(crate) fn sgd_step(
+    gpu: &Gpu,
+    parameter: &Tensor,
+    velocity: &Tensor,
+    gradient: &Tensor,
+    options: Sgd,
+) -> Result<()> {
+    const OPERATION: &str = "sgd_step";
+    const NAMES: [&str; 3] = ["parameter", "velocity", "gradient"];
+    let tensors = [parameter, velocity, gradient];
+    for (name, tensor) in NAMES.into_iter().zip(tensors) {
+        exact(OPERATION, name, tensor, parameter.dims(), "the shape of the parameter")?;
+    }
+    let operands = [
+        gpu.numbers(OPERATION, NAMES[0], parameter)?,
+        gpu.numbers(OPERATION, NAMES[1], velocity)?,
+        gpu.numbers(OPERATION, NAMES[2], gradient)?,
+    ];
+    let views = operands.each_ref().map(|operand| operand.view());
+    for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+        if views[a].overlaps(&views[b]) {
+            return Err(Error::SharedStorage { operation: OPERATION, first: NAMES[a], second: NAMES[b] });
+        }
+    }
+    let coefficients = [options.learning_rate, options.momentum, options.weight_decay].map(|value| value as f32);
+    let [parameter, velocity, gradient] = views;
+    elementwise::sgd(gpu, parameter, velocity, gradient, coefficients)
+}

@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# tsbd beside PyTorch on one NVIDIA GPU, in one run: whole training steps. Needs bash and Python 3, a tsbd built with
+# `make build-cuda`, and, to compare with, a Python that has PyTorch for CUDA.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+tools/bench_gpu.sh: tsbd beside PyTorch on a GPU, in one run
+
+usage: tools/bench_gpu.sh [FLAGS]
+
+  --quick           few steps: does everything work?
+  --steps N         measured steps per run, after 20 more (100)
+  --width N         width of PreAct-ResNet18 (64)
+  --batches "N ..." images per step ("128 512")
+  --device NAME     cuda or cuda:N, for tsbd (cuda); CUDA_VISIBLE_DEVICES chooses for both
+  --only TEXT       only the PyTorch variants whose name contains this (f32, tf32, bf16, compiled, free)
+  --out FILE        where the JSON lines go (bench-gpu.jsonl)
+
+environment
+  TSBD              a tsbd built with `make build-cuda` (target/release/tsbd)
+  TSBD_PYTHON       a Python with PyTorch (python3); without PyTorch, only tsbd is measured
+
+It begins with `tsbd selftest --device cuda` and stops if an operation is wrong: what computes wrong numbers has no speed.
+The ratio of a line is PyTorch's images per second in tsbd's own: above 1, tsbd is slower than that variant.
+TEXT
+}
+
+refuse() {
+  echo "error: $*" >&2
+  echo "hint: tools/bench_gpu.sh --help" >&2
+  exit 2
+}
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+tsbd=${TSBD:-$root/target/release/tsbd} python=${TSBD_PYTHON:-python3}
+steps=100 warmup=20 width=64 batches='128 512' device=cuda only='' out=bench-gpu.jsonl
+while (($# > 0)); do
+  case $1 in
+    --help | -h)
+      usage
+      exit 0
+      ;;
+    --quick)
+      steps=5 warmup=2 batches=128
+      shift
+      ;;
+    --steps | --width | --batches | --device | --only | --out)
+      (($# > 1)) || refuse "$1 needs a value"
+      declare "${1#--}=$2"
+      shift 2
+      ;;
+    *) refuse "unknown argument '$1'" ;;
+  esac
+done
+for number in $steps $width $batches; do
+  [[ $number =~ ^[1-9][0-9]*$ ]] || refuse "'$number' is not a whole number of at least 1"
+done
+[[ -x $tsbd ]] || refuse "there is no $tsbd: build it with make build-cuda, or name one in TSBD"
+
+echo "selftest of $tsbd on $device" >&2
+"$tsbd" selftest --device "$device" >&2
+
+: >"$out"
+nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,power.draw --format=csv,noheader >&2 || true
+
+# run NAME PROGRAM...: appends the program's JSON line, with its name; a failure is said and does not stop the others.
+run() {
+  local name=$1 line
+  shift
+  if line=$("$@"); then
+    python3 -c 'import json, sys; print(json.dumps({"variant": sys.argv[1], **json.loads(sys.argv[2])}))' "$name" "$line" >>"$out"
+  else
+    echo "failed: $name: $*" >&2
+  fi
+}
+
+sizes=(--steps "$steps" --warmup "$warmup" --width "$width")
+for batch in $batches; do
+  run 'tsbd f32' "$tsbd" bench train --device "$device" "${sizes[@]}" --batch "$batch" --json
+  "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || continue
+  for precision in f32 tf32 bf16; do
+    for variant in eager compiled 'eager free'; do
+      name="pytorch $precision $variant"
+      [[ $name == *"$only"* ]] || continue
+      flags=(--device cuda --precision "$precision" --layout channels_last --batch "$batch")
+      [[ $variant != compiled ]] || flags+=(--compile)
+      [[ $variant != *free ]] || flags+=(--free)
+      run "$name" "$python" "$root/tools/reference/bench_pytorch.py" "${sizes[@]}" "${flags[@]}"
+    done
+  done
+done
+
+python3 - "$out" <<'PYTHON'
+import json
+import sys
+
+runs = [json.loads(line) for line in open(sys.argv[1])]
+for batch in sorted({run["batch"] for run in runs}):
+    of = [run for run in runs if run["batch"] == batch]
+    own = next((run["images_per_second"] for run in of if run["variant"].startswith("tsbd")), None)
+    print(f"\nbatch {batch}{'':18}  images/s  ms a step  GPU MB  x tsbd")
+    for run in of:
+        if "failed" in run:
+            print(f"{run['variant']:28}  {run['failed']}")
+            continue
+        speed, memory = run["images_per_second"], run.get("peak_gpu_memory_mb")
+        ratio = f"{speed / own:6.2f}" if own else ""
+        memory = f"{memory:6.0f}" if memory else "     -"
+        print(f"{run['variant']:28}  {speed:8.0f}  {run['milliseconds_per_step']:9.2f}  {memory}  {ratio}")
+PYTHON
