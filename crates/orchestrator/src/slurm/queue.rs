@@ -394,7 +394,7 @@ mod tests {
     #[test]
     fn lines_that_are_no_tasks_are_left_out() {
         let text =
-            "slurm_load_jobs error\n7|N/A|RUNNING|None|n1\n\n7|[3-5%2]|PENDING|Resources|\n7|2|RUNNING|None|n1\n";
+            "slurm_load_jobs error\n7|N/A|RUNNING|None|n1|a\n\n7|[3-5%2]|PENDING|Resources||a\n7|2|RUNNING|None|n1|a\n";
         assert_eq!(parse(text).into_keys().collect::<Vec<_>>(), [TaskId { job: 7, index: 2 }]);
     }
 

@@ -348,7 +348,7 @@ fn any_script(cells: usize) -> impl Strategy<Value = Script> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     #[test]
     fn records_and_rows_do_not_depend_on_what_happens_to_the_jobs(
