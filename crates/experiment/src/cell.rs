@@ -17,6 +17,12 @@ impl CellKey {
     /// Number of hexadecimal digits.
     pub const DIGITS: usize = 32;
 
+    /// The name of the cell that this value describes.
+    pub(crate) fn of(cell: &Value) -> Self {
+        let digest = blake3::hash(canonical_json(cell).as_bytes());
+        Self(digest.to_hex()[..Self::DIGITS].to_owned())
+    }
+
     /// The digits.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -113,8 +119,7 @@ pub struct Cell {
 impl Cell {
     /// The cell's name. Depends on the cell's parameters alone.
     pub fn key(&self) -> CellKey {
-        let digest = blake3::hash(canonical_json(&self.to_value()).as_bytes());
-        CellKey(digest.to_hex()[..CellKey::DIGITS].to_owned())
+        CellKey::of(&self.to_value())
     }
 
     /// Name of the defense, `none` for a cell without one.

@@ -381,7 +381,7 @@ impl<E: Executor> Dispatcher<'_, E> {
             failed: self.ledger.ended(Ending::Failed),
             skipped: self.ledger.ended(Ending::Skipped),
             waiting: self.ledger.waiting(),
-            queued: self.held.values().filter(|held| held.status.is_none()).count(),
+            queued: self.held.values().filter(|held| held.status.is_none()).count() + self.summary.left.len(),
             running: self.held.values().filter_map(|held| held.status.clone()).collect(),
         };
         let written = write_status(self.store, &status);

@@ -207,8 +207,16 @@ impl<S: Scheduler> Follower<S> {
                 self.changed.insert(*number);
             }
         }
-        let jobs: Vec<JobId> = self.submissions.values().filter_map(|submission| submission.content.job).collect();
-        self.scheduler.tasks(&jobs).await
+        let named = self
+            .submissions
+            .values()
+            .filter_map(|submission| Some((submission.content.job?, &submission.content.name)));
+        let named: BTreeSet<(JobId, &String)> = named.collect();
+        let jobs: BTreeSet<JobId> = named.iter().map(|(job, _)| *job).collect();
+        let mut tasks = self.scheduler.tasks(&jobs.into_iter().collect::<Vec<_>>()).await?;
+        // A number may be somebody else's by now.
+        tasks.retain(|id, task| named.contains(&(id.job, &task.name)));
+        Ok(tasks)
     }
 
     /// Looks at one cell, and does what follows.
@@ -493,6 +501,13 @@ impl<S: Scheduler> Follower<S> {
         match self.scheduler.submit(&script, &name, &after).await {
             Ok(job) => {
                 live.insert(job);
+                // A controller that lost its memory gives numbers again: the array that had it is gone.
+                for (other, submission) in &mut self.submissions {
+                    if *other != number && submission.content.job == Some(job) {
+                        submission.content.job = None;
+                        self.changed.insert(*other);
+                    }
+                }
                 let submission = self.submissions.get_mut(&number).expect("it was just read");
                 if let Err(error) = submission.submitted(job) {
                     // It is found by its name if need be.

@@ -32,6 +32,8 @@ pub(super) struct Task {
     pub reason: String,
     /// Where it runs; empty if it does not.
     pub node: String,
+    /// Name of the array. Numbers are given again by a controller that lost its memory, names are not.
+    pub name: String,
 }
 
 /// The tasks that Slurm knows.
@@ -221,16 +223,16 @@ impl Scheduler for Commands {
     }
 }
 
-/// Array, index, state, reason, node.
-const FORMAT: &str = "%F|%K|%T|%r|%N";
+/// Array, index, state, reason, node, name.
+const FORMAT: &str = "%F|%K|%T|%r|%N|%j";
 
 /// The tasks in what squeue printed. Lines about anything else are left out.
 pub(super) fn parse(text: &str) -> Tasks {
     let task = |line: &str| {
-        let mut fields = line.trim().splitn(5, '|');
+        let mut fields = line.trim().splitn(6, '|').map(str::to_owned);
         let id = TaskId { job: fields.next()?.parse().ok()?, index: fields.next()?.parse().ok()? };
-        let (state, reason, node) = (fields.next()?.to_owned(), fields.next()?.to_owned(), fields.next()?.to_owned());
-        Some((id, Task { state, reason, node }))
+        let (state, reason, node, name) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        Some((id, Task { state, reason, node, name }))
     };
     text.lines().filter_map(task).collect()
 }
@@ -392,7 +394,7 @@ mod tests {
     #[test]
     fn lines_that_are_no_tasks_are_left_out() {
         let text =
-            "slurm_load_jobs error\n7|N/A|RUNNING|None|n1\n\n7|[3-5%2]|PENDING|Resources|\n7|2|RUNNING|None|n1\n";
+            "slurm_load_jobs error\n7|N/A|RUNNING|None|n1|a\n\n7|[3-5%2]|PENDING|Resources||a\n7|2|RUNNING|None|n1|a\n";
         assert_eq!(parse(text).into_keys().collect::<Vec<_>>(), [TaskId { job: 7, index: 2 }]);
     }
 

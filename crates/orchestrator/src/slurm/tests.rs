@@ -91,7 +91,7 @@ struct Job {
 }
 
 fn task(state: &str, reason: &str) -> Option<Task> {
-    Some(Task { state: state.into(), reason: reason.into(), node: "n1".into() })
+    Some(Task { state: state.into(), reason: reason.into(), node: "n1".into(), name: String::new() })
 }
 
 fn is_live(task: &Option<Task>) -> bool {
@@ -235,9 +235,10 @@ impl Scheduler for Cluster {
             world.pass();
             let mut tasks = Tasks::new();
             for &job in jobs {
+                let name = &world.jobs[&job].name;
                 for (index, (_, task)) in world.jobs[&job].tasks.iter().enumerate() {
                     let id = TaskId { job, index: index as u32 };
-                    tasks.extend(task.clone().map(|task| (id, task)));
+                    tasks.extend(task.clone().map(|task| (id, Task { name: name.clone(), ..task })));
                 }
             }
             Ok(tasks)
@@ -347,7 +348,7 @@ fn any_script(cells: usize) -> impl Strategy<Value = Script> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     #[test]
     fn records_and_rows_do_not_depend_on_what_happens_to_the_jobs(

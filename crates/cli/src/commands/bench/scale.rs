@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use fs_err as fs;
@@ -12,7 +12,7 @@ use tsbd_experiment::{
     Artefact, CellRecord, Outcome, Plan, Provenance, RECORD_FORMAT, ResultRow, RowState, Store, TracePoint, result_rows,
 };
 
-use super::at_least_one;
+use super::{at_least_one, processor_time, usage};
 use crate::commands::{plan, table};
 use crate::failure::{Exit, Failure, Outcome as Ended};
 use crate::options::{DataFolder, Folders, Overrides};
@@ -56,32 +56,32 @@ pub(super) fn run(scale: &Scale) -> Ended {
     let lay_out = || planning::to_look(&file, &Overrides::default(), &folders);
     let first = lay_out()?;
     store.note_images(&first.images).map_err(planning::store_failure)?;
-    let begin = Instant::now();
+    let clock = Clock::start();
     generate(&first, &store).map_err(system)?;
-    said("records written", begin, first.cells.len());
+    clock.tell("records written", first.cells.len());
 
-    let begin = Instant::now();
+    let clock = Clock::start();
     let laid_out = lay_out()?;
-    said("experiment laid out", begin, laid_out.cells.len());
-    let begin = Instant::now();
+    clock.tell("experiment laid out", laid_out.cells.len());
+    let clock = Clock::start();
     let lines = plan::survey(&laid_out, &store)?;
-    said("results folder surveyed", begin, lines.len());
-    let begin = Instant::now();
+    clock.tell("results folder surveyed", lines.len());
+    let clock = Clock::start();
     let text = plan::render(&laid_out, &lines);
-    said("plan rendered", begin, text.len());
+    clock.tell("plan rendered", text.len());
 
-    let begin = Instant::now();
+    let clock = Clock::start();
     let rows = result_rows(&laid_out, &store).map_err(planning::store_failure)?;
-    said("rows read", begin, rows.len());
+    clock.tell("rows read", rows.len());
     let rows = repeated(rows, scale.rows);
-    let begin = Instant::now();
+    let clock = Clock::start();
     let made = table::of_rows(&rows, &laid_out)?;
     let text = made.render(tsbd_report::Format::Text, tsbd_report::Emphasis::Star).map_err(failed)?;
-    said("table rendered from rows", begin, rows.len());
+    clock.tell("table rendered from rows", rows.len());
     terminal::print(&String::from_utf8_lossy(&text));
-    let begin = Instant::now();
+    let clock = Clock::start();
     let long = tsbd_report::long(&rows).and_then(|long| long.render(tsbd_report::Format::Csv)).map_err(failed)?;
-    said("long form as CSV", begin, long.len());
+    clock.tell("long form as CSV", long.len());
     Ok(Exit::Done)
 }
 
@@ -89,8 +89,29 @@ fn failed(error: tsbd_report::Error) -> Failure {
     Failure::from_error(Exit::Failed, error)
 }
 
-fn said(what: &str, begin: Instant, count: usize) {
-    terminal::say(format!("{what}: {:.3} s ({count})", begin.elapsed().as_secs_f64()));
+/// When something began, on the wall and on the processor.
+struct Clock {
+    wall: Instant,
+    processor: Duration,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { wall: Instant::now(), processor: processor_so_far() }
+    }
+
+    fn tell(self, what: &str, count: usize) {
+        let (wall, processor) = (self.wall.elapsed(), processor_so_far() - self.processor);
+        terminal::say(format!(
+            "{what}: {:.3} s, {:.3} s of processor time ({count})",
+            wall.as_secs_f64(),
+            processor.as_secs_f64()
+        ));
+    }
+}
+
+fn processor_so_far() -> Duration {
+    usage().as_ref().map(processor_time).unwrap_or_default()
 }
 
 /// The rows again and again, each time with other seeds.
