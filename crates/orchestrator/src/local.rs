@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
-use tsbd_experiment::{Attempt, CellKey, Store};
+use tsbd_experiment::{CellKey, Store};
 
 use crate::dispatcher::{RunError, RunOptions};
 use crate::executor::{End, Executor, Order, Report, Start};
@@ -78,7 +78,7 @@ impl Local {
     async fn launch(&mut self, key: &CellKey) -> Result<Start, RunError> {
         let attempt = self.store.prepare_attempt(key)?;
         let directory = self.store.attempt_directory(key, &attempt);
-        let continues = directory.join(Attempt::CHECKPOINT).exists();
+        let continues = self.store.checkpointed(key, &attempt).is_some();
         let log_path = directory.join("log");
         let arguments = CellArguments {
             key: key.clone(),

@@ -94,7 +94,7 @@ impl Attempt {
 
     /// Whether there is something to continue from.
     pub fn has_checkpoint(&self) -> bool {
-        checkpoints(&self.directory).is_ok_and(|checkpoints| !checkpoints.is_empty())
+        self.store.checkpointed(&self.key, &self.id).is_some()
     }
 }
 
@@ -123,6 +123,12 @@ impl Store {
     /// The folder of an attempt.
     pub fn attempt_directory(&self, key: &CellKey, id: &AttemptId) -> PathBuf {
         self.attempts_directory(key).join(id.to_string())
+    }
+
+    /// When the newest checkpoint in the folder of an attempt was written, if there is one to continue from.
+    pub fn checkpointed(&self, key: &CellKey, id: &AttemptId) -> Option<SystemTime> {
+        let checkpoints = checkpoints(&self.attempt_directory(key, id)).unwrap_or_default();
+        checkpoints.into_iter().map(|(_, written)| written).max()
     }
 
     fn attempts_directory(&self, key: &CellKey) -> PathBuf {
@@ -183,8 +189,7 @@ impl Store {
     fn newest_checkpoint(&self, key: &CellKey) -> Result<Option<AttemptId>, StoreError> {
         let mut newest: Option<(SystemTime, AttemptId)> = None;
         for id in self.attempts(key)? {
-            let checkpoints = checkpoints(&self.attempt_directory(key, &id))?;
-            let Some(written) = checkpoints.into_iter().map(|(_, written)| written).max() else { continue };
+            let Some(written) = self.checkpointed(key, &id) else { continue };
             if newest.as_ref().is_none_or(|(time, _)| written >= *time) {
                 newest = Some((written, id));
             }

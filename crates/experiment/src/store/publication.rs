@@ -19,6 +19,7 @@ use fs_err as fs;
 use super::attempt::Attempt;
 use super::damage::{check, set_aside};
 use super::{StoreError, Verification, file_digest, file_error, sync_folder};
+use crate::cell::CellKey;
 use crate::record::{Artefact, CellRecord};
 
 /// Whose result counts.
@@ -97,8 +98,8 @@ impl Attempt {
             match fs::rename(&gathered, &claim) {
                 Ok(()) => break true,
                 // Somebody is publishing, or was killed while he did.
-                Err(_) if claim.join(RECORD).exists() => break false,
-                // Half of one that was being removed.
+                Err(_) if is_whole(&claim, &self.key) => break false,
+                // Half of one that was being removed, or one that was damaged since.
                 Err(_) if claim.is_dir() => remove_claim(&claim)?,
                 Err(error) => return Err(file_error(error)),
             }
@@ -125,6 +126,17 @@ impl Attempt {
             _ => Ok(if claimed { Published::Now } else { Published::Before }),
         }
     }
+}
+
+/// Whether a claim is a record with the files that it tells of.
+fn is_whole(claim: &Path, key: &CellKey) -> bool {
+    let record = fs::read(claim.join(RECORD))
+        .ok()
+        .and_then(|bytes| CellRecord::from_json(&String::from_utf8(bytes).ok()?, key).ok());
+    let intact = |(name, artefact): (&String, &Artefact)| {
+        file_digest(&claim.join(name)).is_ok_and(|digest| digest == artefact.blake3)
+    };
+    record.is_some_and(|record| record.artefacts.iter().all(intact))
 }
 
 /// Puts the files of a claimed publication into place. Any number of processes may do so at the same time.
@@ -322,6 +334,20 @@ mod tests {
         assert_eq!(run(&store, &cell, 2, None).unwrap(), Published::Now);
         assert_eq!(content_of(&store, &key), Some(2));
         assert!(store.artefact(&key, "record.json.damaged-1").exists());
+    }
+
+    #[test]
+    fn a_publication_that_was_begun_and_damaged_is_not_brought_to_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let cell = train_cell("badnets", 0);
+        // Killed with the first file in place, which is the same file as that of the claim.
+        run(&store, &cell, 1, Some(6)).unwrap_err();
+        let model = store.artefact(&cell.key(), MODEL);
+        let begun = if model.exists() { model } else { store.artefact(&cell.key(), "publication").join(MODEL) };
+        fs::write(begun, [7; 100]).unwrap();
+        assert_eq!(run(&store, &cell, 2, None).unwrap(), Published::Now);
+        assert_eq!(content_of(&store, &cell.key()), Some(2));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use indexmap::IndexMap;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tsbd_experiment::{Attempt, CellKey, Plan, Store, StoreError};
+use tsbd_experiment::{CellKey, Plan, Store, StoreError};
 
 use super::arrays::{Template, arrays};
 use super::queue::{JobId, QueueError, Scheduler, Task, TaskId, Tasks, Verdict, Word, judge};
@@ -661,9 +661,5 @@ fn live_jobs(tasks: &Tasks) -> BTreeSet<JobId> {
 /// When the newest checkpoint of a cell was written.
 fn newest_checkpoint(store: &Store, key: &CellKey) -> Option<SystemTime> {
     let attempts = store.attempts(key).unwrap_or_default();
-    let written = attempts.iter().filter_map(|id| {
-        let checkpoint = store.attempt_directory(key, id).join(Attempt::CHECKPOINT);
-        checkpoint.metadata().and_then(|metadata| metadata.modified()).ok()
-    });
-    written.max()
+    attempts.iter().filter_map(|id| store.checkpointed(key, id)).max()
 }
