@@ -97,8 +97,8 @@ impl Attempt {
             match fs::rename(&gathered, &claim) {
                 Ok(()) => break true,
                 // Somebody is publishing, or was killed while he did.
-                Err(_) if claim.join(RECORD).exists() => break false,
-                // Half of one that was being removed.
+                Err(_) if self.is_whole(&claim) => break false,
+                // Half of one that was being removed, or one whose files were damaged since.
                 Err(_) if claim.is_dir() => remove_claim(&claim)?,
                 Err(error) => return Err(file_error(error)),
             }
@@ -124,6 +124,18 @@ impl Attempt {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error(error)),
             _ => Ok(if claimed { Published::Now } else { Published::Before }),
         }
+    }
+}
+
+impl Attempt {
+    /// Whether a claim of this cell holds a record with all its artefacts.
+    fn is_whole(&self, claim: &Path) -> bool {
+        let record = fs::read_to_string(claim.join(RECORD)).ok();
+        let record = record.and_then(|text| CellRecord::from_json(&text, &self.key).ok());
+        let intact = |(name, artefact): (&String, &Artefact)| {
+            file_digest(&claim.join(name)).is_ok_and(|digest| digest == artefact.blake3)
+        };
+        record.is_some_and(|record| record.artefacts.iter().all(intact))
     }
 }
 
