@@ -71,8 +71,10 @@ check: ## format, lints, documentation, licences, import directions
 	tools/check-imports.sh
 	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
 	else echo 'skipped: cargo deny check (install it with: cargo install --locked cargo-deny)'; fi
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then $(MAKE) --no-print-directory check-cuda; \
+	else echo 'skipped: the lints with the feature cuda (x86-64 Linux only)'; fi
 
-check-cuda: ## the lints with the feature cuda; needs nothing of NVIDIA
+check-cuda: ## the lints with the feature cuda alone, a part of make check; needs nothing of NVIDIA
 	tools/cuda-env.sh check $(CUDA_ENV)-check
 	. $(CUDA_ENV)-check/env.sh && cargo clippy --release --workspace --lib --bins --features tsbd/cuda $(CARGO_ARGS) -- -D warnings
 
