@@ -99,31 +99,40 @@ impl Attempt {
                 Ok(()) => break true,
                 // Somebody is publishing, or was killed while he did.
                 Err(_) if is_whole(&claim, &self.key) => break false,
-                // Half of one that was being removed, or one that was damaged since.
+                // Half of one that is being removed, because its record is in place,
+                Err(_) if self.is_published()? => return Ok(Published::Before),
+                // or half of one whose process was killed, or one that was damaged since.
                 Err(_) if claim.is_dir() => remove_claim(&claim)?,
                 Err(error) => return Err(file_error(error)),
             }
         };
         sync_folder(&directory).map_err(file_error)?;
+        if self.is_published()? {
+            before(Step::RemoveClaim)?;
+            remove_claim(&claim)?;
+            return Ok(Published::Before);
+        }
         let published = directory.join(RECORD);
-        match fs::read(&published) {
-            Ok(bytes) => {
-                if check(&self.store, &self.key, &bytes, Verification::Digests)?.is_ok() {
-                    before(Step::RemoveClaim)?;
-                    remove_claim(&claim)?;
-                    return Ok(Published::Before);
-                }
-                before(Step::SetAside)?;
-                set_aside(&published).map_err(file_error)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(file_error(error)),
+        if published.exists() {
+            before(Step::SetAside)?;
+            set_aside(&published).map_err(file_error)?;
         }
         complete(&directory, &claim, before)?;
         before(Step::RemoveFailure)?;
         match fs::remove_file(directory.join("failure.json")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error(error)),
             _ => Ok(if claimed { Published::Now } else { Published::Before }),
+        }
+    }
+}
+
+impl Attempt {
+    /// Whether the cell has a record that is whole, with the files that it tells of.
+    fn is_published(&self) -> Result<bool, StoreError> {
+        match fs::read(self.store.artefact(&self.key, RECORD)) {
+            Ok(bytes) => Ok(check(&self.store, &self.key, &bytes, Verification::Digests)?.is_ok()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(file_error(error)),
         }
     }
 }
@@ -199,10 +208,12 @@ fn unless_gone(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
-/// Removes a claim, the record first: without it, it is none.
+/// Removes a claim, the record first: without it, it is none. Another one may have taken the place of the emptied folder.
 fn remove_claim(claim: &Path) -> Result<(), StoreError> {
     match fs::remove_file(claim.join(RECORD)).or_else(unless_gone).and_then(|()| fs::remove_dir_all(claim)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error(error)),
+        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+            Err(file_error(error))
+        }
         _ => Ok(()),
     }
 }
