@@ -328,16 +328,22 @@ impl<S: Scheduler> Follower<S> {
         }
     }
 
-    /// The cell failed. If it did because a parent had no result, its turn comes after that one's.
+    /// The cell failed. If it did because a parent had no result, its turn comes after that one's, which may have its result
+    /// by now: then the reason names it.
     async fn failed(&mut self, position: usize, reason: String) {
         let key = self.key(position);
-        let has_no_result = |parent: &&CellKey| !self.store.artefact(parent, "record.json").exists();
-        let missing = self.parents[key].iter().find(has_no_result).cloned();
-        match missing {
-            Some(parent) if self.cells.contains_key(&self.position(&parent)) => {
-                self.again(position, format!("cell {} has to be made before it", parent.short())).await;
-            }
-            _ => self.end(position, End::Because(reason)),
+        let has_result = |parent: &CellKey| self.store.artefact(parent, "record.json").exists();
+        let missing = |parent: &&CellKey| !has_result(parent) || reason.contains(parent.as_str());
+        let Some(parent) = self.parents[key].iter().find(missing).cloned() else {
+            return self.end(position, End::Because(reason));
+        };
+        let why = format!("cell {} has to be made before it", parent.short());
+        if has_result(&parent) {
+            self.lost(position, why).await;
+        } else if self.cells.contains_key(&self.position(&parent)) {
+            self.again(position, why).await;
+        } else {
+            self.end(position, End::Because(reason));
         }
     }
 
