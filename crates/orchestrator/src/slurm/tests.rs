@@ -76,8 +76,10 @@ struct World {
     fates: BTreeMap<CellKey, Vec<Fate>>,
     /// What happens to the calls to come; then all are answered.
     calls: Vec<Call>,
-    /// Which tasks make a step when the queue is looked at.
-    steps: std::iter::Cycle<std::vec::IntoIter<bool>>,
+    /// Which tasks make a step when the queue is looked at, repeated; at each look it begins one later, so that no task waits
+    /// for ever.
+    steps: Vec<bool>,
+    looks: usize,
     jobs: BTreeMap<JobId, Job>,
     /// Cells that get no result: their jobs are cancelled, and may stay if the controller is away just then.
     given_up: BTreeSet<CellKey>,
@@ -112,6 +114,8 @@ impl World {
             .map(|(id, _)| *id)
             .collect();
         let ids: Vec<JobId> = self.jobs.keys().copied().collect();
+        self.looks += 1;
+        let mut place = self.looks;
         for id in ids {
             let job = &self.jobs[&id];
             // What Slurm does not know it does not wait for.
@@ -119,8 +123,9 @@ impl World {
             for index in 0..job.tasks.len() {
                 let (key, task) = self.jobs[&id].tasks[index].clone();
                 let Some(state) = task.as_ref().map(|task| (task.state.clone(), task.reason.clone())) else { continue };
+                place += 1;
                 let next = match (state.0.as_str(), state.1.as_str()) {
-                    _ if !self.steps.next().expect("it has no end") => continue,
+                    _ if !self.steps[place % self.steps.len()] => continue,
                     ("PENDING", reason) if reason.contains("held") => continue,
                     ("PENDING", _) if waits => continue,
                     ("PENDING", _) => self.begin(id, index),
@@ -295,7 +300,8 @@ impl Bench {
             fails,
             fates,
             calls: script.calls,
-            steps: script.steps.into_iter().cycle(),
+            steps: script.steps,
+            looks: 0,
             jobs: BTreeMap::new(),
             given_up: keys.into_iter().filter(|key| !done.contains(key)).collect(),
         };
@@ -351,7 +357,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     #[test]
-    #[ignore = "of some histories a run does not come to its end: run it alone to see one"]
+    #[ignore = "finds a fault that is not mended: a job that Slurm holds though its cell is done, and that could not be cancelled \
+                because the controller was away, keeps what comes after it waiting"]
     fn records_and_rows_do_not_depend_on_what_happens_to_the_jobs(
         (shape, script) in (1_usize..9).prop_flat_map(|count| {
             (proptest::collection::vec(any::<u16>(), count), any_script(count))
@@ -406,13 +413,13 @@ fn a_cell_that_is_lost_too_often_fails_with_the_last_reason_and_skips_what_start
 fn a_job_that_somebody_cancels_is_not_submitted_again_by_this_run() {
     let bench = Bench::new(plan(&[0, 0]), quiet(Vec::new()));
     // Cancelled between two looks, while it runs.
-    bench.cluster.0.lock().unwrap().steps = vec![false].into_iter().cycle();
+    bench.cluster.0.lock().unwrap().steps = vec![false];
     assert_eq!(bench.coordinate(Some(Duration::from_millis(100))), None);
     {
         let mut world = bench.cluster.0.lock().unwrap();
         assert_eq!(world.jobs.len(), 1);
         world.jobs.get_mut(&10).unwrap().tasks[0].1 = task("CANCELLED", "None");
-        world.steps = vec![true].into_iter().cycle();
+        world.steps = vec![true];
     }
     // Nobody followed it then: whoever runs the command again wants it to run.
     let summary = bench.coordinate(None).unwrap();
