@@ -117,15 +117,10 @@ impl Parameters {
 
     /// One form for everything that means the same: a field that the selection does not use has its default.
     fn canonical(self) -> Parameters {
-        let usual = Parameters::default();
-        let fixed = self.selection == ThresholdSelection::Fixed;
-        let held_out = self.selection == ThresholdSelection::Validation;
-        Parameters {
-            validation_share: if held_out { self.validation_share } else { usual.validation_share },
-            threshold: if fixed { self.threshold } else { usual.threshold },
-            tolerance: if fixed { usual.tolerance } else { self.tolerance },
-            ..self
-        }
+        let fields = |of: &Parameters| [of.validation_share, of.threshold, of.tolerance];
+        let [validation_share, threshold, tolerance] =
+            self.selection.effective(fields(&self), fields(&Parameters::default()));
+        Parameters { validation_share, threshold, tolerance, ..self }
     }
 }
 

@@ -55,6 +55,15 @@ impl ThresholdSelection {
         counted < tolerance * before
     }
 
+    /// Of a share to hold out, a threshold and a tolerance those that have an effect; in the place of the others the usual ones.
+    pub(crate) fn effective(self, given: [f64; 3], usual: [f64; 3]) -> [f64; 3] {
+        match self {
+            ThresholdSelection::Fixed => [usual[0], given[1], usual[2]],
+            ThresholdSelection::Validation => [given[0], usual[1], given[2]],
+            ThresholdSelection::Oracle => [usual[0], usual[1], given[2]],
+        }
+    }
+
     /// The images that a defense works with, and those that `validation` measures on: the last `share` of them, held out. The
     /// others hold out none.
     pub(crate) fn split(self, clean: &CleanSubset, share: f64) -> (Arc<dyn ImageSource>, Arc<dyn ImageSource>) {

@@ -103,7 +103,7 @@ impl Executor for Scripted<'_> {
                 compute(self.plan, &self.store, &key);
                 reports.push(Report::Ended { key, end: End::Because("its result is not seen".into()) });
             }
-            if next % 2 == 0 {
+            if next.is_multiple_of(2) {
                 break;
             }
         }

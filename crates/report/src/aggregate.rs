@@ -30,7 +30,9 @@ pub(crate) fn groups(
     metrics: &[Metric],
     place: impl Fn(&ResultRow) -> Option<(usize, usize)>,
 ) -> BTreeMap<(usize, usize), Group> {
-    let mut parts: BTreeMap<(usize, usize), (Group, Vec<Vec<f64>>)> = BTreeMap::new();
+    /// A group, and its values by metric.
+    type Part = (Group, Vec<Vec<f64>>);
+    let mut parts: BTreeMap<(usize, usize), Part> = BTreeMap::new();
     for (at, row) in placed(points, place) {
         let (group, values) =
             parts.entry(at).or_insert_with(|| (Group::empty(metrics), vec![Vec::new(); metrics.len()]));
@@ -45,7 +47,7 @@ pub(crate) fn groups(
             group.defined[position] = group.defined[position] || metric.is_defined(row);
         }
     }
-    let finish = |(at, (mut group, values)): (_, (Group, Vec<Vec<f64>>))| {
+    let finish = |(at, (mut group, values)): (_, Part)| {
         group.metrics = values.iter().map(|values| mean(values)).collect();
         (at, group)
     };

@@ -188,6 +188,7 @@ impl<S: Scheduler> Follower<S> {
                 return;
             }
         };
+        self.free_done(&tasks).await;
         for position in self.cells.keys().copied().collect::<Vec<_>>() {
             self.settle(position, &tasks).await;
         }
@@ -195,6 +196,24 @@ impl<S: Scheduler> Follower<S> {
         self.submit(&tasks).await;
         self.tell_ends().await;
         self.forget(&tasks);
+    }
+
+    /// Cancels jobs that Slurm holds after a fault though their cells are done, whoever submitted them and when: they would
+    /// stay in the queue for ever, and with them what comes after. What fails now is tried at the next look.
+    async fn free_done(&mut self, tasks: &Tasks) {
+        let mut held = Vec::new();
+        for submission in self.submissions.values() {
+            for (index, entry) in (0..).zip(&submission.content.cells) {
+                let Some(id) = submission.task(index) else { continue };
+                let is_held = tasks.get(&id).is_some_and(|task| judge(Some(task), &Word::Nothing) == Verdict::Held);
+                if is_held && self.store.artefact(&entry.key, "record.json").exists() {
+                    held.push(id);
+                }
+            }
+        }
+        if !held.is_empty() {
+            let _ = self.scheduler.cancel(&held).await;
+        }
     }
 
     /// What Slurm says of all arrays. Those whose number was never noted are found by their names.
@@ -235,10 +254,6 @@ impl<S: Scheduler> Follower<S> {
         let followed = self.cells.get_mut(&position).expect("it is followed");
         let first_look = std::mem::take(&mut followed.found);
         if followed.heard > 0 && self.store.artefact(&key, "record.json").exists() {
-            if tasks.get(&id).is_some_and(|task| judge(Some(task), &Word::Nothing) == Verdict::Held) {
-                // Done, and Slurm does not know: it would stay in the queue for ever.
-                let _ = self.scheduler.cancel(&[id]).await;
-            }
             return self.end(position, End::Because("its record has gone again".to_owned()));
         }
         let task = tasks.get(&id);
@@ -362,14 +377,18 @@ impl<S: Scheduler> Follower<S> {
         self.again(position, reason).await;
     }
 
-    /// Lets a cell go that Slurm holds after a fault; counts as lost.
+    /// Lets a cell go that Slurm holds after a fault; counts as lost. While the controller is away it is tried at each look.
     async fn release(&mut self, position: usize, id: TaskId) {
-        let most = self.template.parameters.resubmit;
-        let followed = self.cells.get_mut(&position).expect("it is followed");
-        followed.lost += 1;
-        followed.doubts = 0;
-        if followed.lost <= most && self.scheduler.release(id).await.is_ok() {
-            return self.note(format!("job {id} was held after a fault, and is let go")).await;
+        if self.cells[&position].lost < self.template.parameters.resubmit {
+            match self.scheduler.release(id).await {
+                Ok(()) => {
+                    let followed = self.cells.get_mut(&position).expect("it is followed");
+                    (followed.lost, followed.doubts) = (followed.lost + 1, 0);
+                    return self.note(format!("job {id} was held after a fault, and is let go")).await;
+                }
+                Err(QueueError::Unreachable { .. }) => return,
+                Err(_) => {}
+            }
         }
         let _ = self.scheduler.cancel(&[id]).await;
         let reason = format!("Slurm holds its job {id} after a fault; `scontrol show job {id}` says more");
