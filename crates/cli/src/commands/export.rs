@@ -30,7 +30,7 @@ enum Form {
 ///
 /// DIR gets a job array for each wave of cells (a repair comes after the model that it repairs), submit.sh, which submits
 /// them with their dependencies, and a README. Nothing is submitted, and no cluster is asked. What jobs ask for is the section
-/// [slurm] of the experiment. `tsbd run FILE --executor slurm` submits the same by itself, and follows it.
+/// `[slurm]` of the experiment. `tsbd run FILE --executor slurm` submits the same by itself, and follows it.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd export slurm experiments/table1.toml --out jobs --results /shared/results"

@@ -18,7 +18,7 @@ use crate::{grid, planning};
 /// backdoored model is trained once for all its defenses. Stop it at any time (Ctrl-C, a kill, a power cut): the same
 /// command continues from the last epoch. Results that are there are never changed.
 ///
-/// With --executor slurm the cells become job arrays of the cluster that this machine submits to; the section [slurm] of the
+/// With --executor slurm the cells become job arrays of the cluster that this machine submits to; the section `[slurm]` of the
 /// file says what each job asks for (partition, time, memory, cpus, ...). The command follows them until all are done, and
 /// submits again what a failed node lost. Ctrl-C leaves the jobs in the queue, and the same command follows them again; a
 /// second Ctrl-C within 5 s cancels them.
