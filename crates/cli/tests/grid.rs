@@ -7,63 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use common::{assert_contains, experiment, stderr, stdout, tsbd};
+use common::{Bench, GRID, assert_contains, stderr, stdout, tsbd, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// 2 attacks x 4 methods and an unlearned model for each attack: 10 cells, a few steps each.
-const GRID: &str = r#"
-title = "A small grid"
-profile = "smoke"
-
-[data]
-train_images = 600
-test_images = 200
-
-[model]
-width = 4
-
-[training]
-epochs = 6
-
-[defenses.ft]
-epochs = 1
-
-[defenses.fp]
-epochs = 1
-
-[defenses.tsbd]
-unlearning_epochs = 2
-fine_tuning_passes = 1
-
-[grid]
-attack = ["badnets", "blended"]
-defense = ["none", "ft", "fp", "tsbd"]
-"#;
-
-/// One experiment file and a results folder.
-struct Bench {
-    folder: tempfile::TempDir,
-    file: PathBuf,
-}
-
 impl Bench {
-    fn new(text: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let file = experiment(folder.path(), "grid.toml", text);
-        Self { folder, file }
-    }
-
-    fn results(&self) -> PathBuf {
-        self.folder.path().join("results")
-    }
-
-    fn command(&self, name: &str) -> Command {
-        let mut command = tsbd();
-        command.arg(name).arg(&self.file).arg("--results").arg(self.results());
-        command
-    }
-
     fn start(&self) -> Child {
         self.command("run").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     }
@@ -101,14 +49,6 @@ impl Bench {
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         let text = stdout(&output);
         text.lines().skip(1).map(|line| line.split(',').map(str::to_owned).collect()).collect()
-    }
-}
-
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !condition() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "waited 60 s for {what}");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -6,45 +6,17 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{assert_contains, experiment, stderr, stdout, tsbd};
+use common::{Bench, GRID, assert_contains, stderr, stdout, tsbd, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// 2 attacks x 4 methods and an unlearned model for each attack: 10 cells, some seconds each.
-const GRID: &str = r#"
-title = "A small grid on a cluster"
-profile = "smoke"
-
-[data]
-train_images = 600
-test_images = 200
-
-[model]
-width = 4
-
-[training]
-epochs = 25
-
-[defenses.ft]
-epochs = 1
-
-[defenses.fp]
-epochs = 1
-
-[defenses.tsbd]
-unlearning_epochs = 2
-fine_tuning_passes = 1
-
-[slurm]
-poll_seconds = 1
-time = 30
-
-[grid]
-attack = ["badnets", "blended"]
-defense = ["none", "ft", "fp", "tsbd"]
-"#;
+/// The small grid as a cluster gets it: models that take some seconds.
+fn grid() -> String {
+    let slurm = "[slurm]\npoll_seconds = 1\ntime = 30\n\n[grid]";
+    GRID.replace("epochs = 6", "epochs = 25").replace("[grid]", slurm)
+}
 
 /// A cluster of two nodes, gone with the test.
 struct Lab {
@@ -112,31 +84,9 @@ impl Drop for Lab {
     }
 }
 
-/// One experiment file with results folders beside it.
-struct Bench {
-    folder: tempfile::TempDir,
-    file: PathBuf,
-}
-
 impl Bench {
-    fn new(text: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let file = experiment(folder.path(), "grid.toml", text);
-        Self { folder, file }
-    }
-
-    fn results(&self) -> PathBuf {
-        self.folder.path().join("results")
-    }
-
-    fn command(&self, name: &str, results: &Path) -> Command {
-        let mut command = tsbd();
-        command.arg(name).arg(&self.file).arg("--results").arg(results);
-        command
-    }
-
     fn on(&self, lab: &Lab) -> Command {
-        let mut command = self.command("run", &self.results());
+        let mut command = self.command("run");
         command.args(["--executor", "slurm"]).env("SLURM_CONF", lab.configuration());
         command
     }
@@ -146,7 +96,7 @@ impl Bench {
     }
 
     fn table(&self, results: &Path) -> String {
-        let output = self.command("table", results).args(["--format", "csv"]).output().unwrap();
+        let output = self.command_in("table", results).args(["--format", "csv"]).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         stdout(&output)
     }
@@ -154,7 +104,7 @@ impl Bench {
     /// The same grid, computed here.
     fn table_of_a_local_run(&self) -> String {
         let results = self.folder.path().join("local");
-        let output = self.command("run", &results).output().unwrap();
+        let output = self.command_in("run", &results).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         self.table(&results)
     }
@@ -207,18 +157,10 @@ fn processes_of(key: &str) -> Vec<Pid> {
     found
 }
 
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !condition() {
-        assert!(begin.elapsed() < Duration::from_secs(240), "waited 240 s for {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 #[test]
 fn a_node_that_dies_a_requeue_and_a_time_limit_change_nothing_about_the_table() {
     let Some(lab) = Lab::up(27800) else { return };
-    let bench = Bench::new(GRID);
+    let bench = Bench::new(&grid());
     let coordinator = bench.start(&lab);
 
     // Both models are being trained, one on each node, and each has got somewhere.
@@ -267,7 +209,7 @@ fn a_node_that_dies_a_requeue_and_a_time_limit_change_nothing_about_the_table() 
 fn a_coordinator_that_is_killed_finds_its_jobs_again_and_submits_none_twice() {
     let Some(lab) = Lab::up(27810) else { return };
     // Models that are still trained when the controller goes away.
-    let bench = Bench::new(&GRID.replace("epochs = 25", "epochs = 150"));
+    let bench = Bench::new(&grid().replace("epochs = 25", "epochs = 150"));
     let mut coordinator = bench.start(&lab);
     wait_until("all arrays and a cell at work", || {
         let arrays = lab.ask("squeue", &["-h", "-o", "%F"]);
@@ -311,7 +253,7 @@ fn a_coordinator_that_is_killed_finds_its_jobs_again_and_submits_none_twice() {
 #[test]
 fn what_slurm_would_not_take_is_refused_and_jobs_can_be_cancelled() {
     let Some(lab) = Lab::up(27820) else { return };
-    let bench = Bench::new(GRID);
+    let bench = Bench::new(&grid());
     let output = bench.on(&lab).args(["--set", "slurm.partition=gpu"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert_contains(&stderr(&output), &["partition", "[slurm]"]);
@@ -332,7 +274,7 @@ fn what_slurm_would_not_take_is_refused_and_jobs_can_be_cancelled() {
 #[test]
 fn exported_scripts_submit_the_grid_by_hand() {
     let Some(lab) = Lab::up(27830) else { return };
-    let bench = Bench::new(&GRID.replace("epochs = 25", "epochs = 2"));
+    let bench = Bench::new(&grid().replace("epochs = 25", "epochs = 2"));
     let out = bench.folder.path().join("jobs");
     let mut export = tsbd();
     export.args(["export", "slurm"]).arg(&bench.file).arg("--out").arg(&out).arg("--results").arg(bench.results());
@@ -354,8 +296,8 @@ fn exported_scripts_submit_the_grid_by_hand() {
 
 #[test]
 fn without_slurm_the_executor_is_refused_with_the_way_out() {
-    let bench = Bench::new(GRID);
-    let mut command = bench.command("run", &bench.results());
+    let bench = Bench::new(&grid());
+    let mut command = bench.command("run");
     let output = command.args(["--executor", "slurm"]).env("PATH", "/nowhere").output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert_contains(&stderr(&output), &["cannot run scontrol", "--executor local"]);

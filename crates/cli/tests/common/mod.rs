@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 /// The binary, without anything of the caller's environment that changes what it does.
 pub fn tsbd() -> Command {
@@ -32,5 +33,72 @@ pub fn experiment(folder: &Path, name: &str, text: &str) -> PathBuf {
 pub fn assert_contains(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "`{part}` is not in:\n{text}");
+    }
+}
+
+/// 2 attacks x 4 methods and an unlearned model for each attack: 10 cells, a few steps each.
+pub const GRID: &str = r#"
+title = "A small grid"
+profile = "smoke"
+
+[data]
+train_images = 600
+test_images = 200
+
+[model]
+width = 4
+
+[training]
+epochs = 6
+
+[defenses.ft]
+epochs = 1
+
+[defenses.fp]
+epochs = 1
+
+[defenses.tsbd]
+unlearning_epochs = 2
+fine_tuning_passes = 1
+
+[grid]
+attack = ["badnets", "blended"]
+defense = ["none", "ft", "fp", "tsbd"]
+"#;
+
+/// One experiment file and a results folder.
+pub struct Bench {
+    pub folder: tempfile::TempDir,
+    pub file: PathBuf,
+}
+
+impl Bench {
+    pub fn new(text: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = experiment(folder.path(), "grid.toml", text);
+        Self { folder, file }
+    }
+
+    pub fn results(&self) -> PathBuf {
+        self.folder.path().join("results")
+    }
+
+    pub fn command(&self, name: &str) -> Command {
+        self.command_in(name, &self.results())
+    }
+
+    /// With another results folder.
+    pub fn command_in(&self, name: &str, results: &Path) -> Command {
+        let mut command = tsbd();
+        command.arg(name).arg(&self.file).arg("--results").arg(results);
+        command
+    }
+}
+
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < Duration::from_secs(240), "waited 240 s for {what}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
