@@ -70,6 +70,14 @@ impl ParameterError {
         Err(ParameterError::new(field, value, "out of range", "give a finite number greater than 0"))
     }
 
+    /// Refuses a number of filters of 0, or of more than any memory has room for.
+    pub fn unless_width(field: &str, value: usize) -> Result<(), ParameterError> {
+        if (1..=1024).contains(&value) {
+            return Ok(());
+        }
+        Err(ParameterError::new(field, value, "out of range", "give a whole number from 1 to 1024"))
+    }
+
     /// Refuses a count of 0.
     pub fn unless_nonzero(field: &str, value: usize) -> Result<(), ParameterError> {
         if value > 0 {
@@ -209,7 +217,8 @@ impl Poisoning {
         ))
     }
 
-    /// Refuses what this data set does not allow: a target class it does not have, a ratio that poisons no image.
+    /// Refuses what this data set does not allow: a target class it does not have, a ratio that poisons no image, test
+    /// images none of which [`Poisoning::counts_for_asr`].
     pub fn check(&self, dataset: &DatasetFacts) -> Result<(), ParameterError> {
         self.check_ranges()?;
         if self.target_class as usize >= dataset.classes {
@@ -228,6 +237,15 @@ impl Poisoning {
                 format!("give more than {:.2e}, or use more training images", 0.5 / dataset.train_images.max(1) as f64),
             ));
         }
+        let mut tested = dataset.test_images_per_class.iter().zip(0..).filter(|(count, _)| **count > 0);
+        if !tested.any(|(_, class)| self.counts_for_asr(class)) {
+            return Err(ParameterError::new(
+                "target_class",
+                self.target_class,
+                "all test images are of this class, so there is none that the trigger could change",
+                "choose another class, or use more test images",
+            ));
+        }
         Ok(())
     }
 }
@@ -241,6 +259,8 @@ pub struct DatasetFacts {
     pub train_images: usize,
     /// Number of training images of each class.
     pub images_per_class: Vec<usize>,
+    /// Number of test images of each class.
+    pub test_images_per_class: Vec<usize>,
     /// Height and width of the (square) images in pixels.
     pub size: usize,
 }
@@ -248,12 +268,20 @@ pub struct DatasetFacts {
 impl DatasetFacts {
     /// What the checks need to know of `dataset`.
     pub fn of(dataset: &Dataset) -> DatasetFacts {
-        let train = &dataset.train;
-        let mut images_per_class = vec![0; dataset.classes()];
-        for index in 0..train.len() {
-            images_per_class[train.label(index) as usize] += 1;
+        DatasetFacts {
+            classes: dataset.classes(),
+            train_images: dataset.train.len(),
+            images_per_class: dataset.train.images_per_class(),
+            test_images_per_class: dataset.test.images_per_class(),
+            size: dataset.train.height(),
         }
-        DatasetFacts { classes: dataset.classes(), train_images: train.len(), images_per_class, size: train.height() }
+    }
+
+    /// Those of a data set that has as many images of each class as of any other.
+    pub fn balanced(classes: usize, train_images: usize, test_images: usize, size: usize) -> DatasetFacts {
+        let images_per_class = vec![train_images / classes; classes];
+        let test_images_per_class = vec![test_images / classes; classes];
+        DatasetFacts { classes, train_images, images_per_class, test_images_per_class, size }
     }
 }
 
@@ -264,7 +292,7 @@ mod tests {
     use super::*;
 
     fn cifar10() -> DatasetFacts {
-        DatasetFacts { classes: 10, train_images: 50_000, images_per_class: vec![5_000; 10], size: 32 }
+        DatasetFacts::balanced(10, 50_000, 10_000, 32)
     }
 
     #[test]
@@ -325,6 +353,18 @@ mod tests {
     fn a_target_class_that_the_data_set_does_not_have_is_refused() {
         let poisoning = Poisoning { target_class: 10, ..Poisoning::default() };
         assert_eq!(poisoning.check(&cifar10()).unwrap_err().field, "target_class");
+    }
+
+    #[test]
+    fn test_images_that_are_all_of_the_target_class_are_refused() {
+        let mut one_class = cifar10();
+        one_class.test_images_per_class = vec![0; 10];
+        one_class.test_images_per_class[3] = 5;
+        let target = |target_class, labels| Poisoning { target_class, labels, ..Poisoning::default() };
+        let error = target(3, LabelRule::AllToOne).check(&one_class).unwrap_err();
+        assert_eq!(error.field, "target_class");
+        assert!(target(2, LabelRule::AllToOne).check(&one_class).is_ok());
+        assert!(target(3, LabelRule::AllToAll).check(&one_class).is_ok(), "every image gets another label");
     }
 
     #[test]

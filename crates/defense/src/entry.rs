@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn what_is_published_for_a_data_set_are_parameters_that_the_defense_takes() {
-        let facts = |classes, size| DatasetFacts { classes, train_images: 100_000, images_per_class: vec![], size };
+        let facts = |classes, size| DatasetFacts::balanced(classes, 100_000, 10_000, size);
         let mut particular = Vec::new();
         for entry in DEFENSES {
             let usual = (entry.configure)(&DefenseCommon::default(), json!({})).unwrap().parameters();
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn fewer_clean_images_than_classes_are_refused() {
-        let facts = |train_images| DatasetFacts { classes: 10, train_images, images_per_class: vec![], size: 32 };
+        let facts = |train_images| DatasetFacts::balanced(10, train_images, 10_000, 32);
         assert!(DefenseCommon::default().check(&facts(200)).is_ok());
         let error = DefenseCommon::default().check(&facts(199)).unwrap_err();
         assert_eq!(

@@ -60,7 +60,7 @@ pub(crate) fn images() -> Arc<Images> {
 }
 
 pub(crate) fn facts() -> DatasetFacts {
-    DatasetFacts { classes: 3, train_images: 24, images_per_class: vec![8; 3], size: 8 }
+    DatasetFacts::balanced(3, 24, 24, 8)
 }
 
 /// All images, in batches of `batch_size`.

@@ -63,7 +63,20 @@ pub enum ModelError {
         /// What it may be.
         least: usize,
     },
+    /// A number is so large that no memory holds the network.
+    #[error("model.{field} = {value}: must be at most {most}")]
+    TooLarge {
+        /// Which number.
+        field: &'static str,
+        /// What it was.
+        value: usize,
+        /// What it may be.
+        most: usize,
+    },
 }
+
+/// The largest width: sixteen times the paper's.
+const WIDEST: usize = 1024;
 
 fn known() -> String {
     MODELS.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", ")
@@ -84,6 +97,9 @@ pub fn build(parameters: &ModelParameters) -> Result<Arc<dyn Architecture>, Mode
         if value < least {
             return Err(ModelError::TooSmall { field, value, least });
         }
+    }
+    if parameters.width > WIDEST {
+        return Err(ModelError::TooLarge { field: "width", value: parameters.width, most: WIDEST });
     }
     Ok((entry.build)(parameters))
 }
@@ -116,5 +132,7 @@ mod tests {
         assert!(error.to_string().contains("preact-resnet18"), "{error}");
         let error = build(&ModelParameters { width: 0, ..parameters("preact-resnet18") }).unwrap_err();
         assert_eq!(error.to_string(), "model.width = 0: must be at least 1");
+        let error = build(&ModelParameters { width: 1025, ..parameters("preact-resnet18") }).unwrap_err();
+        assert_eq!(error.to_string(), "model.width = 1025: must be at most 1024");
     }
 }

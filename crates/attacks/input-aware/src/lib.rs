@@ -146,7 +146,7 @@ fn configure(poisoning: &Poisoning, own: Value) -> Result<Box<dyn Attack>, Param
     }
     ParameterError::unless_positive("pattern_learning_rate", parameters.pattern_learning_rate)?;
     ParameterError::unless_positive("mask_learning_rate", parameters.mask_learning_rate)?;
-    ParameterError::unless_nonzero("generator_width", parameters.generator_width)?;
+    ParameterError::unless_width("generator_width", parameters.generator_width)?;
     ParameterError::unless_nonzero("mask_epochs", parameters.mask_epochs.unwrap_or(1))?;
     ParameterError::unless_nonzero("epochs", parameters.epochs.unwrap_or(1))?;
     Ok(Box::new(InputAware { poisoning: poisoning.clone(), parameters }))

@@ -2,6 +2,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
+use tsbd_attack::LabelRule;
 use tsbd_data::{CHANNELS, Images, Loader, Normalization};
 use tsbd_nn::{
     Architecture, Batch, Checkpoint, IgnoreProgress, Layer, Layout, Mode, Model, Module, Outcome, Pass, Schedule,
@@ -261,6 +262,22 @@ fn steps_of_the_classifier_phase_equal_pytorchs_with_gradients_accumulated_and_c
 }
 
 #[test]
+fn all_to_all_teaches_the_class_after_the_images_own() {
+    let model = model();
+    let model = Model { state: model.state.to_dtype(DType::F64).unwrap(), ..model };
+    let step = |rule: LabelRule, target_class: u32| {
+        let mut training = reference(GeneratorGradients::Cleared);
+        training.setup.poisoning = Poisoning { labels: rule, target_class, ..poisoning() };
+        // Two that are poisoned, of class 3; the others get their own labels under either rule.
+        let labels = Tensor::new(&[3u32, 3, 0, 1, 2, 3], &Device::Cpu).unwrap();
+        let batch = Batch { images: images(0, SIZE), labels, indices: (0..6).collect() };
+        training.classifier_step(&model, &batch, &images(1, SIZE), POISONED).unwrap().loss
+    };
+    assert_eq!(step(LabelRule::AllToAll, 3), step(LabelRule::AllToOne, 0));
+    assert_ne!(step(LabelRule::AllToAll, 3), step(LabelRule::AllToOne, 3));
+}
+
+#[test]
 fn equal_images_in_both_loaders_leave_every_gradient_finite() {
     let mut training = reference(GeneratorGradients::Accumulated);
     assert!(training.mask_step(&images(0, SIZE), &images(0, SIZE)).unwrap().is_finite());
@@ -449,6 +466,7 @@ fn parameters_that_cannot_be_used_are_refused_by_name() {
         (json!({"pattern_learning_rate": 0.0}), "pattern_learning_rate"),
         (json!({"mask_learning_rate": -0.1}), "mask_learning_rate"),
         (json!({"generator_width": 0}), "generator_width"),
+        (json!({"generator_width": 1025}), "generator_width"),
         (json!({"mask_epochs": 0}), "mask_epochs"),
         (json!({"epochs": 0}), "epochs"),
         (json!({"generator_gradients": "kept"}), "generator_gradients"),

@@ -261,7 +261,7 @@ fn patterns_that_cannot_be_used_are_refused_with_file_and_way_out() {
         assert!(error.reason.contains(reason) && !error.way_out.is_empty(), "{error}");
     }
     save(&path("small.npy"), "|u1", "(2, 2, 3)", &[1; 12]);
-    let facts = DatasetFacts { classes: 4, train_images: 100, images_per_class: vec![25; 4], size: 16 };
+    let facts = DatasetFacts::balanced(4, 100, 100, 16);
     let error = configured(json!({"pattern": path("small.npy")})).check(&facts).unwrap_err();
     assert!(error.field == "pattern" && error.reason.contains("2x2") && error.reason.contains("16x16"), "{error}");
     let error = configured(json!({})).check(&DatasetFacts { train_images: 99, ..facts }).unwrap_err();

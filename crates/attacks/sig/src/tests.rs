@@ -58,14 +58,14 @@ fn a_ratio_that_the_class_cannot_supply_is_refused_with_the_largest_that_it_can(
         configured(poisoning, json!({})).check(facts).unwrap_err()
     };
     // CIFAR-100: 500 images of each class.
-    let facts = DatasetFacts { classes: 100, train_images: 50_000, images_per_class: vec![500; 100], size: 32 };
+    let facts = DatasetFacts::balanced(100, 50_000, 10_000, 32);
     let error = refuse(0.1, &facts);
     assert_eq!((error.field.as_str(), error.way_out.as_str()), ("poisoning_ratio", "give at most 0.01"));
     assert!(error.reason.contains("5000") && error.reason.contains("500"), "{error}");
     // GTSRB: 210 images of class 0; the largest ratio is found by rounding, and works.
     let mut images_per_class = vec![928; 43];
     images_per_class[1] = 210;
-    let facts = DatasetFacts { classes: 43, train_images: 39_209, images_per_class, size: 32 };
+    let facts = DatasetFacts { images_per_class, ..DatasetFacts::balanced(43, 39_209, 12_630, 32) };
     let way_out = refuse(0.1, &facts).way_out;
     let largest: f64 = way_out.strip_prefix("give at most ").unwrap().parse().unwrap();
     let poisoning = Poisoning { poisoning_ratio: largest, target_class: 1, ..Poisoning::default() };
@@ -75,7 +75,7 @@ fn a_ratio_that_the_class_cannot_supply_is_refused_with_the_largest_that_it_can(
 
 #[test]
 fn labels_that_change_and_waves_that_cannot_be_shown_are_refused() {
-    let facts = DatasetFacts { classes: 10, train_images: 50_000, images_per_class: vec![5_000; 10], size: 32 };
+    let facts = DatasetFacts::balanced(10, 50_000, 10_000, 32);
     let all_to_all = Poisoning { labels: tsbd_attack::LabelRule::AllToAll, ..Poisoning::default() };
     let error = configured(all_to_all, json!({})).check(&facts).unwrap_err();
     assert_eq!(error.field, "labels");

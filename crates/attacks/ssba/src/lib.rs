@@ -105,8 +105,8 @@ struct Ssba {
 fn configure(poisoning: &Poisoning, own: Value) -> Result<Box<dyn Attack>, ParameterError> {
     poisoning.check_ranges()?;
     let parameters: Parameters = read(&own)?;
-    ParameterError::unless_nonzero("encoder_width", parameters.encoder_width)?;
-    ParameterError::unless_nonzero("decoder_width", parameters.decoder_width)?;
+    ParameterError::unless_width("encoder_width", parameters.encoder_width)?;
+    ParameterError::unless_width("decoder_width", parameters.decoder_width)?;
     ParameterError::unless_nonzero("encoder_epochs", parameters.encoder_epochs)?;
     ParameterError::unless_nonzero("batch_size", parameters.batch_size)?;
     ParameterError::unless_positive("learning_rate", parameters.learning_rate)?;

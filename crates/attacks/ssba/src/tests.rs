@@ -282,7 +282,7 @@ fn poisoning_without_an_encoder_or_with_one_of_another_width_is_refused() {
 
 #[test]
 fn sizes_and_trainings_that_cannot_be_are_refused() {
-    let facts = |size| DatasetFacts { classes: 10, train_images: 100, images_per_class: vec![10; 10], size };
+    let facts = |size| DatasetFacts::balanced(10, 100, 100, size);
     configured(json!({})).check(&facts(64)).unwrap();
     let error = configured(json!({})).check(&facts(28)).unwrap_err();
     assert_eq!(
@@ -293,6 +293,8 @@ fn sizes_and_trainings_that_cannot_be_are_refused() {
     for field in ["encoder_width", "decoder_width", "encoder_epochs", "batch_size"].into_iter().chain(positive) {
         assert_eq!((SSBA.configure)(&Poisoning::default(), json!({field: 0})).unwrap_err().field, field);
     }
+    let huge = (SSBA.configure)(&Poisoning::default(), json!({"encoder_width": 1025})).unwrap_err();
+    assert_eq!((huge.field.as_str(), huge.way_out.as_str()), ("encoder_width", "give a whole number from 1 to 1024"));
 }
 
 #[test]

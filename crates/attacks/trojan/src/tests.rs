@@ -206,7 +206,7 @@ fn a_given_mask_is_part_of_the_groundwork_and_a_black_one_is_refused() {
     assert_eq!(TROJAN.from_parameters(&parameters).unwrap().parameters(), parameters);
     let groundwork = attack.groundwork().unwrap().parameters();
     assert_eq!(groundwork["mask_digest"], parameters["mask_digest"]);
-    let facts = |size| DatasetFacts { classes: 4, train_images: 100, images_per_class: vec![25; 4], size };
+    let facts = |size| DatasetFacts::balanced(4, 100, 100, size);
     assert!(attack.check(&facts(64)).is_ok());
     let error = attack.check(&facts(4)).unwrap_err();
     assert!(error.field == "mask" && error.reason.contains("4x4"), "{error}");

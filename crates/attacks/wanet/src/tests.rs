@@ -1,7 +1,7 @@
 use std::ops::ControlFlow;
 
 use serde_json::json;
-use tsbd_attack::LEARNED_TRIGGER;
+use tsbd_attack::{LEARNED_TRIGGER, LabelRule};
 use tsbd_data::{CHANNELS, Images, Normalization};
 use tsbd_nn::{Checkpoint, IgnoreProgress, Outcome, Schedule, SgdConfig, StepReport, TrainingObserver, train_with};
 use tsbd_tensor::Device;
@@ -161,6 +161,25 @@ fn each_batch_has_exactly_its_warped_its_noisy_and_its_clean_images() {
     seen.sort_unstable();
     assert_eq!(seen, (0..50).collect::<Vec<_>>());
     assert_eq!(training.facts(), PoisonFacts { poison_count: Some(12), poison_per_class: vec![], asr_denominator: 15 });
+}
+
+#[test]
+fn all_to_all_gives_what_is_warped_the_class_after_its_own_and_tests_every_image() {
+    let poisoning = Poisoning { poisoning_ratio: 0.25, labels: LabelRule::AllToAll, ..Poisoning::default() };
+    let attack = (WANET.configure)(&poisoning, json!({})).unwrap();
+    let poisoner = attack.prepare(&clean(), &Streams::new(0), None).unwrap();
+    let test = poisoner.test.clone().unwrap();
+    assert_eq!(test.len(), 20);
+    assert!((0..20).all(|position| test.label(position) == (test.original_label(position) + 1) % 4));
+    let clean = clean();
+    for batch in epoch(begun(&poisoner, false).as_ref(), 0) {
+        let poisoned = if batch.len() == 16 { 4 } else { 0 };
+        let expected = batch.indices.iter().enumerate().map(|(place, &index)| {
+            let original = clean.train.label(index as usize);
+            if place < poisoned { (original + 1) % 4 } else { original }
+        });
+        assert_eq!(batch.labels.to_vec1::<u32>().unwrap(), expected.collect::<Vec<_>>());
+    }
 }
 
 #[test]

@@ -176,7 +176,7 @@ fn networks_without_batch_norms_are_refused_with_a_way_out_by_every_defense_that
     let check = |entry: &DefenseEntry, modules: &[&Module]| {
         let architecture = Arc::new(Modules(modules.iter().copied().cloned().collect()));
         let own = if entry.name == "clp" { json!({}) } else { json!({"selection": "fixed"}) };
-        let facts = DatasetFacts { classes: 3, train_images: 3000, images_per_class: vec![1000; 3], size: 32 };
+        let facts = DatasetFacts::balanced(3, 3_000, 300, 32);
         (entry.configure)(&DefenseCommon::default(), own).unwrap().check(architecture.as_ref(), &facts)
     };
     for entry in [&CLP, &crate::anp::ANP, &crate::rnp::RNP] {

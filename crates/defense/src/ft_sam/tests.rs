@@ -71,7 +71,7 @@ fn a_share_that_a_class_cannot_supply_is_refused() {
     let defense = (FT_SAM.configure)(&DefenseCommon { clean_ratio: 0.5, batch_size: 4 }, json!({})).unwrap();
     let facts = |images_per_class: Vec<usize>| {
         let train_images = images_per_class.iter().sum();
-        DatasetFacts { classes: 3, train_images, images_per_class, size: 8 }
+        DatasetFacts { train_images, images_per_class, ..DatasetFacts::balanced(3, 0, 30, 8) }
     };
     let check = |counts| defense.check(tiny::architecture().as_ref(), &facts(counts));
     assert!(check(vec![20, 20, 20]).is_ok());

@@ -390,13 +390,13 @@ fn a_defense_has_what_is_published_for_its_data_set_unless_something_is_written(
         "profile = \"paper\"\n[grid]\nattack = [\"badnets\"]\ndefense = [\"ft\", \"fp\", \"nad\", \"nc\", \"clp\"]\n";
     let parameters = |classes: usize, size: usize, set: &[(&str, &str)]| {
         let folder = tempfile::tempdir().unwrap();
-        let facts = DatasetFacts { classes, train_images: 500 * classes, images_per_class: vec![500; classes], size };
+        let facts = DatasetFacts::balanced(classes, 500 * classes, 50 * classes, size);
         // Under whatever name: what counts is the number of classes.
         let request = request(text, &[&[("data.name", "cifar10")][..], set].concat());
         let plan =
             plan(&noted(&folder, request, "cifar10", "0123", facts)).unwrap_or_else(|refusal| panic!("{refusal}"));
         let repairs = plan.cells.values().filter_map(|cell| cell.defense.clone());
-        repairs.map(|method| (method.name, method.parameters)).collect::<BTreeMap<String, Value>>()
+        repairs.map(|method| (method.name.clone(), method.parameters.clone())).collect::<BTreeMap<String, Value>>()
     };
     let tiny = parameters(200, 64, &[]);
     for defense in ["ft", "fp", "nc"] {
@@ -419,7 +419,7 @@ fn a_defense_has_what_is_published_for_its_data_set_unless_something_is_written(
 #[test]
 fn the_cells_of_table_1_in_the_quick_profile_never_change_by_accident() {
     let folder = tempfile::tempdir().unwrap();
-    let facts = DatasetFacts { classes: 10, train_images: 50_000, images_per_class: vec![5_000; 10], size: 32 };
+    let facts = DatasetFacts::balanced(10, 50_000, 10_000, 32);
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../experiments/table1.toml");
     let request =
         Request { source: ExperimentSource::File(file.into()), profile: Some("quick".into()), ..request("", &[]) };
