@@ -1,6 +1,6 @@
 //! Runs what is outstanding of a plan, with its progress on standard error.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -62,7 +62,7 @@ pub fn run_failure(error: RunError) -> Failure {
     }
 }
 
-async fn draw(mut events: mpsc::Receiver<RunEvent>, labels: BTreeMap<CellKey, String>, place: Place, quiet: bool) {
+async fn draw(mut events: mpsc::Receiver<RunEvent>, labels: HashMap<CellKey, String>, place: Place, quiet: bool) {
     let mut progress: Option<Progress> = None;
     while let Some(event) = events.recv().await {
         if let RunEvent::Planned { outstanding, total, done } = &event {
@@ -76,7 +76,7 @@ async fn draw(mut events: mpsc::Receiver<RunEvent>, labels: BTreeMap<CellKey, St
     }
 }
 
-fn show(event: RunEvent, progress: Option<&mut Progress>, labels: &BTreeMap<CellKey, String>, place: Place) {
+fn show(event: RunEvent, progress: Option<&mut Progress>, labels: &HashMap<CellKey, String>, place: Place) {
     let label = |key: &CellKey| labels.get(key).cloned().unwrap_or_else(|| key.short().to_owned());
     match event {
         RunEvent::Damaged { damage, aside } => {

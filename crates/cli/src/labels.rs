@@ -1,6 +1,6 @@
 //! What people call the cells of a plan: as short as tells them apart.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 
 use tsbd_experiment::{CellKey, GridPoint, Plan};
 
@@ -15,14 +15,14 @@ pub fn of_axes(point: &GridPoint) -> String {
 
 /// A label for every cell: `badnets`, `badnets + tsbd`; with the other axes and the seed where cells would otherwise
 /// have the same one.
-pub fn of(plan: &Plan) -> BTreeMap<CellKey, String> {
-    let mut axes: BTreeMap<&CellKey, String> = BTreeMap::new();
+pub fn of(plan: &Plan) -> HashMap<CellKey, String> {
+    let mut axes: HashMap<&CellKey, String> = HashMap::new();
     for point in &plan.points {
         axes.entry(&point.cell).or_insert_with(|| of_axes(point));
     }
     let several_seeds = plan.cells.values().map(|cell| cell.seed).collect::<BTreeSet<_>>().len() > 1;
-    let mut labels = BTreeMap::new();
-    let mut uses: BTreeMap<String, usize> = BTreeMap::new();
+    let mut labels = HashMap::with_capacity(plan.cells.len());
+    let mut uses: HashMap<String, usize> = HashMap::with_capacity(plan.cells.len());
     for (key, cell) in &plan.cells {
         let axes = axes.get(key).map_or("", String::as_str);
         let seed = if several_seeds { format!(", seed {}", cell.seed) } else { String::new() };

@@ -1,17 +1,20 @@
 //! A cell: one unit of work, identified by the content of its parameters.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
+use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::parameters::{DatasetParameters, MethodParameters, ModelParameters, TrainingParameters};
 
 /// The name of a cell: the first 128 bits of BLAKE3 over the cell's canonical JSON, as 32 hexadecimal digits.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub struct CellKey(String);
+///
+/// The digits lie in the key itself: grids of 100,000 cells sort, compare and copy very many.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CellKey([u8; CellKey::DIGITS]);
 
 impl CellKey {
     /// Number of hexadecimal digits.
@@ -20,23 +23,42 @@ impl CellKey {
     /// The name of the cell that this value describes.
     pub(crate) fn of(cell: &Value) -> Self {
         let digest = blake3::hash(canonical_json(cell).as_bytes());
-        Self(digest.to_hex()[..Self::DIGITS].to_owned())
+        digest.to_hex()[..Self::DIGITS].parse().expect("BLAKE3 gives 64 hexadecimal digits")
     }
 
     /// The digits.
     pub fn as_str(&self) -> &str {
-        &self.0
+        std::str::from_utf8(&self.0).expect("digits are ASCII")
     }
 
     /// The first eight digits: enough for a person to tell cells apart.
     pub fn short(&self) -> &str {
-        &self.0[..8]
+        &self.as_str()[..8]
     }
 }
 
 impl fmt::Display for CellKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
+        f.pad(self.as_str())
+    }
+}
+
+impl Hash for CellKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // A digest already; half of it tells cells apart.
+        state.write(&self.0[..16]);
+    }
+}
+
+impl fmt::Debug for CellKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CellKey").field(&self.as_str()).finish()
+    }
+}
+
+impl Serialize for CellKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 
@@ -45,7 +67,8 @@ impl FromStr for CellKey {
 
     fn from_str(text: &str) -> Result<Self, InvalidKey> {
         let digits = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        if digits && text.len() == Self::DIGITS { Ok(Self(text.to_owned())) } else { Err(InvalidKey(text.to_owned())) }
+        let key = text.as_bytes().try_into().ok().filter(|_| digits);
+        key.map(Self).ok_or_else(|| InvalidKey(text.to_owned()))
     }
 }
 
@@ -104,16 +127,16 @@ pub struct Cell {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training: Option<TrainingParameters>,
     /// The attack; `none` for clean training. A Prepare cell has those parameters alone that its result depends on.
-    pub attack: MethodParameters,
+    pub attack: Arc<MethodParameters>,
     /// The defense: of a Defend cell, and of a cell about the model that one left.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub defense: Option<MethodParameters>,
+    pub defense: Option<Arc<MethodParameters>>,
     /// The unlearning: of an Unlearn cell, and of a Measure cell that depends on its numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unlearning: Option<MethodParameters>,
+    pub unlearning: Option<Arc<MethodParameters>>,
     /// The measurement; Measure cells only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub measurement: Option<MethodParameters>,
+    pub measurement: Option<Arc<MethodParameters>>,
 }
 
 impl Cell {
@@ -248,11 +271,11 @@ pub(crate) mod tests {
                 schedule: Schedule::Cosine { t_max: 3 },
                 augmentation: Augmentation::Standard,
             }),
-            attack: MethodParameters {
-                name: attack.into(),
-                revision: 1,
-                parameters: json!({"poisoning_ratio": 0.1, "target_class": 0, "trigger": null}),
-            },
+            attack: MethodParameters::new(
+                attack,
+                1,
+                json!({"poisoning_ratio": 0.1, "target_class": 0, "trigger": null}),
+            ),
             defense: None,
             unlearning: None,
             measurement: None,
@@ -264,7 +287,7 @@ pub(crate) mod tests {
             kind: CellKind::Defend,
             training: None,
             parents: vec![train.key()],
-            defense: Some(MethodParameters { name: defense.into(), revision: 1, parameters: json!({"epochs": 1.0}) }),
+            defense: Some(MethodParameters::new(defense, 1, json!({"epochs": 1.0}))),
             ..train.clone()
         }
     }
@@ -291,8 +314,8 @@ pub(crate) mod tests {
         changed[0].seed = 1;
         changed[1].profile = "quick".into();
         changed[2].data_digest = "0124".into();
-        changed[3].attack.revision = 2;
-        changed[4].attack.parameters["target_class"] = json!(1);
+        Arc::make_mut(&mut changed[3].attack).revision = 2;
+        Arc::make_mut(&mut changed[4].attack).parameters["target_class"] = json!(1);
         changed[5].model.as_mut().unwrap().width = 16;
         changed[6].training.as_mut().unwrap().epochs = 4;
         let mut keys: Vec<_> = changed.iter().map(Cell::key).collect();
@@ -306,9 +329,7 @@ pub(crate) mod tests {
     fn a_cell_survives_its_toml_form() {
         let train = train_cell("blended", 3);
         let encoder = Cell { kind: CellKind::Prepare, model: None, training: None, ..train.clone() };
-        let method = |name: &str| {
-            Some(MethodParameters { name: name.into(), revision: 1, parameters: json!({"layer": null, "x": 1e-4}) })
-        };
+        let method = |name: &str| Some(MethodParameters::new(name, 1, json!({"layer": null, "x": 1e-4})));
         let unlearn =
             Cell { kind: CellKind::Unlearn, training: None, unlearning: method("unlearning"), ..train.clone() };
         let measure = Cell { kind: CellKind::Measure, measurement: method("nwc"), ..unlearn.clone() };

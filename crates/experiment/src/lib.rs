@@ -36,7 +36,8 @@ pub use parameters::{
 pub use plan::{Experiment, FigureSpec, GridPoint, Plan, TableSpec, outstanding};
 pub use planning::{ExperimentSource, ImagesFrom, Request, SlurmParameters, plan};
 pub use record::{
-    Artefact, CellRecord, Failure, NEURONS, Outcome, OutcomeKind, Provenance, RECORD_FORMAT, TracePoint, Versions,
+    Artefact, CellRecord, Failure, NEURONS, Outcome, OutcomeKind, Provenance, RECORD_FORMAT, RecordSummary, TracePoint,
+    Versions,
 };
 pub use registry::ATTACKS;
 pub use row::{NeuronRows, ResultRow, RowState, measurement_gives, neuron_rows, result_rows};

@@ -1,6 +1,8 @@
 //! The checked parameters of a cell. They are part of its key and of its record on disk, so this crate owns them:
 //! a field that is renamed here renames every cell.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -103,4 +105,11 @@ pub struct MethodParameters {
     pub revision: u32,
     /// Canonical parameters: one flat table of the shared and the method's own, all defaults filled.
     pub parameters: Value,
+}
+
+impl MethodParameters {
+    /// As cells share them.
+    pub fn new(name: impl Into<String>, revision: u32, parameters: Value) -> Arc<Self> {
+        Arc::new(Self { name: name.into(), revision, parameters })
+    }
 }

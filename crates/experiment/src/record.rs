@@ -42,6 +42,26 @@ pub struct CellRecord {
     pub provenance: Provenance,
 }
 
+/// What plans and tables need of a record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RecordSummary {
+    /// As in the record.
+    pub metrics: BTreeMap<String, f64>,
+    /// As in the record.
+    pub facts: Map<String, Value>,
+    /// Seconds of computing.
+    pub seconds: f64,
+    /// Largest resident memory of the process.
+    pub peak_memory_bytes: u64,
+}
+
+impl From<CellRecord> for RecordSummary {
+    fn from(record: CellRecord) -> Self {
+        let CellRecord { metrics, facts, provenance: Provenance { seconds, peak_memory_bytes, .. }, .. } = record;
+        Self { metrics, facts, seconds, peak_memory_bytes }
+    }
+}
+
 /// How a cell ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]

@@ -1,16 +1,16 @@
 //! One grid point joined with its record: what tables are made of.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use tsbd_analysis::NeuronVectors;
 
-use crate::cell::{Cell, CellKey, CellKind};
+use crate::cell::{CellKey, CellKind};
 use crate::plan::Plan;
-use crate::record::NEURONS;
-use crate::store::{Found, Store, StoreError, Verification};
+use crate::record::{NEURONS, RecordSummary};
+use crate::store::{Found, Store, StoreError};
 
 /// Whether a grid point has a result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,15 +108,9 @@ pub fn neuron_rows(rows: &[ResultRow], store: &Store) -> Result<Vec<NeuronRows>,
 
 /// The rows of a plan, in the order of its points. Reads, never writes; a damaged record counts as missing.
 pub fn result_rows(plan: &Plan, store: &Store) -> Result<Vec<ResultRow>, StoreError> {
-    let cells: BTreeSet<&CellKey> = plan.points.iter().map(|point| &point.cell).collect();
-    // What happened on the way is in no table, and is most of a record.
-    let light = |mut found| {
-        if let Found::Done(record) = &mut found {
-            record.trace = Vec::new();
-        }
-        found
-    };
-    let found = store.look_at_all(cells, Verification::Sizes, light)?;
+    let shown = plan.points.iter().map(|point| &point.cell);
+    let cells: BTreeSet<&CellKey> = shown.flat_map(|key| std::iter::once(key).chain(unlearned(key, plan))).collect();
+    let found: HashMap<CellKey, _> = store.look_at_all(cells, |found| found)?.into_iter().collect();
     let mut rows = Vec::with_capacity(plan.points.len());
     for point in &plan.points {
         let cell = &plan.cells[&point.cell];
@@ -143,9 +137,9 @@ pub fn result_rows(plan: &Plan, store: &Store) -> Result<Vec<ResultRow>, StoreEr
                 row.state = RowState::Done;
                 row.metrics = record.metrics.clone();
                 row.facts = record.facts.clone();
-                row.seconds = Some(record.provenance.seconds);
-                row.shared_seconds = shared_seconds(cell, plan, store)?;
-                row.peak_memory_mb = Some(record.provenance.peak_memory_bytes as f64 / 1e6);
+                row.seconds = Some(record.seconds);
+                row.shared_seconds = shared_seconds(unlearned(&point.cell, plan), &found);
+                row.peak_memory_mb = Some(record.peak_memory_bytes as f64 / 1e6);
             }
             Found::Failed(failure) => row.state = RowState::Failed(failure.reason.clone()),
             Found::Nothing | Found::Damaged(_) => {}
@@ -155,14 +149,22 @@ pub fn result_rows(plan: &Plan, store: &Store) -> Result<Vec<ResultRow>, StoreEr
     Ok(rows)
 }
 
-/// The seconds of the unlearnings among a cell's parents; nothing if there is none, or one without a result.
-fn shared_seconds(cell: &Cell, plan: &Plan, store: &Store) -> Result<Option<f64>, StoreError> {
+/// The unlearnings that a cell starts from.
+fn unlearned<'a>(key: &CellKey, plan: &'a Plan) -> impl Iterator<Item = &'a CellKey> {
+    plan.cells[key].parents.iter().filter(|key| plan.cells[*key].kind == CellKind::Unlearn)
+}
+
+/// The seconds of these unlearnings; nothing if there is none, or one without a result.
+fn shared_seconds<'a>(
+    unlearned: impl Iterator<Item = &'a CellKey>,
+    found: &HashMap<CellKey, Found<RecordSummary>>,
+) -> Option<f64> {
     let mut seconds = None;
-    for key in cell.parents.iter().filter(|key| plan.cells[*key].kind == CellKind::Unlearn) {
-        let Found::Done(record) = store.look(key, Verification::Sizes)? else { return Ok(None) };
-        seconds = Some(seconds.unwrap_or(0.0) + record.provenance.seconds);
+    for key in unlearned {
+        let Found::Done(record) = &found[key] else { return None };
+        seconds = Some(seconds.unwrap_or(0.0) + record.seconds);
     }
-    Ok(seconds)
+    seconds
 }
 
 /// A value without the quotes of JSON.

@@ -204,7 +204,7 @@ pub(crate) mod tests {
                     schedule: Schedule::Constant,
                     augmentation: Augmentation::None,
                 }),
-                attack: MethodParameters { name: "none".into(), revision: 1, parameters: serde_json::json!({}) },
+                attack: MethodParameters::new("none", 1, serde_json::json!({})),
                 defense: None,
                 unlearning: None,
                 measurement: None,

@@ -1,6 +1,6 @@
 //! Means and deviations: the points of one panel are split by place in the table and averaged over seeds.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use tsbd_experiment::{ResultRow, RowState};
 
@@ -24,16 +24,26 @@ pub(crate) struct Group {
 /// Averages over attacks by (column, metric).
 pub(crate) type Means = BTreeMap<(usize, usize), Mean>;
 
-/// The groups of a panel by (line, column).
-pub(crate) fn groups(
-    points: &[&ResultRow],
+/// What the points of a panel come to.
+#[derive(Debug)]
+pub(crate) struct Aggregate {
+    /// By (line, column).
+    pub(crate) groups: BTreeMap<(usize, usize), Group>,
+    /// Per column and metric: the mean over the attacks for each seed, then mean and deviation over the seeds. The model
+    /// without an attack is left out.
+    pub(crate) averages: Means,
+}
+
+/// Splits and averages points that are given with their (line, column).
+pub(crate) fn aggregate<'a>(
+    points: impl Iterator<Item = ((usize, usize), &'a ResultRow)>,
     metrics: &[Metric],
-    place: impl Fn(&ResultRow) -> Option<(usize, usize)>,
-) -> BTreeMap<(usize, usize), Group> {
+) -> Aggregate {
     /// A group, and its values by metric.
     type Part = (Group, Vec<Vec<f64>>);
     let mut parts: BTreeMap<(usize, usize), Part> = BTreeMap::new();
-    for (at, row) in placed(points, place) {
+    let mut over_attacks = OverAttacks::default();
+    for (at, row) in points {
         let (group, values) =
             parts.entry(at).or_insert_with(|| (Group::empty(metrics), vec![Vec::new(); metrics.len()]));
         group.points += 1;
@@ -43,15 +53,19 @@ pub(crate) fn groups(
             RowState::Missing => {}
         }
         for (position, metric) in metrics.iter().enumerate() {
-            values[position].extend(row.shown(&metric.name));
             group.defined[position] = group.defined[position] || metric.is_defined(row);
+            let Some(value) = row.shown(&metric.name) else { continue };
+            values[position].push(value);
+            if row.attack != "none" {
+                over_attacks.add((at.1, position), row.seed, value);
+            }
         }
     }
     let finish = |(at, (mut group, values)): (_, Part)| {
         group.metrics = values.iter().map(|values| mean(values)).collect();
         (at, group)
     };
-    parts.into_iter().map(finish).collect()
+    Aggregate { groups: parts.into_iter().map(finish).collect(), averages: over_attacks.means() }
 }
 
 impl Group {
@@ -60,36 +74,31 @@ impl Group {
     }
 }
 
-/// Per column and metric: the mean over the attacks for each seed, then mean and deviation over the seeds. The model
-/// without an attack is left out.
-pub(crate) fn averages(
-    points: &[&ResultRow],
-    metrics: &[Metric],
-    place: impl Fn(&ResultRow) -> Option<(usize, usize)>,
-) -> Means {
-    // Seeds in the order of the points: sums do not depend on how a map is ordered.
-    let mut seeds: Vec<u64> = Vec::new();
-    let mut seed_at: HashMap<u64, usize> = HashMap::new();
-    let mut per_seed: BTreeMap<(usize, usize), Vec<Sum>> = BTreeMap::new();
-    for ((_, column), row) in placed(points, place).filter(|(_, row)| row.attack != "none") {
-        let seed = *seed_at.entry(row.seed).or_insert_with(|| {
-            seeds.push(row.seed);
-            seeds.len() - 1
-        });
-        for (position, metric) in metrics.iter().enumerate() {
-            let Some(value) = row.shown(&metric.name) else { continue };
-            let sums = per_seed.entry((column, position)).or_default();
-            if sums.len() <= seed {
-                sums.resize(seed + 1, Sum::default());
-            }
-            sums[seed].add(value);
+/// Sums over the attacks. Seeds are in the order of the points: what comes out does not depend on how a map is ordered.
+#[derive(Debug, Default)]
+struct OverAttacks {
+    seeds: HashMap<u64, usize>,
+    per_seed: BTreeMap<(usize, usize), Vec<Sum>>,
+}
+
+impl OverAttacks {
+    fn add(&mut self, at: (usize, usize), seed: u64, value: f64) {
+        let next = self.seeds.len();
+        let seed = *self.seeds.entry(seed).or_insert(next);
+        let sums = self.per_seed.entry(at).or_default();
+        if sums.len() <= seed {
+            sums.resize(seed + 1, Sum::default());
         }
+        sums[seed].add(value);
     }
-    let over_seeds = per_seed.into_iter().filter_map(|(at, sums)| {
-        let means: Vec<f64> = sums.iter().filter_map(Sum::mean).collect();
-        Some((at, mean(&means)?))
-    });
-    over_seeds.collect()
+
+    fn means(self) -> Means {
+        let over_seeds = self.per_seed.into_iter().filter_map(|(at, sums)| {
+            let means: Vec<f64> = sums.iter().filter_map(Sum::mean).collect();
+            Some((at, mean(&means)?))
+        });
+        over_seeds.collect()
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -107,16 +116,6 @@ impl Sum {
     fn mean(&self) -> Option<f64> {
         (self.count > 0).then(|| self.sum / self.count as f64)
     }
-}
-
-/// The points that stand in the table with their places. A point that stands in the grid twice counts once.
-fn placed<'a>(
-    points: &[&'a ResultRow],
-    place: impl Fn(&ResultRow) -> Option<(usize, usize)>,
-) -> impl Iterator<Item = ((usize, usize), &'a ResultRow)> {
-    let mut seen = HashSet::new();
-    let placed = points.iter().filter_map(move |&row| Some((place(row)?, row)));
-    placed.filter(move |(at, row)| seen.insert((*at, row.seed, &row.key)))
 }
 
 /// Mean and sample standard deviation, the latter of at least two values.

@@ -1,7 +1,7 @@
 //! The axes of a grid as result rows show them, and how points fall into panels, rows and columns.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use tsbd_experiment::ResultRow;
 
@@ -31,8 +31,45 @@ pub(crate) fn known(rows: &[ResultRow]) -> Vec<String> {
 /// The distinct values of an axis, in the order of the grid. Points to which it does not apply are one value more.
 pub(crate) fn distinct(rows: &[ResultRow], axis: &str) -> Vec<Option<String>> {
     let mut seen = HashSet::new();
-    let values = rows.iter().map(|row| value(row, axis)).filter(|value| seen.insert(value.clone()));
-    values.map(|value| value.map(Cow::into_owned)).collect()
+    let mut values = Vec::new();
+    let mut before = None;
+    for row in rows {
+        let value = value(row, axis);
+        // In a grid's order most points have the value of the one before.
+        if before.as_ref() != Some(&value) && seen.insert(value.clone()) {
+            values.push(value.clone().map(Cow::into_owned));
+        }
+        before = Some(value);
+    }
+    values
+}
+
+/// Finds values of an axis among those that a table has.
+pub(crate) struct Positions<'a> {
+    axis: &'a str,
+    positions: HashMap<Option<Cow<'a, str>>, usize>,
+    /// What was found last: in a grid's order most points have the value of the one before.
+    before: Option<(Option<Cow<'a, str>>, Option<usize>)>,
+}
+
+impl<'a> Positions<'a> {
+    pub(crate) fn new(axis: &'a str, values: impl Iterator<Item = &'a Option<String>>) -> Self {
+        let positions = values.enumerate().map(|(at, value)| (value.as_deref().map(Cow::Borrowed), at)).collect();
+        Self { axis, positions, before: None }
+    }
+
+    /// The position of the value that `row` has.
+    pub(crate) fn of(&mut self, row: &'a ResultRow) -> Option<usize> {
+        let value = value(row, self.axis);
+        match &self.before {
+            Some((before, position)) if *before == value => *position,
+            _ => {
+                let position = self.positions.get(&value).copied();
+                self.before = Some((value, position));
+                position
+            }
+        }
+    }
 }
 
 /// Whether the values of an axis are rivals, of which one is the best: defenses are, and so are the settings of one.

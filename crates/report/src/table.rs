@@ -1,12 +1,11 @@
 //! The table in wide form: what stands in each place, before it is written in any format.
 
-use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::HashSet;
 
 use tsbd_experiment::{CellKey, Experiment, ResultRow, RowState};
 
-use crate::aggregate::{Group, averages, groups};
-use crate::axis;
+use crate::aggregate::{Aggregate, Group, Means, aggregate};
+use crate::axis::{self, Positions};
 use crate::contest::mark_best;
 use crate::error::{Error, Result};
 use crate::metric::Metric;
@@ -224,32 +223,32 @@ pub fn table(rows: &[ResultRow], experiment: &Experiment, titles: &Titles) -> Re
         })
         .collect();
 
-    let cow = |value: &Option<String>| value.clone().map(Cow::Owned);
-    let row_at: HashMap<_, usize> = row_values.iter().enumerate().map(|(at, value)| (cow(value), at)).collect();
-    let column_at: HashMap<_, usize> = columns.iter().enumerate().map(|(at, column)| (cow(&column.name), at)).collect();
+    let (count, failed) = survey(rows, titles);
     let mut panels = Vec::new();
     for choice in axis::panels(rows, &spec.rows, &spec.columns) {
-        let points: Vec<&ResultRow> = rows.iter().filter(|row| axis::belongs(row, &choice)).collect();
-        let place = |row: &ResultRow| {
-            let value = |axis: &str| axis::value(row, axis);
-            Some((*row_at.get(&value(&spec.rows))?, *column_at.get(&value(&spec.columns))?))
-        };
-        let found = groups(&points, &metrics, place);
+        let mut row_at = Positions::new(&spec.rows, row_values.iter());
+        let mut column_at = Positions::new(&spec.columns, columns.iter().map(|column| &column.name));
+        let points = rows.iter().filter(|row| axis::belongs(row, &choice));
+        let placed = points.filter_map(|row| Some(((row_at.of(row)?, column_at.of(row)?), row)));
+        // A point that stands in the grid twice counts once.
+        let mut seen = HashSet::new();
+        let may_repeat = count.cells < rows.len();
+        let distinct = placed.filter(|(at, row)| !may_repeat || seen.insert((*at, row.seed, &row.key)));
+        let Aggregate { groups, averages } = aggregate(distinct, &metrics);
         let lines = row_values.iter().enumerate().map(|(r, name)| Line {
             title: title(&spec.rows, name),
             name: name.clone(),
             entries: columns
                 .iter()
                 .enumerate()
-                .map(|(c, column)| entries(found.get(&(r, c)), column, &metrics))
+                .map(|(c, column)| entries(groups.get(&(r, c)), column, &metrics))
                 .collect(),
         });
         let mut lines: Vec<Line> = lines.collect();
         let attacked = |line: &&Line| line.name.as_deref() != Some("none");
         let mut average = None;
         if spec.rows == "attack" && lines.iter().filter(attacked).count() > 1 {
-            let means = averages(&points, &metrics, place);
-            average = Some(average_line(&lines, &columns, &metrics, &means));
+            average = Some(average_line(&lines, &columns, &metrics, &averages));
         }
         mark_best(&mut lines, average.as_mut(), &columns, &spec.rows, &spec.columns);
         panels.push(Panel { choice: choice.into_iter().collect(), lines, average });
@@ -261,8 +260,9 @@ pub fn table(rows: &[ResultRow], experiment: &Experiment, titles: &Titles) -> Re
         values.iter().map(|value| titles.of(axis, value)).collect::<Vec<_>>().join(" and ")
     };
     let material = format!("data {} · model {}", joined("dataset", &datasets), joined("model", &models));
-    let seeds: BTreeSet<u64> = rows.iter().map(|row| row.seed).collect();
-    let (count, failed) = survey(rows, titles);
+    let mut seeds: Vec<u64> = rows.iter().map(|row| row.seed).collect();
+    seeds.sort_unstable();
+    seeds.dedup();
     let unit = match (rows.iter().any(|row| row.measure == "none"), rows.iter().any(|row| row.measure != "none")) {
         (true, true) => Unit::Mixed,
         (false, true) => Unit::Plain,
@@ -275,7 +275,7 @@ pub fn table(rows: &[ResultRow], experiment: &Experiment, titles: &Titles) -> Re
         datasets,
         models,
         material,
-        seeds: seeds.into_iter().collect(),
+        seeds,
         count,
         failed,
         unit,
@@ -310,7 +310,7 @@ fn entries(group: Option<&Group>, column: &Column, metrics: &[Metric]) -> Vec<En
 }
 
 /// The line of averages. `means` gives mean and deviation per (column, metric of the table).
-fn average_line(lines: &[Line], columns: &[Column], metrics: &[Metric], means: &crate::aggregate::Means) -> Line {
+fn average_line(lines: &[Line], columns: &[Column], metrics: &[Metric], means: &Means) -> Line {
     let entry = |c: usize, m: usize, metric: &Metric| {
         let above =
             lines.iter().filter(|line| line.name.as_deref() != Some("none")).map(|line| line.entries[c][m].value);

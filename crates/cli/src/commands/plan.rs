@@ -5,9 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Value, json};
-use tsbd_experiment::{
-    Cell, CellKey, CellKind, Found, MethodParameters, OutcomeKind, Plan, Store, Verification, outstanding,
-};
+use tsbd_experiment::{Cell, CellKey, CellKind, Found, OutcomeKind, Plan, RecordSummary, Store, outstanding};
 
 use crate::columns::Columns;
 use crate::command_line::examples;
@@ -106,28 +104,27 @@ impl State {
 
 /// Looks every cell up.
 pub fn survey(plan: &Plan, store: &Store) -> Result<Vec<Line>, crate::failure::Failure> {
-    let keep = |found| match found {
-        Found::Done(record) => (State::Done, Some(record.provenance.seconds)),
+    let keep = |found: Found<RecordSummary>| match found {
+        Found::Done(record) => (State::Done, Some(record.seconds)),
         Found::Failed(failure) => (State::Failed(failure.reason), None),
         Found::Damaged(damage) => (State::Damaged(damage.to_string()), None),
         Found::Nothing => (State::ToDo, None),
     };
-    let mut found = store.look_at_all(plan.cells.keys(), Verification::Sizes, keep).map_err(planning::store_failure)?;
+    let found = store.look_at_all(plan.cells.keys(), keep).map_err(planning::store_failure)?;
     let done = found.iter().filter(|(_, (state, _))| *state == State::Done);
     let done: BTreeMap<CellKey, OutcomeKind> = done.map(|(key, _)| (key.clone(), OutcomeKind::Done)).collect();
     let wanted: HashSet<CellKey> = outstanding(plan, &done).into_iter().collect();
-    let labels = labels::of(plan);
+    let mut labels = labels::of(plan);
     let costs = Costs::of(plan, found.iter().filter_map(|(key, (_, seconds))| Some((key, (*seconds)?))));
-    let mut lines = Vec::new();
-    for (key, cell) in &plan.cells {
-        let (mut state, seconds) = found.remove(key).unwrap_or((State::ToDo, None));
+    let mut lines = Vec::with_capacity(found.len());
+    for ((key, cell), (_, (mut state, seconds))) in plan.cells.iter().zip(found) {
         if state != State::Done && !wanted.contains(key) {
             state = State::NotNeeded;
         }
         let images = cell.training.as_ref().zip(cell.dataset.train_images);
         lines.push(Line {
             key: key.clone(),
-            label: labels[key].clone(),
+            label: labels.remove(key).expect("every cell has a label"),
             kind: cell.kind,
             state,
             seconds: seconds.or_else(|| costs.estimate(cell)),
@@ -159,13 +156,11 @@ impl Costs {
     /// What cells of the same cost have in common: the network, images and training, defense, unlearning or measurement,
     /// whatever the attack and the seed.
     fn work(cell: &Cell) -> String {
-        let name = |method: &Option<MethodParameters>| method.as_ref().map(|method| method.name.clone());
         // What a groundwork costs depends on the attack, what a training costs does not.
         let attack = (cell.kind == CellKind::Prepare).then_some(&cell.attack);
-        let (defense, measurement) = (name(&cell.defense), name(&cell.measurement));
-        let unlearning = &cell.unlearning;
-        json!([cell.kind, cell.model, cell.dataset, cell.training, defense, measurement, unlearning, attack])
-            .to_string()
+        let methods = (cell.defense_name(), cell.measurement_name(), &cell.unlearning, attack);
+        serde_json::to_string(&(cell.kind, &cell.model, &cell.dataset, &cell.training, methods))
+            .expect("cells have string keys only")
     }
 }
 

@@ -255,12 +255,9 @@ struct Planner<'a> {
     problems: Problems,
 }
 
-fn unlearning_method(unlearning: &Unlearning) -> MethodParameters {
-    MethodParameters {
-        name: unlearning.of.stage().to_owned(),
-        revision: Unlearning::REVISION,
-        parameters: serde_json::to_value(unlearning).expect("an unlearning consists of names and numbers"),
-    }
+fn unlearning_method(unlearning: &Unlearning) -> Arc<MethodParameters> {
+    let parameters = serde_json::to_value(unlearning).expect("an unlearning consists of names and numbers");
+    MethodParameters::new(unlearning.of.stage(), Unlearning::REVISION, parameters)
 }
 
 /// Names of methods with their places in the grid, and a seed.
@@ -282,6 +279,18 @@ struct Trained {
 /// What was worked out for a name, for all points that ask for it.
 type Known<Key, Found> = RefCell<HashMap<Key, Found>>;
 
+/// A method with its checked parameters, and these as all its cells share them.
+struct Configured<M: ?Sized> {
+    method: Rc<M>,
+    shared: Arc<MethodParameters>,
+}
+
+impl<M: ?Sized> Clone for Configured<M> {
+    fn clone(&self) -> Self {
+        Self { method: Rc::clone(&self.method), shared: Arc::clone(&self.shared) }
+    }
+}
+
 /// What all points of one choice share.
 struct Basis {
     root: Table,
@@ -292,9 +301,9 @@ struct Basis {
     architecture: Arc<dyn Architecture>,
     training: TrainingParameters,
     // Reading a method's parameters takes longer than everything else about a point.
-    attacks: Known<&'static str, Option<Rc<dyn Attack>>>,
-    defenses: Known<&'static str, Option<Rc<dyn Defense>>>,
-    measurements: Known<&'static str, Option<Rc<dyn Measurement>>>,
+    attacks: Known<&'static str, Option<Configured<dyn Attack>>>,
+    defenses: Known<&'static str, Option<Configured<dyn Defense>>>,
+    measurements: Known<&'static str, Option<Configured<dyn Measurement>>>,
     trained: Known<(&'static str, u64), Rc<Trained>>,
 }
 
@@ -356,7 +365,8 @@ impl Planner<'_> {
             Err(error) => {
                 let key = match &error {
                     tsbd_models::ModelError::TooSmall { field: "image_size", .. } => "data.image_size",
-                    tsbd_models::ModelError::TooSmall { field: "width", .. } => "model.width",
+                    tsbd_models::ModelError::TooSmall { field: "width", .. }
+                    | tsbd_models::ModelError::TooLarge { .. } => "model.width",
                     _ => "model.name",
                 };
                 self.refuse(&root, key, error.to_string(), "choose another network or other images");
@@ -430,11 +440,11 @@ impl Planner<'_> {
         let entry = registry::attack(attack.0)?;
         // Both methods are checked even if one of them is refused.
         let configured = self.attack(basis, entry, attack.1);
-        let repaired = tsbd_defense::find(defense.0).map(|entry| Some((entry, self.defense(basis, entry, defense.1)?)));
-        let trained = self.trained(basis, entry, configured?.as_ref(), seed);
+        let repaired = tsbd_defense::find(defense.0).map(|entry| self.defense(basis, entry, defense.1));
+        let trained = self.trained(basis, entry, &configured?, seed);
         let subject = match repaired {
             None => trained.key.clone(),
-            Some(repaired) => self.defend(&trained, repaired?),
+            Some(repaired) => self.defend(&trained, &repaired?),
         };
         match tsbd_analysis::find(measure.0) {
             None => Some((subject, Needs::default())),
@@ -443,7 +453,12 @@ impl Planner<'_> {
     }
 
     /// An attack with its checked parameters.
-    fn attack(&mut self, basis: &Basis, entry: &'static AttackEntry, asked_at: &Place) -> Option<Rc<dyn Attack>> {
+    fn attack(
+        &mut self,
+        basis: &Basis,
+        entry: &'static AttackEntry,
+        asked_at: &Place,
+    ) -> Option<Configured<dyn Attack>> {
         if let Some(known) = basis.attacks.borrow().get(entry.name) {
             return known.clone();
         }
@@ -459,7 +474,10 @@ impl Planner<'_> {
             let checked = configured.check_training(&training);
             methods::check(checked, &methods::ATTACK, entry.name, root, asked_at, problems);
         }
-        let configured: Option<Rc<dyn Attack>> = configured.map(Rc::from);
+        let configured = configured.map(|attack| Configured {
+            shared: MethodParameters::new(entry.name, entry.revision, attack.parameters()),
+            method: Rc::from(attack),
+        });
         basis.attacks.borrow_mut().insert(entry.name, configured.clone());
         configured
     }
@@ -469,16 +487,17 @@ impl Planner<'_> {
         &mut self,
         basis: &Basis,
         entry: &'static AttackEntry,
-        configured: &dyn Attack,
+        configured: &Configured<dyn Attack>,
         seed: u64,
     ) -> Rc<Trained> {
         if let Some(known) = basis.trained.borrow().get(&(entry.name, seed)) {
             return Rc::clone(known);
         }
-        let prepare = configured.groundwork().map(|groundwork| self.groundwork(basis, entry, groundwork, seed));
+        let groundwork = configured.method.groundwork();
+        let prepare = groundwork.map(|groundwork| self.groundwork(basis, entry, groundwork, seed));
         let cell = Cell {
             parents: prepare.iter().cloned().collect(),
-            ..self.train(basis, entry, configured.parameters(), seed)
+            ..self.train(basis, Arc::clone(&configured.shared), seed)
         };
         let trained = Rc::new(Trained { key: self.insert(cell.clone()), cell, prepare });
         basis.trained.borrow_mut().insert((entry.name, seed), Rc::clone(&trained));
@@ -486,7 +505,12 @@ impl Planner<'_> {
     }
 
     /// A defense with its checked parameters.
-    fn defense(&mut self, basis: &Basis, entry: &'static DefenseEntry, asked_at: &Place) -> Option<Rc<dyn Defense>> {
+    fn defense(
+        &mut self,
+        basis: &Basis,
+        entry: &'static DefenseEntry,
+        asked_at: &Place,
+    ) -> Option<Configured<dyn Defense>> {
         if let Some(known) = basis.defenses.borrow().get(entry.name) {
             return known.clone();
         }
@@ -497,7 +521,10 @@ impl Planner<'_> {
             methods::check(checked, &methods::DEFENSE, entry.name, root, asked_at, problems);
             problems.len() == before
         });
-        let configured: Option<Rc<dyn Defense>> = configured.map(Rc::from);
+        let configured = configured.map(|defense| Configured {
+            shared: MethodParameters::new(entry.name, entry.revision, defense.parameters()),
+            method: Rc::from(defense),
+        });
         basis.defenses.borrow_mut().insert(entry.name, configured.clone());
         configured
     }
@@ -508,7 +535,7 @@ impl Planner<'_> {
         basis: &Basis,
         entry: &'static MeasurementEntry,
         asked_at: &Place,
-    ) -> Option<Rc<dyn Measurement>> {
+    ) -> Option<Configured<dyn Measurement>> {
         if let Some(known) = basis.measurements.borrow().get(entry.name) {
             return known.clone();
         }
@@ -518,23 +545,25 @@ impl Planner<'_> {
             let checked = configured.check(basis.architecture.as_ref());
             methods::check(checked, &methods::MEASURE, entry.name, root, asked_at, problems);
         }
-        let configured: Option<Rc<dyn Measurement>> = configured.map(Rc::from);
+        let configured = configured.map(|measurement| Configured {
+            shared: MethodParameters::new(entry.name, entry.revision, measurement.parameters()),
+            method: Rc::from(measurement),
+        });
         basis.measurements.borrow_mut().insert(entry.name, configured.clone());
         configured
     }
 
     /// The cell in which a trained model is repaired, after those that it starts from.
-    fn defend(&mut self, trained: &Trained, configured: (&DefenseEntry, Rc<dyn Defense>)) -> CellKey {
-        let (entry, configured) = configured;
+    fn defend(&mut self, trained: &Trained, configured: &Configured<dyn Defense>) -> CellKey {
         let Trained { key, cell, prepare } = trained;
-        let unlearned = configured.unlearning().map(|unlearning| self.unlearn((key, cell), Vec::new(), &unlearning));
-        let parameters = configured.parameters();
+        let unlearning = configured.method.unlearning();
+        let unlearned = unlearning.map(|unlearning| self.unlearn((key, cell), Vec::new(), &unlearning));
         self.insert(Cell {
             kind: CellKind::Defend,
             training: None,
             // What the trigger is made of is needed to measure the repaired model.
             parents: std::iter::once(key.clone()).chain(prepare.clone()).chain(unlearned).collect(),
-            defense: Some(MethodParameters { name: entry.name.to_owned(), revision: entry.revision, parameters }),
+            defense: Some(Arc::clone(&configured.shared)),
             ..cell.clone()
         })
     }
@@ -550,7 +579,7 @@ impl Planner<'_> {
     ) -> Option<(CellKey, Needs)> {
         let asked_at = asked.measure.1;
         let configured = self.measurement(basis, entry, asked_at)?;
-        let needs = configured.needs();
+        let needs = configured.method.needs();
         let mut refuse = |value: &str, reason: String, hint: &str| {
             self.problems.add(asked_at, "grid.measure", Some(value.to_owned()), reason, hint);
         };
@@ -572,7 +601,7 @@ impl Planner<'_> {
         parents.extend(trigger.clone());
         let mut numbers = None;
         if needs.unlearning || needs.unlearned || needs.poison_unlearned.is_some() {
-            let unlearning = self.defense(basis, &tsbd_defense::tsbd::TSBD, asked_at)?.unlearning()?;
+            let unlearning = self.defense(basis, &tsbd_defense::tsbd::TSBD, asked_at)?.method.unlearning()?;
             if needs.unlearned {
                 parents.push(self.unlearn((&subject_key, &subject), Vec::new(), &unlearning));
             }
@@ -595,20 +624,19 @@ impl Planner<'_> {
                 return None;
             };
             let defense = self.defense(basis, scoring, asked_at)?;
-            if !defense.scores_neurons() {
+            if !defense.method.scores_neurons() {
                 let hint = format!("take it out of measures.{}.methods", entry.name);
                 self.problems.add(asked_at, "grid.measure", Some(name.clone()), "it orders no neurons", hint);
                 return None;
             }
-            parents.push(self.defend(trained, (scoring, defense)));
+            parents.push(self.defend(trained, &defense));
         }
-        let parameters = configured.parameters();
         let measure = self.insert(Cell {
             kind: CellKind::Measure,
             training: None,
             parents,
             unlearning: numbers,
-            measurement: Some(MethodParameters { name: entry.name.to_owned(), revision: entry.revision, parameters }),
+            measurement: Some(configured.shared),
             ..subject
         });
         Some((measure, needs))
@@ -616,13 +644,14 @@ impl Planner<'_> {
 
     /// The cell that trains the clean model with the images and network of a point.
     fn clean_model(&mut self, basis: &Basis, training: TrainingParameters, seed: u64) -> CellKey {
-        let parameters = Value::Object(serde_json::Map::new());
-        let train = self.train(basis, &tsbd_attack::NONE, parameters, seed);
+        let none = &tsbd_attack::NONE;
+        let attack = MethodParameters::new(none.name, none.revision, Value::Object(serde_json::Map::new()));
+        let train = self.train(basis, attack, seed);
         self.insert(Cell { training: Some(training), ..train })
     }
 
     /// The cell that trains a model from nothing but the data set.
-    fn train(&self, basis: &Basis, entry: &AttackEntry, parameters: Value, seed: u64) -> Cell {
+    fn train(&self, basis: &Basis, attack: Arc<MethodParameters>, seed: u64) -> Cell {
         Cell {
             kind: CellKind::Train,
             profile: self.profile.to_owned(),
@@ -632,7 +661,7 @@ impl Planner<'_> {
             dataset: basis.dataset.clone(),
             model: Some(basis.model.clone()),
             training: Some(basis.training.clone()),
-            attack: MethodParameters { name: entry.name.to_owned(), revision: entry.revision, parameters },
+            attack,
             defense: None,
             unlearning: None,
             measurement: None,
@@ -654,8 +683,8 @@ impl Planner<'_> {
     /// The cell that makes what an attack starts from, and the clean model below it if it needs one: the same cells for
     /// all points whose groundwork is the same.
     fn groundwork(&mut self, basis: &Basis, entry: &AttackEntry, groundwork: &dyn Groundwork, seed: u64) -> CellKey {
-        let prepare =
-            Cell { kind: CellKind::Prepare, training: None, ..self.train(basis, entry, groundwork.parameters(), seed) };
+        let attack = MethodParameters::new(entry.name, entry.revision, groundwork.parameters());
+        let prepare = Cell { kind: CellKind::Prepare, training: None, ..self.train(basis, attack, seed) };
         if !groundwork.needs_clean_model() {
             return self.insert(Cell { model: None, ..prepare });
         }

@@ -70,21 +70,37 @@ pub(super) fn check(
         Ok(record) => record,
         Err(error) => return Ok(Err(error.to_string())),
     };
-    for (name, artefact) in &record.artefacts {
-        let path = store.artefact(key, name);
-        let length = match fs::metadata(&path) {
+    let lengths = record.artefacts.iter().map(|(name, artefact)| (name.as_str(), artefact.bytes));
+    if let Err(reason) = sizes(store, key, lengths)? {
+        return Ok(Err(reason));
+    }
+    if verification == Verification::Digests {
+        for (name, artefact) in &record.artefacts {
+            if file_digest(&store.artefact(key, name)).map_err(file_error)? != artefact.blake3 {
+                return Ok(Err(format!("its file {name} was changed after it was published")));
+            }
+        }
+    }
+    Ok(Ok(record))
+}
+
+/// Whether the artefacts of a cell, given with their lengths, are there, or what is wrong.
+pub(super) fn sizes<'a>(
+    store: &Store,
+    key: &CellKey,
+    artefacts: impl Iterator<Item = (&'a str, u64)>,
+) -> Result<Result<(), String>, StoreError> {
+    for (name, expected) in artefacts {
+        let length = match fs::metadata(store.artefact(key, name)) {
             Ok(metadata) => metadata.len(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(Err(format!("its file {name} is missing")));
             }
             Err(error) => return Err(file_error(error)),
         };
-        if length != artefact.bytes {
-            return Ok(Err(format!("its file {name} has {length} bytes instead of {}", artefact.bytes)));
-        }
-        if verification == Verification::Digests && file_digest(&path).map_err(file_error)? != artefact.blake3 {
-            return Ok(Err(format!("its file {name} was changed after it was published")));
+        if length != expected {
+            return Ok(Err(format!("its file {name} has {length} bytes instead of {expected}")));
         }
     }
-    Ok(Ok(record))
+    Ok(Ok(()))
 }

@@ -4,6 +4,7 @@
 //! results/
 //!   coordinator.lock               held by the process that runs a grid; says who it is
 //!   status.json                    what it is doing (the orchestrator writes it)
+//!   index                          what was read of very many records; may be removed at any time
 //!   cells/<key>/
 //!     cell.toml                    the cell's parameters, readable
 //!     record.json                  the result; exists only whole, never changes
@@ -23,6 +24,7 @@
 
 mod attempt;
 mod damage;
+mod index;
 mod lock;
 mod publication;
 
@@ -37,9 +39,10 @@ pub use damage::Damage;
 pub use lock::{CoordinatorLock, LockHolder, host_name};
 pub use publication::Published;
 
+use self::index::{Identity, Index, Indexed, NewLine};
 use crate::cell::{Cell, CellKey};
 use crate::plan::Plan;
-use crate::record::{CellRecord, Failure, OutcomeKind, RecordError};
+use crate::record::{CellRecord, Failure, OutcomeKind, RecordError, RecordSummary};
 
 /// A results folder. Opening it creates nothing.
 #[derive(Debug, Clone)]
@@ -130,13 +133,13 @@ pub enum Verification {
     Digests,
 }
 
-/// What the store holds of a cell.
+/// What the store holds of a cell: of a result the record, or a part of it.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Found {
+pub enum Found<R = CellRecord> {
     /// Neither a result nor a failure.
     Nothing,
     /// A result.
-    Done(Box<CellRecord>),
+    Done(Box<R>),
     /// The last attempt failed.
     Failed(Box<Failure>),
     /// A record that cannot be believed; counts as not there.
@@ -220,28 +223,53 @@ impl Store {
         Ok(self.failure(key)?.map_or(Found::Nothing, |failure| Found::Failed(Box::new(failure))))
     }
 
-    /// What `keep` keeps of what is there of each of these cells. Looks on all cores.
+    /// [`Self::look`] at the sizes of artefacts, and at the record itself only if it is not as `index` knows it; with the
+    /// line that the index lacks.
+    fn glance(&self, key: &CellKey, index: &Index) -> Result<(Found<RecordSummary>, Option<NewLine>), StoreError> {
+        let identity = fs::metadata(self.artefact(key, "record.json")).ok().map(|metadata| Identity::of(&metadata));
+        if let Some(Indexed { artefacts, summary }) = identity.and_then(|identity| index.get(key, identity))
+            && damage::sizes(self, key, artefacts.iter().map(|(name, bytes)| (name.as_str(), *bytes)))?.is_ok()
+        {
+            return Ok((Found::Done(Box::new(summary)), None));
+        }
+        Ok(match self.look(key, Verification::Sizes)? {
+            Found::Done(record) => {
+                let artefacts =
+                    record.artefacts.iter().map(|(name, artefact)| (name.clone(), artefact.bytes)).collect();
+                let summary = RecordSummary::from(*record);
+                let line = identity.filter(Identity::is_settled).map(|identity| NewLine {
+                    key: key.clone(),
+                    identity,
+                    indexed: Indexed { artefacts, summary: summary.clone() },
+                });
+                (Found::Done(Box::new(summary)), line)
+            }
+            Found::Nothing => (Found::Nothing, None),
+            Found::Failed(failure) => (Found::Failed(failure), None),
+            Found::Damaged(damage) => (Found::Damaged(damage), None),
+        })
+    }
+
+    /// What `keep` keeps of what is there of each of these cells, in their order; artefacts have the right sizes. Looks on all cores;
+    /// where there are very many records, it notes what it read of them for the next time.
     pub fn look_at_all<'a, T: Send>(
         &self,
         keys: impl IntoIterator<Item = &'a CellKey>,
-        verification: Verification,
-        keep: impl Fn(Found) -> T + Sync,
-    ) -> Result<BTreeMap<CellKey, T>, StoreError> {
-        let keys: Vec<&CellKey> = keys.into_iter().collect();
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let share = keys.len().div_ceil(cores).max(1);
-        let look = |keys: &[&CellKey]| -> Result<Vec<(CellKey, T)>, StoreError> {
-            keys.iter().map(|&key| Ok((key.clone(), keep(self.look(key, verification)?)))).collect()
-        };
-        let look = &look;
-        std::thread::scope(|scope| {
-            let shares: Vec<_> = keys.chunks(share).map(|keys| scope.spawn(move || look(keys))).collect();
-            let mut found = BTreeMap::new();
-            for share in shares {
-                found.extend(share.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-            }
-            Ok(found)
-        })
+        keep: impl Fn(Found<RecordSummary>) -> T + Sync,
+    ) -> Result<Vec<(CellKey, T)>, StoreError> {
+        let index = Index::read(self);
+        let glances = on_all_cores(keys, |key| {
+            let (found, new) = self.glance(key, &index)?;
+            Ok((keep(found), new))
+        })?;
+        let mut new = Vec::new();
+        let kept = glances.into_iter().map(|(key, (kept, line))| {
+            new.extend(line);
+            (key, kept)
+        });
+        let kept = kept.collect();
+        index.extend(self, &new);
+        Ok(kept)
     }
 
     /// What is there of every cell of a plan.
@@ -253,7 +281,8 @@ impl Store {
             Found::Failed(_) => Ok(Some(OutcomeKind::Failed)),
             Found::Damaged(damage) => Err(damage),
         };
-        for (key, found) in self.look_at_all(plan.cells.keys(), verification, light)? {
+        let all = on_all_cores(plan.cells.keys(), |key| Ok(light(self.look(key, verification)?)))?;
+        for (key, found) in all {
             match found {
                 Ok(outcome) => survey.found.extend(outcome.map(|outcome| (key, outcome))),
                 Err(damage) => survey.damaged.push(damage),
@@ -288,6 +317,28 @@ impl Store {
         let text = serde_json::to_string_pretty(failure).expect("a failure has string keys only");
         write_atomically(&self.artefact(&failure.key, "failure.json"), text.as_bytes())
     }
+}
+
+/// What `look` finds of each of these cells, the cells shared out among all cores; the first error otherwise.
+fn on_all_cores<'a, T: Send>(
+    keys: impl IntoIterator<Item = &'a CellKey>,
+    look: impl Fn(&CellKey) -> Result<T, StoreError> + Sync,
+) -> Result<Vec<(CellKey, T)>, StoreError> {
+    let keys: Vec<&CellKey> = keys.into_iter().collect();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let look = |keys: &[&CellKey]| -> Result<Vec<(CellKey, T)>, StoreError> {
+        keys.iter().map(|&key| Ok((key.clone(), look(key)?))).collect()
+    };
+    let look = &look;
+    std::thread::scope(|scope| {
+        let shares = keys.chunks(keys.len().div_ceil(cores).max(1));
+        let shares: Vec<_> = shares.map(|keys| scope.spawn(move || look(keys))).collect();
+        let mut found = Vec::with_capacity(keys.len());
+        for share in shares {
+            found.extend(share.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(found)
+    })
 }
 
 /// Writes a file whole or not at all: a synced temporary file beside it takes its place. Creates the folder.

@@ -36,7 +36,7 @@ pub(super) fn run(setting: Setting, workspace: &CellWorkspace) -> Result<Conclus
     };
     let unlearned = |of| unlearn::result(workspace, others, of, &setting.architecture, &setting.device);
     let (clean_unlearned, poison_unlearned) = (unlearned(Unlearned::Clean)?, unlearned(Unlearned::Poison)?);
-    let numbers = cell.unlearning.as_ref().map(unlearn::configure).transpose()?;
+    let numbers = cell.unlearning.as_deref().map(unlearn::configure).transpose()?;
     let train = || Arc::clone(&setting.dataset.train) as _;
     let unlearning = match &numbers {
         Some(unlearning) => Some((unlearning, unlearn::clean_images(unlearning, train(), cell.seed)?)),

@@ -30,7 +30,7 @@ pub fn grid(attacks: &[&str], defenses: &[&str]) -> Plan {
         let train = cell(attack);
         let key = add(&mut plan, train.clone(), "none");
         for defense in defenses {
-            let defense = MethodParameters { name: (*defense).into(), revision: 1, parameters: json!({}) };
+            let defense = MethodParameters::new(*defense, 1, json!({}));
             let name = defense.name.clone();
             let cell = Cell {
                 kind: CellKind::Defend,
@@ -77,7 +77,7 @@ fn cell(attack: &str) -> Cell {
             schedule: Schedule::Constant,
             augmentation: Augmentation::None,
         }),
-        attack: MethodParameters { name: attack.into(), revision: 1, parameters: json!({}) },
+        attack: MethodParameters::new(attack, 1, json!({})),
         defense: None,
         unlearning: None,
         measurement: None,
