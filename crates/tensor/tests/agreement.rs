@@ -242,8 +242,10 @@ fn wide_layers_in_f32_are_those_in_f64_with_any_number_of_threads() {
     // Winograd: 300 tiles with partial ones, in 2 groups of several pieces; 2x3 blocks of channels, the last ones of 8 and 16
     // channels (for registers of 8), of 16 (for both), and of 32 (for tiles as well).
     for (inputs, outputs) in [(72, 136), (80, 144), (96, 160)] {
-        let arguments = [values(&[12, 19, 18, inputs], 1), values(&[3, 3, inputs, outputs], 2)];
-        compare_on_any_threads(&arguments, rounding(), &|v| v[0].conv2d(&v[1], None, Conv2d { stride: 1, padding: 1 }));
+        let options = Conv2d { stride: 1, padding: 1 };
+        let arguments = [values(&[12, 19, 18, inputs], 1), values(&[3, 3, inputs, outputs], 2), values(&[outputs], 3)];
+        compare_on_any_threads(&arguments[..2], rounding(), &|v| v[0].conv2d(&v[1], None, options));
+        compare_on_any_threads(&arguments, rounding(), &|v| v[0].conv2d(&v[1], Some(&v[2]), options));
     }
     // Direct: 810 pixels in 2 groups, odd panels for registers of 8 and of 16, more steps than are taken at once; the larger
     // one with its kernel in rows.

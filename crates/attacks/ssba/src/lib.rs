@@ -152,7 +152,7 @@ struct Hiding {
 }
 
 /// Images that are encoded together.
-const BATCH: usize = 32;
+const BATCH: usize = 16;
 
 impl Hiding {
     fn of(parameters: &Parameters, material: Option<&Material>) -> Result<Hiding, Error> {

@@ -7,7 +7,7 @@
 
 use tsbd_data::CHANNELS;
 use tsbd_nn::{Layer, Module, Network, Pass, Result};
-use tsbd_tensor::Var;
+use tsbd_tensor::{Conv2d, Tensor, Var};
 
 /// Bits of a fingerprint.
 pub const BITS: usize = 100;
@@ -68,7 +68,7 @@ impl Encoder {
     /// range. `size` is a multiple of 16.
     pub fn encode(&self, pass: &Pass<'_, Encoder>, images: &Var, pictures: &Var) -> Result<Var> {
         let conv = |name: &str, x: &Var| Ok::<Var, tsbd_nn::Error>(pass.conv(name, x)?.relu()?);
-        let up = |name: &str, x: &Var| conv(name, &x.upsample_nearest(2)?.pad_zeros([0, 1, 0, 1])?);
+        let up = |name: &str, x: &Var| Ok::<Var, tsbd_nn::Error>(enlarged(pass, name, x)?.relu()?);
         let beside = |parts: &[&Var]| Var::concat_channels(parts);
         let both = beside(&[pictures, images])?;
         let conv1 = conv("conv1", &both)?;
@@ -79,10 +79,40 @@ impl Encoder {
         let conv6 = conv("conv6", &beside(&[&conv4, &up("up6", &conv5)?])?)?;
         let conv7 = conv("conv7", &beside(&[&conv3, &up("up7", &conv6)?])?)?;
         let conv8 = conv("conv8", &beside(&[&conv2, &up("up8", &conv7)?])?)?;
-        let conv9 = conv("conv9", &beside(&[&conv1, &up("up9", &conv8)?, &both])?)?;
+        let conv9 = self.conv9(pass, [&conv1, &up("up9", &conv8)?, &both])?.relu()?;
         let conv10 = conv("conv10", &conv9)?;
         Ok(pass.conv("residual", &conv10)?.sigmoid()?)
     }
+
+    /// The convolution `conv9` of `parts` beside each other. Six channels too many to fill registers: with zeros added to
+    /// them, and to the weight, it is one of the sizes that are computed fast, and most of the net's products are here.
+    fn conv9(&self, pass: &Pass<'_, Encoder>, parts: [&Var; 3]) -> Result<Var> {
+        let (weight, bias) = (pass.parameter("conv9.weight")?, pass.parameter("conv9.bias")?);
+        let (channels, width) = (weight.dims()[2], weight.dims()[3]);
+        let added = width - channels % width;
+        let zeros = |dims: &[usize]| -> Result<Var> {
+            Ok(Var::constant(Tensor::zeros(dims, weight.tensor().dtype(), weight.tensor().device())?))
+        };
+        let mut dims = parts[0].dims().to_vec();
+        dims[3] = added;
+        let [first, second, third] = parts;
+        let x = Var::concat_channels(&[first, second, third, &zeros(&dims)?])?;
+        let taps = weight.reshape(&[9, channels * width])?;
+        let taps = Var::concat_channels(&[&taps, &zeros(&[9, added * width])?])?;
+        let weight = taps.reshape(&[3, 3, channels + added, width])?;
+        Ok(x.conv2d(&weight, Some(&bias), Conv2d { stride: 1, padding: 1 })?)
+    }
+}
+
+/// The convolution `name`, 2x2, of `x` with its pixels repeated and a row and a column of zeros after them: as a convolution of
+/// 3x3 whose first taps are zeros, which is computed faster.
+fn enlarged(pass: &Pass<'_, Encoder>, name: &str, x: &Var) -> Result<Var> {
+    let weight = pass.parameter(&format!("{name}.weight"))?;
+    let (channels, filters) = (weight.dims()[2], weight.dims()[3]);
+    let taps = weight.reshape(&[1, 2, 2, channels * filters])?.pad_zeros([1, 0, 1, 0])?;
+    let weight = taps.reshape(&[3, 3, channels, filters])?;
+    let bias = pass.parameter(&format!("{name}.bias"))?;
+    Ok(x.upsample_nearest(2)?.conv2d(&weight, Some(&bias), Conv2d { stride: 1, padding: 1 })?)
 }
 
 impl Network for Encoder {

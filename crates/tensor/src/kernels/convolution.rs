@@ -211,21 +211,11 @@ pub(crate) fn forward<T: Element>(
     {
         return y;
     }
-    let addend = match start {
-        Start::Nothing => Some(None),
-        Start::Residual(residual) => Some(Some(residual)),
-        Start::Bias(_) => None,
-    };
-    if fast
-        && let (Some(x), Some(weight), Some(addend)) = (T::single(x), T::single(weight), addend)
-        && let Some(y) = winograd::forward(g, x, weight, addend.and_then(T::single)).and_then(T::from_single)
-    {
-        return y;
-    }
-    if let (Some(x), Some(weight), Some(start)) = (T::single(x), T::single(weight), start.single())
-        && let Some(y) = direct::forward(g, fast, x, weight, start).and_then(T::from_single)
-    {
-        return y;
+    if let (Some(x), Some(weight), Some(start)) = (T::single(x), T::single(weight), start.single()) {
+        let winograd = if fast { winograd::forward(g, x, weight, start) } else { None };
+        if let Some(y) = winograd.or_else(|| direct::forward(g, fast, x, weight, start)).and_then(T::from_single) {
+            return y;
+        }
     }
     let (patch, out) = (g.patch(), g.out_channels);
     let piece = g.pixels_per_piece();

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::convolution::Geometry;
+use super::convolution::{Geometry, Start};
 use super::lanes::with_widest_lanes;
 use super::product::{LINE, Products};
 use super::{Element, Shared, written};
@@ -186,13 +186,13 @@ unsafe fn transformed_turned_weight<L: Products>(weight: &[f32], k: usize, n: us
     u
 }
 
-/// The convolution of `x` with a weight `[3, 3, in, out]`, plus `addend`.
-pub(super) fn forward(g: &Geometry, x: &[f32], weight: &[f32], addend: Option<&[f32]>) -> Option<Vec<f32>> {
+/// The convolution of `x` with a weight `[3, 3, in, out]`, plus `start`.
+pub(super) fn forward(g: &Geometry, x: &[f32], weight: &[f32], start: Start<f32>) -> Option<Vec<f32>> {
     with_lanes!(g, L => {
         // SAFETY: the lanes are the machine's.
         unsafe {
             let weight = transformed_weight::<L>(weight, g.in_channels, g.out_channels);
-            convolve::<L>(g, x, &weight, addend)
+            convolve::<L>(g, x, &weight, start)
         }
     })
 }
@@ -204,19 +204,24 @@ pub(super) fn backward_input(g: &Geometry, dy: &[f32], weight: &[f32], existing:
         // SAFETY: the lanes are the machine's.
         unsafe {
             let weight = transformed_turned_weight::<L>(weight, g.out_channels, g.in_channels);
-            convolve::<L>(&turned_sizes, dy, &weight, existing)
+            convolve::<L>(&turned_sizes, dy, &weight, existing.map_or(Start::Nothing, Start::Residual))
         }
     })
 }
 
-/// The convolution with transformed weights, plus `addend`.
+/// The convolution with transformed weights, plus `start`.
 ///
 /// # Safety
 /// The lanes' instructions.
-unsafe fn convolve<L: Products>(g: &Geometry, x: &[f32], weight: &Positions, addend: Option<&[f32]>) -> Vec<f32> {
+unsafe fn convolve<L: Products>(g: &Geometry, x: &[f32], weight: &Positions, start: Start<f32>) -> Vec<f32> {
     let (input, output) = (Maps::input(g), Maps::output(g));
-    assert!(x.len() == input.length() && addend.is_none_or(|addend| addend.len() == output.length()));
     let (k, n) = (g.in_channels, g.out_channels);
+    assert_eq!(x.len(), input.length());
+    match start {
+        Start::Nothing => {}
+        Start::Bias(bias) => assert_eq!(bias.len(), n),
+        Start::Residual(residual) => assert_eq!(residual.len(), output.length()),
+    }
     assert!(weight.stride >= k * n);
     let (tiles, piece) = (input.tiles(), tiles_per_piece::<L>(g));
     // SAFETY: the caller vouches for the lanes; the pieces write every tile of the output, each its own; the
@@ -236,8 +241,7 @@ unsafe fn convolve<L: Products>(g: &Geometry, x: &[f32], weight: &Positions, add
                         let (v, m) = (v.add(position * v_stride), m.add(position * m_stride));
                         L::product([count, n, k], v, weight.at(position, 0), m, false);
                     }
-                    let addend = addend.map(<[f32]>::as_ptr);
-                    transform::tiles::<L>(&output, m, m_stride, first, count, addend, y.at(0));
+                    transform::tiles::<L>(&output, m, m_stride, first, count, start, y.at(0));
                 });
             });
         })

@@ -9,6 +9,7 @@
 #![allow(clippy::needless_range_loop)] // rows and columns of small squares are told apart by their indices
 
 use super::{Maps, Positions};
+use crate::kernels::convolution::Start;
 use crate::kernels::lanes::{Lanes, for_lanes, prefetch};
 use crate::kernels::product::Products;
 
@@ -241,13 +242,13 @@ for_lanes! {
 }
 
 for_lanes! {
-    /// Transforms products back to tiles of the output and adds `addend` (in the layout of the output).
+    /// Transforms products back to tiles of the output and adds `start`.
     ///
     /// # Safety
-    /// The lanes' instructions; `y`, and `addend` if there is one, hold the maps; `products` is laid out as by
+    /// The lanes' instructions; `y`, and a residual, hold the maps, a bias their channels; `products` is laid out as by
     /// [`patches`].
     pub(super) unsafe fn tiles<L: Lanes>(
-        maps: &Maps, products: *const f32, stride: usize, first: usize, count: usize, addend: Option<*const f32>,
+        maps: &Maps, products: *const f32, stride: usize, first: usize, count: usize, start: Start<f32>,
         y: *mut f32,
     ) {
         for tile in 0..count {
@@ -256,8 +257,8 @@ for_lanes! {
             let next = maps.element(maps.tile(first + tile + AHEAD));
             for channel in (0..maps.channels).step_by(L::COUNT) {
                 prefetch_tile(maps, y.wrapping_add(next + channel), TILE);
-                if let Some(addend) = addend {
-                    prefetch_tile(maps, addend.wrapping_add(next + channel), TILE);
+                if let Start::Residual(residual) = start {
+                    prefetch_tile(maps, residual.as_ptr().wrapping_add(next + channel), TILE);
                 }
                 // SAFETY: pixels outside the map are not touched; the rest is as the caller vouches.
                 unsafe {
@@ -274,9 +275,10 @@ for_lanes! {
                         for (column, value) in output(values).into_iter().enumerate() {
                             if whole || square.holds(row, column) {
                                 let pixel = square.corner as usize + (row * maps.width + column) * maps.pixel + channel;
-                                let value = match addend {
-                                    Some(addend) => value + L::load(addend.add(pixel)),
-                                    None => value,
+                                let value = match start {
+                                    Start::Nothing => value,
+                                    Start::Bias(bias) => value + L::load(bias.as_ptr().add(channel)),
+                                    Start::Residual(residual) => value + L::load(residual.as_ptr().add(pixel)),
                                 };
                                 value.store(y.add(pixel));
                             }
