@@ -16,6 +16,7 @@ use tsbd_nn::{
 
 use crate::Error;
 use crate::context::{Context, Observer};
+use tsbd_attack::DatasetFacts;
 
 /// Which images are unlearned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -85,10 +86,22 @@ impl Unlearning {
     pub const STREAMS: &'static str = "tsbd";
     /// Raised whenever the same numbers give other results; part of a cell's key.
     pub const REVISION: u32 = 1;
+    /// How many epochs an estimate counts, where so many are allowed.
+    const ASSUMED_EPOCHS: usize = 10;
 
     /// The same on triggered images: until the attack success rate is at most `asr`.
     pub fn of_poison(&self, asr: f64) -> Unlearning {
         Unlearning { of: Unlearned::Poison, clean_ratio: None, stop_at: asr, ..self.clone() }
+    }
+
+    /// About how many images go forward and backward through the network, as of a defense: the epochs that it takes are not
+    /// known before; so many are assumed.
+    pub fn image_passes(&self, dataset: &DatasetFacts) -> f64 {
+        let images = match self.of {
+            Unlearned::Clean => dataset.train_images as f64 * self.clean_ratio.unwrap_or(1.0),
+            Unlearned::Poison => dataset.test_images_per_class.iter().sum::<usize>() as f64,
+        };
+        images * self.epochs.min(Self::ASSUMED_EPOCHS) as f64
     }
 
     /// Unlearns `images` from a copy of `model`.

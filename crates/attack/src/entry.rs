@@ -76,6 +76,12 @@ pub trait Attack: Send + Sync + Debug {
         profile_epochs
     }
 
+    /// About how many images go forward and backward through the network while a model is trained on `images` images in a
+    /// profile whose training has `profile_epochs`: what an estimate of its seconds is made of.
+    fn image_passes(&self, images: usize, profile_epochs: usize) -> f64 {
+        images as f64 * profile_epochs as f64
+    }
+
     /// Makes the training source and the triggered test set. `streams` carries the cell's seed, `material` what the
     /// attack's groundwork made ([`Error::NoMaterial`] if it has one and nothing is given).
     fn prepare(&self, clean: &Arc<Dataset>, streams: &Streams, material: Option<&Material>) -> Result<Poisoner, Error>;

@@ -73,7 +73,6 @@ impl Computing {
     }
 
     /// Without the flag.
-    #[cfg(test)]
     pub fn on_the_cpu() -> Self {
         Self { device: "cpu".to_owned() }
     }

@@ -265,6 +265,12 @@ impl Defense for Anp {
         true
     }
 
+    /// An iteration takes the gradient of each step of the perturbation, and one with and one without it.
+    fn image_passes(&self, _: &DatasetFacts) -> f64 {
+        let Parameters { iterations, perturbation_steps, .. } = self.parameters;
+        (iterations * (perturbation_steps + 2) * self.common.batch_size) as f64
+    }
+
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         let Parameters { selection, variant, validation_share, threshold, tolerance, .. } = self.parameters;
         let (images, held_out) = selection.split(clean, validation_share);

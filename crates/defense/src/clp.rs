@@ -137,6 +137,11 @@ impl Defense for Clp {
         true
     }
 
+    /// None: it looks at weights alone.
+    fn image_passes(&self, _: &DatasetFacts) -> f64 {
+        0.0
+    }
+
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         let Parameters { selection, variant, tolerance, .. } = self.parameters;
         let start = Instant::now();

@@ -111,6 +111,11 @@ impl DefenseCommon {
         ))
     }
 
+    /// The clean images, `passes` times.
+    pub(crate) fn passes(&self, dataset: &DatasetFacts, passes: f64) -> f64 {
+        self.clean_count(dataset.train_images) as f64 * passes
+    }
+
     /// Refuses a share of the clean images that leaves fewer than 10 to measure an accuracy on.
     pub(crate) fn check_held_out(&self, dataset: &DatasetFacts, validation_share: f64) -> Result<(), ParameterError> {
         let count = self.clean_count(dataset.train_images) as f64;
@@ -153,6 +158,10 @@ pub trait Defense: Send + Sync + Debug {
     fn unlearning(&self) -> Option<Unlearning> {
         None
     }
+
+    /// About how many images go forward and backward through the network in a repair (those that only go forward count a
+    /// third): what an estimate of its seconds is made of. What is measured on the way is not counted.
+    fn image_passes(&self, dataset: &DatasetFacts) -> f64;
 
     /// Repairs `backdoored` with the images of `clean`. The same arguments give the same bits.
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error>;

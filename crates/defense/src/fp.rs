@@ -218,6 +218,10 @@ impl Defense for Fp {
         }
     }
 
+    fn image_passes(&self, dataset: &DatasetFacts) -> f64 {
+        self.common.passes(dataset, self.parameters.epochs as f64)
+    }
+
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         let Parameters { selection, variant, validation_share, .. } = self.parameters;
         let batch_size = self.common.batch_size;

@@ -92,6 +92,10 @@ impl Defense for Ft {
         self.common.check(dataset)
     }
 
+    fn image_passes(&self, dataset: &DatasetFacts) -> f64 {
+        self.common.passes(dataset, self.parameters.epochs as f64)
+    }
+
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         let (mut model, mut trace) = (backdoored.clone(), Vec::new());
         let source = context.shuffled(clean.images(), "ft", self.common.batch_size);

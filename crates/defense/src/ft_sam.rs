@@ -191,6 +191,11 @@ impl Defense for FtSam {
         CleanSubset::draw_by_class(train, &self.common, seed)
     }
 
+    /// Two gradients a step.
+    fn image_passes(&self, dataset: &DatasetFacts) -> f64 {
+        self.common.passes(dataset, 2.0 * self.parameters.epochs(dataset.classes) as f64)
+    }
+
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         let Parameters { variant, learning_rate, momentum, weight_decay, cosine_period, radius, adaptive, .. } =
             self.parameters;

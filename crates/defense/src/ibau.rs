@@ -145,6 +145,12 @@ impl Defense for Ibau {
         })
     }
 
+    /// A step of unlearning takes three gradients, and each iteration a product with second derivatives, which costs two.
+    fn image_passes(&self, dataset: &DatasetFacts) -> f64 {
+        let Parameters { rounds, iterations, .. } = self.parameters;
+        self.common.passes(dataset, (rounds * (3 + 2 * iterations)) as f64)
+    }
+
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         const STAGE: &str = "unlearning";
         let parameters = &self.parameters;

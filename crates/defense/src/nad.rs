@@ -155,6 +155,12 @@ impl Defense for Nad {
         self.parameters.attention(architecture).map(|_| ())
     }
 
+    /// The teacher goes forward beside the student.
+    fn image_passes(&self, dataset: &DatasetFacts) -> f64 {
+        let Parameters { teacher_epochs, epochs, .. } = self.parameters;
+        self.common.passes(dataset, teacher_epochs as f64 + epochs as f64 * 4.0 / 3.0)
+    }
+
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         let (parameters, batch_size) = (&self.parameters, self.common.batch_size);
         let attention = parameters.attention(backdoored.architecture.as_ref())?;

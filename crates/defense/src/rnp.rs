@@ -315,6 +315,11 @@ impl Defense for Rnp {
         true
     }
 
+    fn image_passes(&self, dataset: &DatasetFacts) -> f64 {
+        let Parameters { clean_share, unlearning_epochs, recovering_epochs, .. } = self.parameters;
+        self.common.passes(dataset, clean_share * (unlearning_epochs + recovering_epochs) as f64)
+    }
+
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         let Parameters { selection, variant, validation_share, threshold, tolerance, .. } = self.parameters;
         let (images, held_out) = selection.split(clean, validation_share);

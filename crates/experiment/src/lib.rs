@@ -19,6 +19,7 @@
 pub mod cell;
 pub mod diagnostic;
 mod document;
+mod estimate;
 pub mod parameters;
 pub mod plan;
 pub mod planning;

@@ -180,6 +180,11 @@ impl Attack for InputAware {
         }
     }
 
+    /// Twice the classifier's: the generators are trained as well.
+    fn image_passes(&self, images: usize, profile_epochs: usize) -> f64 {
+        2.0 * images as f64 * self.parameters.epochs.unwrap_or(profile_epochs) as f64
+    }
+
     fn prepare(&self, clean: &Arc<Dataset>, streams: &Streams, _: Option<&Material>) -> Result<Poisoner, Error> {
         let asr_denominator = TriggeredTest::indices(&clean.test, &self.poisoning).len();
         let facts = PoisonFacts { poison_count: None, poison_per_class: vec![], asr_denominator };

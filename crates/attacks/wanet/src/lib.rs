@@ -118,6 +118,10 @@ impl Attack for WaNet {
         self.parameters.epochs.unwrap_or(profile_epochs)
     }
 
+    fn image_passes(&self, images: usize, profile_epochs: usize) -> f64 {
+        images as f64 * self.clean_epochs(profile_epochs) as f64
+    }
+
     fn prepare(&self, clean: &Arc<Dataset>, streams: &Streams, _: Option<&Material>) -> Result<Poisoner, Error> {
         let Parameters { strength, grid_size, grid_rescale, .. } = self.parameters;
         let field = warp::draw_field(grid_size, &mut streams.stream("wanet/field", 0));

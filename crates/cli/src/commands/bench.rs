@@ -5,6 +5,8 @@ mod poison;
 mod scale;
 mod steps;
 
+pub use steps::training_images_per_second;
+
 use std::time::Duration;
 
 use clap::{Args, Subcommand};

@@ -1,15 +1,20 @@
 //! `tsbd plan`: what would run, what is done, what it will cost.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use serde_json::{Value, json};
-use tsbd_experiment::{Cell, CellKey, CellKind, Found, OutcomeKind, Plan, RecordSummary, Store, outstanding};
+use tsbd_experiment::{
+    Cell, CellKey, CellKind, Found, MethodParameters, OutcomeKind, Plan, RecordSummary, Store, outstanding,
+};
 
+use super::bench::training_images_per_second;
 use crate::columns::Columns;
 use crate::command_line::examples;
-use crate::failure::{Exit, Outcome};
+use crate::failure::{Exit, Failure, Outcome};
 use crate::options::{Folders, Overrides};
 use crate::progress::duration;
 use crate::{labels, planning, terminal};
@@ -17,17 +22,22 @@ use crate::{labels, planning, terminal};
 /// Show what an experiment would run, what is done already, and what the rest will cost
 ///
 /// The experiment file is checked completely, as `tsbd run` does; nothing is trained. Costs are those of similar cells
-/// that this results folder holds.
+/// that this results folder holds. Where there is none, the images that go through the network are counted, and the speed is
+/// that of trainings of the same network, or what --measure finds.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd plan experiments/table1.toml"
-    "tsbd plan experiments/table1.toml --profile paper"
+    "tsbd plan experiments/table1.toml --profile paper --measure"
     "tsbd plan experiments/table1.toml --set attack.poisoning_ratio=0.05 --set 'grid.attack=[\"badnets\"]'"
     "tsbd plan experiments/table1.toml --json | jq '.cells[] | select(.state != \"done\") | .label'"
 ))]
 pub struct Arguments {
     /// Experiment file
     file: PathBuf,
+
+    /// Time a few training steps here of each network that no finished cell has trained
+    #[arg(long)]
+    measure: bool,
 
     /// Print JSON
     #[arg(long)]
@@ -42,9 +52,9 @@ pub struct Arguments {
 
 /// Prints the plan.
 pub fn run(arguments: Arguments) -> Outcome {
-    let Arguments { file, json, overrides, folders } = arguments;
+    let Arguments { file, measure, json, overrides, folders } = arguments;
     let plan = planning::to_look(&file, &overrides, &folders)?;
-    let lines = survey(&plan, &Store::new(&folders.results))?;
+    let lines = survey(&plan, &Store::new(&folders.results), measure)?;
     if json {
         terminal::print_json(&describe(&plan, &lines));
     } else {
@@ -102,8 +112,8 @@ impl State {
     }
 }
 
-/// Looks every cell up.
-pub fn survey(plan: &Plan, store: &Store) -> Result<Vec<Line>, crate::failure::Failure> {
+/// Looks every cell up. With `measure`, networks that no finished cell has trained are timed.
+pub fn survey(plan: &Plan, store: &Store, measure: bool) -> Result<Vec<Line>, Failure> {
     let keep = |found: Found<RecordSummary>| match found {
         Found::Done(record) => (State::Done, Some(record.seconds)),
         Found::Failed(failure) => (State::Failed(failure.reason), None),
@@ -115,7 +125,10 @@ pub fn survey(plan: &Plan, store: &Store) -> Result<Vec<Line>, crate::failure::F
     let done: BTreeMap<CellKey, OutcomeKind> = done.map(|(key, _)| (key.clone(), OutcomeKind::Done)).collect();
     let wanted: HashSet<CellKey> = outstanding(plan, &done).into_iter().collect();
     let mut labels = labels::of(plan);
-    let costs = Costs::of(plan, found.iter().filter_map(|(key, (_, seconds))| Some((key, (*seconds)?))));
+    let mut costs = Costs::of(plan, found.iter().filter_map(|(key, (_, seconds))| Some((key, (*seconds)?))));
+    if measure {
+        costs.measure(wanted.iter().map(|key| &plan.cells[key]))?;
+    }
     let mut lines = Vec::with_capacity(found.len());
     for ((key, cell), (_, (mut state, seconds))) in plan.cells.iter().zip(found) {
         if state != State::Done && !wanted.contains(key) {
@@ -134,31 +147,84 @@ pub fn survey(plan: &Plan, store: &Store) -> Result<Vec<Line>, crate::failure::F
     Ok(lines)
 }
 
-/// What finished cells took, by the work that they did.
-struct Costs(HashMap<String, (f64, usize)>);
+/// What cells cost.
+struct Costs<'a> {
+    plan: &'a Plan,
+    /// Seconds of all finished cells that do the same work, and how many these are.
+    took: HashMap<String, (f64, usize)>,
+    /// Of each network that finished cells have trained, or that was timed: images and their seconds.
+    speeds: HashMap<String, (f64, f64)>,
+    /// [`Plan::image_passes`] by methods: cells share them, and reading their parameters takes long.
+    passes: HashMap<[usize; 3], Option<f64>>,
+}
 
-impl Costs {
-    fn of<'a>(plan: &Plan, took: impl Iterator<Item = (&'a CellKey, f64)>) -> Self {
-        let mut costs: HashMap<String, (f64, usize)> = HashMap::new();
+impl<'a> Costs<'a> {
+    fn of<'k>(plan: &'a Plan, took: impl Iterator<Item = (&'k CellKey, f64)>) -> Self {
+        let mut costs = Self { plan, took: HashMap::new(), speeds: HashMap::new(), passes: HashMap::new() };
         for (key, seconds) in took {
-            let (all, count) = costs.entry(Self::work(&plan.cells[key])).or_default();
+            let cell = &plan.cells[key];
+            let work = costs.work(cell);
+            let (all, count) = costs.took.entry(work).or_default();
             *all += seconds;
             *count += 1;
+            if cell.kind == CellKind::Train
+                && let (Some(network), Some(images)) = (costs.network(cell), costs.passes(cell))
+            {
+                let (all_images, all_seconds) = costs.speeds.entry(network).or_default();
+                *all_images += images;
+                *all_seconds += seconds;
+            }
         }
-        Self(costs)
+        costs
     }
 
-    /// The mean of the cells that do the same work.
-    fn estimate(&self, cell: &Cell) -> Option<f64> {
-        self.0.get(&Self::work(cell)).map(|(seconds, count)| seconds / *count as f64)
+    /// Times the networks of these cells whose speed is not known.
+    fn measure<'c>(&mut self, cells: impl Iterator<Item = &'c Cell>) -> Result<(), Failure> {
+        let trained = self.plan.cells.values().find_map(|cell| cell.training.as_ref());
+        let batch = trained.map_or(128, |training| training.batch_size);
+        for cell in cells {
+            let (Some(name), Some(network)) = (self.network(cell), self.network_parameters(cell)) else { continue };
+            if let Entry::Vacant(unknown) = self.speeds.entry(name) {
+                unknown.insert((training_images_per_second(&network, batch)?, 1.0));
+            }
+        }
+        Ok(())
+    }
+
+    /// The mean of the cells that do the same work; else from the number of images and the speed of the network.
+    fn estimate(&mut self, cell: &Cell) -> Option<f64> {
+        let work = self.work(cell);
+        if let Some((seconds, count)) = self.took.get(&work) {
+            return Some(seconds / *count as f64);
+        }
+        let passes = self.passes(cell)?;
+        let (images, seconds) = self.speeds.get(&self.network(cell)?)?;
+        Some(passes * seconds / images)
+    }
+
+    fn network_parameters(&self, cell: &Cell) -> Option<tsbd_models::ModelParameters> {
+        let facts = self.plan.facts(cell)?;
+        Some(cell.model.as_ref()?.for_images(facts.classes, facts.size))
+    }
+
+    /// The network of a cell for its images, in words.
+    fn network(&self, cell: &Cell) -> Option<String> {
+        self.network_parameters(cell).map(|network| format!("{network:?}"))
+    }
+
+    fn passes(&mut self, cell: &Cell) -> Option<f64> {
+        let of = |method: Option<&Arc<MethodParameters>>| method.map_or(0, |method| Arc::as_ptr(method).addr());
+        let methods = [Some(&cell.attack), cell.defense.as_ref(), cell.unlearning.as_ref()].map(of);
+        *self.passes.entry(methods).or_insert_with(|| self.plan.image_passes(cell))
     }
 
     /// What cells of the same cost have in common: the network, images and training, defense, unlearning or measurement,
     /// whatever the attack and the seed.
-    fn work(cell: &Cell) -> String {
-        // What a groundwork costs depends on the attack, what a training costs does not.
+    fn work(&mut self, cell: &Cell) -> String {
+        // What a groundwork costs depends on the attack; what a training costs, on how long the attack lets it last.
         let attack = (cell.kind == CellKind::Prepare).then_some(&cell.attack);
-        let methods = (cell.defense_name(), cell.measurement_name(), &cell.unlearning, attack);
+        let passes = if cell.kind == CellKind::Train { self.passes(cell) } else { None };
+        let methods = (cell.defense_name(), cell.measurement_name(), &cell.unlearning, attack, passes);
         serde_json::to_string(&(cell.kind, &cell.model, &cell.dataset, &cell.training, methods))
             .expect("cells have string keys only")
     }
@@ -210,7 +276,7 @@ fn summary(plan: &Plan, lines: &[Line]) -> String {
     if unknown > 0 && known > 0.0 {
         text.push_str(&format!(" and {unknown} cells of unknown cost"));
     } else if unknown > 0 {
-        text.push_str("; the cost is unknown until the first of its kind is done");
+        text.push_str("; the cost is unknown until the first of its kind is done, or --measure times some steps");
     }
     text
 }

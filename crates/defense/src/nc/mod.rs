@@ -188,6 +188,12 @@ impl Defense for Nc {
         Ok(())
     }
 
+    /// A search takes no gradients of the weights.
+    fn image_passes(&self, dataset: &DatasetFacts) -> f64 {
+        let Parameters { search_epochs, epochs, .. } = self.parameters;
+        self.common.passes(dataset, (dataset.classes * search_epochs) as f64 * 2.0 / 3.0 + epochs as f64)
+    }
+
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         let parameters = &self.parameters;
         let mut trace = Vec::new();

@@ -33,7 +33,7 @@ use tsbd_nn::{Architecture, Model};
 use crate::entry::{ChangedNeuron, Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint, as_everywhere};
 use crate::selection::{Judge, Measured, ThresholdSelection};
 use crate::{CleanSubset, Context, Error};
-use parameters::{NEURON_RATIOS, Parameters};
+use parameters::{FineTuning, NEURON_RATIOS, Parameters};
 use reinitialisation::Reinitialised;
 
 /// The registry's entry.
@@ -215,6 +215,16 @@ impl Defense for Tsbd {
 
     fn unlearning(&self) -> Option<Unlearning> {
         Some(self.parameters.unlearning(&self.common))
+    }
+
+    /// Activeness-aware steps take two gradients. The unlearning is not part of the repair.
+    fn image_passes(&self, dataset: &DatasetFacts) -> f64 {
+        let gradients = match self.parameters.fine_tuning {
+            FineTuning::None => 0,
+            FineTuning::Vanilla => 1,
+            FineTuning::ActivenessAware => 2,
+        };
+        self.common.passes(dataset, (gradients * self.parameters.fine_tuning_passes) as f64)
     }
 
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {

@@ -51,7 +51,7 @@ impl ImagesFrom {
     }
 }
 
-pub(super) fn name(parameters: &DatasetParameters) -> String {
+pub(crate) fn name(parameters: &DatasetParameters) -> String {
     canonical_json(&serde_json::to_value(parameters).expect("parameters have string keys only"))
 }
 

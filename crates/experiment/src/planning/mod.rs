@@ -5,7 +5,7 @@
 //! and the network. All that is wrong is told at once; nothing has run by then.
 
 mod grid;
-mod images;
+pub(crate) mod images;
 mod layers;
 mod methods;
 mod section;

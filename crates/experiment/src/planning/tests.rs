@@ -416,20 +416,46 @@ fn a_defense_has_what_is_published_for_its_data_set_unless_something_is_written(
     assert_eq!(cifar["nad"]["batch_size"], 256);
 }
 
-#[test]
-fn the_cells_of_table_1_in_the_quick_profile_never_change_by_accident() {
+/// Table 1 in the profile `quick`, as if CIFAR-10 were here.
+fn quick_table_1() -> Plan {
     let folder = tempfile::tempdir().unwrap();
     let facts = DatasetFacts::balanced(10, 50_000, 10_000, 32);
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../experiments/table1.toml");
     let request =
         Request { source: ExperimentSource::File(file.into()), profile: Some("quick".into()), ..request("", &[]) };
     let digest = "ae2370367250a8f9951e6f75b82efacc2591f2f494feb8fe9c391ea58f82bbbe";
-    let plan = plan(&noted(&folder, request, "cifar10", digest, facts)).unwrap_or_else(|refusal| panic!("{refusal}"));
+    plan(&noted(&folder, request, "cifar10", digest, facts)).unwrap_or_else(|refusal| panic!("{refusal}"))
+}
+
+#[test]
+fn the_cells_of_table_1_in_the_quick_profile_never_change_by_accident() {
+    let plan = quick_table_1();
     let keys: Vec<&str> = plan.cells.keys().map(CellKey::as_str).collect();
     assert_eq!(keys.len(), 111);
     // A changed literal means that a table of hours is computed anew: only for a change that is meant, such as a revision.
     let all = blake3::hash(keys.concat().as_bytes()).to_hex();
     assert_eq!(&all[..16], "96445aced65b6e2b");
+}
+
+#[test]
+fn work_is_counted_in_images_that_go_through_the_network() {
+    let plan = quick_table_1();
+    let passes = |kind: CellKind, attack: &str, defense: &str| {
+        let wanted = |cell: &&Cell| (cell.kind, &*cell.attack.name, cell.defense_name()) == (kind, attack, defense);
+        plan.image_passes(plan.cells.values().find(wanted).unwrap())
+    };
+    // Both test sets go forward once, a third each.
+    let tested = 2.0 / 3.0 * 10_000.0;
+    assert_eq!(passes(CellKind::Train, "badnets", "none"), Some(10.0 * 50_000.0 + tested));
+    assert_eq!(passes(CellKind::Train, "wanet", "none"), Some(20.0 * 50_000.0 + tested), "it has epochs of its own");
+    assert_eq!(passes(CellKind::Prepare, "lf", "none"), None);
+    assert_eq!(passes(CellKind::Unlearn, "badnets", "none"), Some(10.0 * 2_500.0));
+    let of_clean = |defense| passes(CellKind::Defend, "badnets", defense).map(|passes| (passes - tested) / 2_500.0);
+    let close = |found: Option<f64>, expected: f64| (found.unwrap() - expected).abs() < 1e-9;
+    assert!(close(of_clean("ft"), 20.0) && close(of_clean("ft-sam"), 40.0) && close(of_clean("clp"), 0.0));
+    assert!(close(of_clean("tsbd"), 2.0 * 21.0) && close(of_clean("rnp"), 0.2 * 40.0));
+    assert!(close(of_clean("nc"), 200.0 * 2.0 / 3.0 + 20.0) && close(of_clean("i-bau"), 3.0 * 13.0));
+    assert!(close(of_clean("anp"), 160.0 * 3.0 * 256.0 / 2_500.0));
 }
 
 #[test]

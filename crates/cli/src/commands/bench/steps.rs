@@ -95,19 +95,27 @@ struct Settings {
 
 /// Measures training steps and prints.
 pub fn train(Train { settings }: &Train) -> Outcome {
-    let streams = Streams::new(0);
-    let device = settings.computing.device()?;
-    let mut model = settings.model(&streams, &device)?;
-    let dataset = settings.dataset(&streams);
-    let loader = Loader::training(Arc::clone(&dataset.train) as _, &dataset, settings.batch, streams, "bench");
-    let stopwatch = Stopwatch::new(loader.on(&device));
-    let config = TrainingConfig {
-        epochs: 1,
-        sgd: SgdConfig { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4 },
-        schedule: Schedule::Constant,
-    };
-    tsbd_nn::train(&mut model, &stopwatch, &config, None, &mut IgnoreProgress).map_err(failed)?;
+    let (model, stopwatch) = settings.trained()?;
     settings.report("train", &model, &stopwatch)
+}
+
+/// Images a second in training steps of a network on the CPU: the median of a few steps.
+pub fn training_images_per_second(network: &ModelParameters, batch: usize) -> Result<f64, Failure> {
+    let settings = Settings {
+        model: network.name.clone(),
+        width: network.width,
+        batch,
+        steps: 5,
+        warmup: 2,
+        image_size: network.image_size,
+        classes: network.classes,
+        threads: None,
+        computing: Computing::on_the_cpu(),
+        json: false,
+    };
+    let mut steps = settings.trained()?.1.measured(settings.warmup).steps;
+    steps.sort_by(f64::total_cmp);
+    Ok(batch as f64 / median(&steps) * 1e3)
 }
 
 /// Measures steps of an evaluation and prints.
@@ -126,6 +134,23 @@ fn failed(error: tsbd_nn::Error) -> Failure {
 }
 
 impl Settings {
+    /// A model that was trained for the steps asked for, and their times.
+    fn trained(&self) -> Result<(Model, Stopwatch), Failure> {
+        let streams = Streams::new(0);
+        let device = self.computing.device()?;
+        let mut model = self.model(&streams, &device)?;
+        let dataset = self.dataset(&streams);
+        let loader = Loader::training(Arc::clone(&dataset.train) as _, &dataset, self.batch, streams, "bench");
+        let stopwatch = Stopwatch::new(loader.on(&device));
+        let config = TrainingConfig {
+            epochs: 1,
+            sgd: SgdConfig { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4 },
+            schedule: Schedule::Constant,
+        };
+        tsbd_nn::train(&mut model, &stopwatch, &config, None, &mut IgnoreProgress).map_err(failed)?;
+        Ok((model, stopwatch))
+    }
+
     fn model(&self, streams: &Streams, device: &Device) -> Result<Model, Failure> {
         let parameters = ModelParameters {
             name: self.model.clone(),
