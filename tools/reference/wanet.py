@@ -64,10 +64,9 @@ def warps():
         warped = sample(x, grid)
         tensors = {"field": field[0], "grid": grid[0], "warped": nhwc(warped), "truncated": truncated(warped)}
         tensors["zoomed.row"] = zoomed[0, size // 3].contiguous()
-        if size == 32:
-            noise = torch.rand(1, size, size, 2, generator=torch.Generator().manual_seed(1))
-            noisy = torch.clamp(grid + (noise * 2 - 1) / size, -1, 1)
-            tensors |= {"noise": noise, "noisy": noisy, "noisily_warped": nhwc(sample(x, noisy))}
+        noise = torch.rand(1, size, size, 2, generator=torch.Generator().manual_seed(1))
+        noisy = torch.clamp(grid + (noise * 2 - 1) / size, -1, 1)
+        tensors |= {"noise": noise, "noisily_warped": nhwc(sample(x, noisy))}
         save_file(tensors, GOLDEN / f"{size}.safetensors")
 
 

@@ -136,9 +136,17 @@ impl Progress {
         self.ended(key);
         self.tally.done += 1;
         let rates = ["acc", "asr", "ra", "der"].into_iter().filter_map(|name| Some((name, metrics.get(name)?)));
-        let rates: String =
+        let mut found: String =
             rates.map(|(name, rate)| format!(", {} {:.2} %", name.to_uppercase(), rate * 100.0)).collect();
-        self.note(&format!("{label}: done in {}{rates}", duration(seconds)));
+        if found.is_empty() {
+            // No model came out: what a groundwork or a measurement found.
+            found = metrics
+                .iter()
+                .take(4)
+                .map(|(name, value)| format!(", {} {value:.4}", name.replace('_', " ")))
+                .collect();
+        }
+        self.note(&format!("{label}: done in {}{found}", duration(seconds)));
         self.summarise();
     }
 

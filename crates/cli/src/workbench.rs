@@ -42,11 +42,7 @@ impl Workbench {
         let cell = &plan.cells[&plan.points[0].cell];
         let dataset = tsbd_data::load(&cell.dataset, &folders.data.root()).map_err(data::failure)?;
         let facts = DatasetFacts::of(&dataset);
-        let entry = tsbd_experiment::ATTACKS
-            .iter()
-            .find(|entry| entry.name == cell.attack.name)
-            .ok_or_else(|| Failure::refused(format!("there is no attack named \"{}\"", cell.attack.name)))?;
-        let attack = entry.from_parameters(&cell.attack.parameters).map_err(parameter_failure)?;
+        let attack = attack(plan)?;
         attack.check(&facts).map_err(parameter_failure)?;
         let model = cell.model.as_ref().ok_or_else(|| Failure::refused("the point has no network"))?;
         let architecture = tsbd_models::build(&model.for_images(facts.classes, facts.size))
@@ -122,6 +118,14 @@ impl Workbench {
         let (clean, triggered) = (&self.dataset.test, poisoner.test.as_ref());
         tsbd_attack::evaluate(model, clean, triggered, self.dataset.normalization, EVALUATION_BATCH)
     }
+}
+
+/// The attack of the only point of a plan.
+pub fn attack(plan: &Plan) -> Result<Box<dyn Attack>, Failure> {
+    let named = &plan.cells[&plan.points[0].cell].attack;
+    let entry = tsbd_experiment::registry::attack(&named.name)
+        .ok_or_else(|| Failure::refused(format!("there is no attack named \"{}\"", named.name)))?;
+    entry.from_parameters(&named.parameters).map_err(parameter_failure)
 }
 
 /// What the groundwork of a cell's attack made, if it has one: published in the results folder, or made there now.

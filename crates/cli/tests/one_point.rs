@@ -393,4 +393,11 @@ fn a_learned_trigger_is_asked_for_where_it_is_missing_and_training_images_of_suc
         assert_eq!(output.status.code(), Some(2), "{attack}");
         assert_contains(&stderr(&output), &["--learned-trigger attack.safetensors", "leave the flag out"]);
     }
+    // Before its encoder is trained.
+    let results = folder.path().join("results");
+    let results_flag = ["--results", results.to_str().unwrap()];
+    let output = poison("ssba", "test", "d", &[&["--export-trigger", "trigger.png"][..], &results_flag].concat());
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert_contains(&stderr(&output), &["is no picture", "leave the flag out"]);
+    assert!(!results.exists() && !folder.path().join("d").exists());
 }

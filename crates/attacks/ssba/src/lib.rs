@@ -23,7 +23,7 @@ use tsbd_attack::{
     Attack, AttackEntry, Candidates, DatasetFacts, Error, Groundwork, GroundworkContext, Material, ParameterError,
     Poisoner, Poisoning, Stamp,
 };
-use tsbd_data::{Dataset, ImageSource, Images, Picture};
+use tsbd_data::{CHANNELS, Dataset, ImageSource, Images, Picture};
 use tsbd_nn::random::Streams;
 use tsbd_nn::{Mode, Network, Pass, StateDict};
 use tsbd_tensor::{Tensor, Var};
@@ -176,8 +176,14 @@ impl Stamp for Hiding {
         let fingerprint = Var::constant(self.fingerprint.clone());
         let picture = self.encoder.pictures(&pass, &fingerprint, clean.height())?;
         let picture = picture.tensor();
-        let batches = indices.par_chunks(BATCH).map(|indices| self.encode(clean, indices, picture));
-        Ok(batches.collect::<tsbd_nn::Result<Vec<_>>>()?.concat())
+        let image = clean.height() * clean.width() * CHANNELS;
+        let mut pixels = vec![0; indices.len() * image];
+        let batches = indices.par_chunks(BATCH).zip(pixels.par_chunks_mut(BATCH * image));
+        batches.try_for_each(|(indices, pixels)| -> tsbd_nn::Result<()> {
+            pixels.copy_from_slice(&self.encode(clean, indices, picture)?);
+            Ok(())
+        })?;
+        Ok(pixels)
     }
 }
 

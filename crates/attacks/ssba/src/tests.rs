@@ -107,6 +107,38 @@ fn outputs_losses_gradients_and_a_step_of_training_are_pytorchs_at_both_sizes() 
 }
 
 #[test]
+fn levels_are_rounded_with_halves_up_and_cut_off() {
+    let values: Vec<f32> = [0.0, 0.499, 0.5, 1.4999, 1.5, 254.5, 255.0].map(|level: f32| level / 255.0).into();
+    let values = [&values[..], &[-0.1, 1.1]].concat();
+    let found = levels(&Tensor::new(values.as_slice(), &Device::Cpu).unwrap()).unwrap();
+    assert_eq!(found, [0, 0, 1, 1, 2, 255, 255, 0, 255]);
+}
+
+/// In `f32` most convolutions are computed by Winograd's algorithm, some of them over channels of zeros.
+#[test]
+fn images_encoded_in_single_precision_are_those_in_double_precision() {
+    let encoder = Encoder::new(16);
+    let state = weights(encoder.modules(), &mut 1);
+    let images = sequence(3 * 32 * 32 * 3, 7).into_iter().map(|value| value / 2.0 + 0.5).collect();
+    let images = Tensor::from_vec(images, (3, 32, 32, 3), &Device::Cpu).unwrap();
+    let bits = sequence(3 * BITS, 3).into_iter().map(|value| f64::from(u8::from(value > 0.0))).collect();
+    let bits = Tensor::from_vec(bits, (3, BITS), &Device::Cpu).unwrap();
+    let encoded = |dtype: DType| {
+        let state = state.to_dtype(dtype).unwrap();
+        let of = |tensor: &Tensor| Var::constant(tensor.to_dtype(dtype).unwrap());
+        let pass = Pass::new(&encoder, &state, Mode::Eval);
+        let pictures = encoder.pictures(&pass, &of(&bits), 32).unwrap();
+        encoder.encode(&pass, &of(&images), &pictures).unwrap().tensor().to_dtype(DType::F32).unwrap()
+    };
+    let [single, double] = [DType::F32, DType::F64].map(encoded);
+    let largest = (&single - &double).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    assert!(largest < 2e-4, "{largest}");
+    let [single, double] = [single, double].map(|images| levels(&images).unwrap());
+    let differing = single.iter().zip(&double).filter(|(a, b)| a != b).count();
+    assert!(differing * 50 < double.len(), "{differing} of {} levels differ", double.len());
+}
+
+#[test]
 fn the_images_loss_waits_until_fingerprints_are_readable_and_then_rises() {
     let parameters =
         Parameters { image_loss_weight: 10.0, image_loss_wait: 2, image_loss_ramp: 4, ..Parameters::default() };

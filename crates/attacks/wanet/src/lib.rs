@@ -82,12 +82,15 @@ pub struct WaNet {
 fn configure(poisoning: &Poisoning, own: Value) -> Result<Box<dyn Attack>, ParameterError> {
     poisoning.check_ranges()?;
     let parameters: Parameters = read(&own)?;
-    ParameterError::unless_positive("strength", parameters.strength)?;
-    ParameterError::unless_positive("grid_rescale", parameters.grid_rescale)?;
+    for (field, factor) in [("strength", parameters.strength), ("grid_rescale", parameters.grid_rescale)] {
+        ParameterError::unless_positive(field, factor)?;
+        ParameterError::unless_within(field, factor, 0.0, 1e3)?;
+    }
     ParameterError::unless_within("cross_ratio", parameters.cross_ratio, 0.0, 1e6)?;
     ParameterError::unless_nonzero("epochs", parameters.epochs.unwrap_or(1))?;
-    if parameters.grid_size < 2 {
-        return Err(ParameterError::new("grid_size", parameters.grid_size, "out of range", "give at least 2"));
+    if !(2..=1024).contains(&parameters.grid_size) {
+        let way_out = "give a whole number from 2 to 1024";
+        return Err(ParameterError::new("grid_size", parameters.grid_size, "out of range", way_out));
     }
     let share = poisoning.poisoning_ratio * (1.0 + parameters.cross_ratio);
     if share > 1.0 {

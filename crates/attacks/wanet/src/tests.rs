@@ -58,13 +58,15 @@ fn the_grid_and_the_warped_images_equal_pytorchs_at_both_sizes() {
 
 #[test]
 fn noise_moves_every_source_as_in_pytorch() {
-    let golden = golden("32");
-    let warp = Warp::new(&golden.floats("field"), 32, DEFAULT);
-    let noise = golden.floats("noise");
-    let mut next = noise.iter().copied();
-    let warped = warp.apply_noisily(&images(1, 32), || next.next().unwrap()).unwrap();
-    assert!(next.next().is_none(), "every number is used");
-    assert_close(&values(&warped), &golden.floats("noisily_warped"), 5e-5);
+    for size in [32, 64] {
+        let golden = golden(&size.to_string());
+        let warp = Warp::new(&golden.floats("field"), size, DEFAULT);
+        let noise = golden.floats("noise");
+        let mut next = noise.iter().copied();
+        let warped = warp.apply_noisily(&images(1, size), || next.next().unwrap()).unwrap();
+        assert!(next.next().is_none(), "every number is used");
+        assert_close(&values(&warped), &golden.floats("noisily_warped"), 5e-5);
+    }
 }
 
 #[test]
@@ -248,7 +250,9 @@ fn a_training_that_is_interrupted_and_resumed_ends_with_the_same_bits() {
 fn parameters_that_cannot_be_used_are_refused_by_name() {
     for (own, field) in [
         (json!({"strength": 0.0}), "strength"),
+        (json!({"strength": 1e308}), "strength"),
         (json!({"grid_size": 1}), "grid_size"),
+        (json!({"grid_size": 1_000_000}), "grid_size"),
         (json!({"grid_rescale": -1.0}), "grid_rescale"),
         (json!({"cross_ratio": 3.1}), "cross_ratio"),
         (json!({"cross_ratio": -1.0}), "cross_ratio"),

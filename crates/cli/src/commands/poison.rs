@@ -63,6 +63,9 @@ enum Split {
     Test,
 }
 
+/// Height and width for which an attack is asked whether its trigger is a picture at all.
+const ANY_SIZE: usize = 32;
+
 /// Writes the images.
 pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     let Arguments { name, split, out, export_trigger, json, learned_trigger, point, folders } = arguments;
@@ -75,32 +78,33 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
         return Err(Failure::refused(format!("--out {}: the folder is not empty", out.display()))
             .hint("give a new folder, so that images of different attacks do not mix"));
     }
+    if let (Split::Train, Some(path)) = (split, learned_trigger.named()) {
+        let path = path.display();
+        return Err(Failure::refused(format!("--learned-trigger {path}: training images show no learned trigger"))
+            .hint("leave the flag out, or ask for --split test"));
+    }
     let plan = planning::one_point(&name, "none", &point, &folders.data.root())?;
+    let no_picture = || {
+        Failure::refused(format!(
+            "--export-trigger: the trigger of \"{name}\" is no picture: what it changes depends on the image"
+        ))
+        .hint("leave the flag out; the images themselves show what becomes of each")
+    };
+    // Asked before anything is made that the attack starts from: without that, an attack says the same or that it lacks it.
+    let attack = workbench::attack(&plan)?;
+    if export_trigger.is_some() && matches!(attack.trigger_picture(ANY_SIZE, ANY_SIZE, None), Ok(None)) {
+        return Err(no_picture());
+    }
     let workbench = Workbench::of(&plan, &folders, talk)?;
     let poisoner = match split {
-        Split::Train => {
-            if let Some(path) = learned_trigger.named() {
-                let path = path.display();
-                return Err(Failure::refused(format!(
-                    "--learned-trigger {path}: training images show no learned trigger"
-                ))
-                .hint("leave the flag out, or ask for --split test"));
-            }
-            workbench.prepare()?
-        }
+        Split::Train => workbench.prepare()?,
         Split::Test => workbench.poison(&learned_trigger, None)?,
     };
     let trigger = match &export_trigger {
         None => None,
         Some(path) => {
             let picture = workbench.attack.trigger_picture(workbench.size, workbench.size, workbench.material.as_ref());
-            let picture = picture.map_err(workbench::failed)?.ok_or_else(|| {
-                Failure::refused(format!(
-                    "--export-trigger: the trigger of \"{name}\" is no picture: what it changes depends on the image"
-                ))
-                .hint("leave the flag out; the images themselves show what becomes of each")
-            })?;
-            Some((path, picture))
+            Some((path, picture.map_err(workbench::failed)?.ok_or_else(no_picture)?))
         }
     };
     // Before the images: where it cannot be written, no folder is left that would be in the way of another try.
