@@ -1,9 +1,11 @@
 //! The long form: one row per finished cell, for other programs. Its columns are documented in
 //! `docs/results-schema.md`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use polars::prelude::*;
+use rayon::prelude::*;
 use serde_json::Value as Json;
 use tsbd_experiment::{ResultRow, RowState};
 
@@ -72,11 +74,11 @@ pub struct LongTable {
 ///
 /// A cell that several points of the grid share gives one row; an axis that it does not depend on is empty there.
 pub fn long(rows: &[ResultRow]) -> Result<LongTable> {
-    let mut seen = BTreeSet::new();
+    let mut seen = HashSet::new();
     let finished: Vec<&ResultRow> =
         rows.iter().filter(|row| row.state == RowState::Done && seen.insert((&row.experiment, &row.key))).collect();
     let mut columns: Vec<Column> = COLUMNS
-        .iter()
+        .par_iter()
         .map(|description| match description.kind {
             "double" => doubles(description.name, &finished, |row| double(row, description.name)),
             "uint64" => counts(description.name, &finished, |row| match description.name {
@@ -101,7 +103,7 @@ pub fn long(rows: &[ResultRow]) -> Result<LongTable> {
             let values = axis_values.get(&(row.experiment.as_str(), row.key.as_str(), axis))?;
             let mut values = values.iter();
             match (values.next(), values.next()) {
-                (Some(only), None) => only.map(str::to_owned),
+                (Some(only), None) => only.map(Cow::Borrowed),
                 _ => None,
             }
         })
@@ -166,23 +168,26 @@ fn axis_values(rows: &[ResultRow]) -> AxisValues<'_> {
     values
 }
 
-fn text(row: &ResultRow, name: &str) -> Option<String> {
-    Some(match name {
-        "experiment" => row.experiment.clone(),
-        "profile" => row.profile.clone(),
-        "dataset" => row.dataset.clone(),
-        "model" => row.model.clone(),
-        "attack" => row.attack.clone(),
-        "defense" => row.defense.clone(),
-        "measure" => row.measure.clone(),
-        "key" => row.key.to_string(),
-        "facts" => Json::Object(row.facts.clone()).to_string(),
+fn text<'a>(row: &'a ResultRow, name: &str) -> Option<Cow<'a, str>> {
+    Some(Cow::Borrowed(match name {
+        "experiment" => &row.experiment,
+        "profile" => &row.profile,
+        "dataset" => &row.dataset,
+        "model" => &row.model,
+        "attack" => &row.attack,
+        "defense" => &row.defense,
+        "measure" => &row.measure,
+        "key" => row.key.as_str(),
+        "facts" => {
+            let json = serde_json::to_string(&row.facts).expect("facts have string keys only");
+            return Some(Cow::Owned(json));
+        }
         fact => match row.facts.get(fact)? {
             Json::Null => return None,
-            Json::String(text) => text.clone(),
-            other => other.to_string(),
+            Json::String(text) => text,
+            other => return Some(Cow::Owned(other.to_string())),
         },
-    })
+    }))
 }
 
 fn double(row: &ResultRow, name: &str) -> Option<f64> {
@@ -208,8 +213,9 @@ fn counts(name: &str, rows: &[&ResultRow], value: impl Fn(&ResultRow) -> Option<
     Column::new(name.into(), rows.iter().map(|row| value(row)).collect::<Vec<Option<u64>>>())
 }
 
-fn texts(name: &str, rows: &[&ResultRow], value: impl Fn(&ResultRow) -> Option<String>) -> Column {
-    Column::new(name.into(), rows.iter().map(|row| value(row)).collect::<Vec<Option<String>>>())
+fn texts<'a>(name: &str, rows: &[&'a ResultRow], value: impl Fn(&'a ResultRow) -> Option<Cow<'a, str>>) -> Column {
+    let values: StringChunked = rows.iter().map(|row| value(row)).collect();
+    values.with_name(name.into()).into_column()
 }
 
 #[cfg(test)]

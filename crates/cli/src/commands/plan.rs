@@ -154,8 +154,8 @@ struct Costs<'a> {
     took: HashMap<String, (f64, usize)>,
     /// Of each network that finished cells have trained, or that was timed: images and their seconds.
     speeds: HashMap<String, (f64, f64)>,
-    /// [`Plan::image_passes`] by methods: cells share them, and reading their parameters takes long.
-    passes: HashMap<[usize; 3], Option<f64>>,
+    /// [`Plan::image_passes`] by kind and methods: cells share them, and reading their parameters takes long.
+    passes: HashMap<(CellKind, [usize; 3]), Option<f64>>,
 }
 
 impl<'a> Costs<'a> {
@@ -215,7 +215,7 @@ impl<'a> Costs<'a> {
     fn passes(&mut self, cell: &Cell) -> Option<f64> {
         let of = |method: Option<&Arc<MethodParameters>>| method.map_or(0, |method| Arc::as_ptr(method).addr());
         let methods = [Some(&cell.attack), cell.defense.as_ref(), cell.unlearning.as_ref()].map(of);
-        *self.passes.entry(methods).or_insert_with(|| self.plan.image_passes(cell))
+        *self.passes.entry((cell.kind, methods)).or_insert_with(|| self.plan.image_passes(cell))
     }
 
     /// What cells of the same cost have in common: the network, images and training, defense, unlearning or measurement,
