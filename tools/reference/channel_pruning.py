@@ -11,8 +11,9 @@ published descriptions of the methods.
 - clp: the bounds of all channels for both pairings (the module before the batch norm, or the convolution that feeds it) by
   torch.linalg.svdvals in 64 bits, and the channels above mean + u * deviation for three u.
 - clp_outstanding: the same channels of a network in which one channel of each batch norm stands out, for six u.
-- anp: the first random perturbation of each of six iterations (for each batch norm masks, then biases), the batches' images,
-  and the masks after each iteration, for both variants (a perturbation that may leave its range, or is cut off).
+- anp: six iterations for both variants (a perturbation that may leave its range, or is cut off): the batch's images, the
+  perturbation as it is drawn (`noise`: for each batch norm masks, then biases) and after its step (`perturbation`), the loss
+  and its gradients with respect to the masks, and the masks that the step leads to. In 64 bits, from draws in 32.
 - anp_three_steps: three iterations of the same with perturbations of three steps.
 - rnp: for both variants (without and with clipping of the gradient) accuracies and gradient norms of each epoch of
   unlearning, the masks after each epoch of recovering, and the channels whose last mask (four decimals) is at most 0.7;
@@ -129,10 +130,10 @@ def anp(variant, steps=1, count=6):
     of several steps takes its gradient anew before each."""
     epsilon, alpha = 0.4, 0.2
     x, y = data()
-    model = backdoored(NoisyNorm)
+    model, x = backdoored(NoisyNorm).double(), x.double()
     norms = [model.bn1, model.bn2]
     generator = torch.Generator().manual_seed(1)
-    uniform = lambda n: (torch.rand(n, generator=generator) * 2 - 1) * epsilon
+    uniform = lambda n: (torch.rand(n, generator=generator) * 2 - 1).mul(epsilon).double()
     optimiser = torch.optim.SGD([norm.mask for norm in norms], lr=0.3, momentum=0.9)
     climber = torch.optim.SGD([p for norm in norms for p in (norm.noise, norm.bias_noise)], lr=epsilon / steps)
     iterations = []
@@ -155,17 +156,25 @@ def anp(variant, steps=1, count=6):
                 for norm in norms:
                     norm.noise.data.clamp_(-epsilon, epsilon)
                     norm.bias_noise.data.clamp_(-epsilon, epsilon)
+        perturbation = [values.tolist() for norm in norms for values in (norm.noise, norm.bias_noise)]
         optimiser.zero_grad()
         perturbed = F.cross_entropy(model(images), labels)
         for norm in norms:
             norm.noisy = False
         loss = alpha * F.cross_entropy(model(images), labels) + (1 - alpha) * perturbed
         loss.backward()
+        gradients = [norm.mask.grad.tolist() for norm in norms]
         optimiser.step()
         for norm in norms:
             norm.mask.data.clamp_(0, 1)
-        masks = [norm.mask.tolist() for norm in norms]
-        iterations.append({"batch": batch.tolist(), "noise": drawn, "loss": loss.item(), "masks": masks})
+        iterations.append({
+            "batch": batch.tolist(),
+            "noise": drawn,
+            "perturbation": perturbation,
+            "loss": loss.item(),
+            "gradients": gradients,
+            "masks": [norm.mask.tolist() for norm in norms],
+        })
     return iterations
 
 
