@@ -1,6 +1,6 @@
 """Reference values for CLP, ANP and RNP on a tiny network, computed with PyTorch.
 
-Makes golden/channel_pruning.json:
+Makes golden/channel_pruning.json and golden/rnp/*.safetensors:
 
     python tools/reference/channel_pruning.py
 
@@ -11,11 +11,16 @@ published descriptions of the methods.
 - clp: the bounds of all channels for both pairings (the module before the batch norm, or the convolution that feeds it) by
   torch.linalg.svdvals in 64 bits, and the channels above mean + u * deviation for three u.
 - clp_outstanding: the same channels of a network in which one channel of each batch norm stands out, for six u.
-- anp: the first random perturbation of each of six iterations (for each batch norm masks, then biases), the batches' images,
-  and the masks after each iteration, for both variants (a perturbation that may leave its range, or is cut off).
+- anp: six iterations for both variants (a perturbation that may leave its range, or is cut off): the batch's images, the
+  perturbation as it is drawn (`noise`: for each batch norm masks, then biases) and after its step (`perturbation`), the loss
+  and its gradients with respect to the masks, and the masks that the step leads to. In 64 bits, from draws in 32.
 - anp_three_steps: three iterations of the same with perturbations of three steps.
-- rnp: accuracies while unlearning, masks after recovering, and the channels whose mask (four decimals) is at most 0.7, for
-  both variants (without and with clipping of the gradient).
+- rnp: for both variants (without and with clipping of the gradient) accuracies and gradient norms of each epoch of
+  unlearning, the masks after each epoch of recovering, and the channels whose last mask (four decimals) is at most 0.7;
+  rnp/VARIANT.EPOCHS.safetensors are the state dicts after 1, 3 and all epochs of unlearning, the last of which recovering
+  begins with.
+- rnp_batches: the same of three epochs of unlearning in batches of 16 and 8 images, in the orders SHUFFLED: accuracies and
+  rnp/batches.3.safetensors.
 """
 
 import json
@@ -23,11 +28,17 @@ import random
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
 GOLDEN = Path(__file__).parent / "golden"
+# What the Rust crate's streams of seed 0 make of 24 images in the first three epochs of unlearning; its test compares them.
+SHUFFLED = (
+    (15, 8, 3, 10, 21, 1, 22, 13, 16, 9, 23, 0, 17, 12, 19, 6, 20, 18, 14, 2, 11, 5, 4, 7),
+    (18, 15, 7, 1, 5, 6, 10, 0, 19, 17, 4, 13, 11, 8, 22, 3, 21, 14, 16, 12, 9, 20, 23, 2),
+    (1, 21, 22, 9, 20, 10, 4, 23, 17, 12, 7, 13, 3, 11, 0, 14, 19, 18, 5, 8, 6, 15, 2, 16),
+)
 
 
 class Tiny(nn.Module):
@@ -119,10 +130,10 @@ def anp(variant, steps=1, count=6):
     of several steps takes its gradient anew before each."""
     epsilon, alpha = 0.4, 0.2
     x, y = data()
-    model = backdoored(NoisyNorm)
+    model, x = backdoored(NoisyNorm).double(), x.double()
     norms = [model.bn1, model.bn2]
     generator = torch.Generator().manual_seed(1)
-    uniform = lambda n: (torch.rand(n, generator=generator) * 2 - 1) * epsilon
+    uniform = lambda n: (torch.rand(n, generator=generator) * 2 - 1).mul(epsilon).double()
     optimiser = torch.optim.SGD([norm.mask for norm in norms], lr=0.3, momentum=0.9)
     climber = torch.optim.SGD([p for norm in norms for p in (norm.noise, norm.bias_noise)], lr=epsilon / steps)
     iterations = []
@@ -145,66 +156,114 @@ def anp(variant, steps=1, count=6):
                 for norm in norms:
                     norm.noise.data.clamp_(-epsilon, epsilon)
                     norm.bias_noise.data.clamp_(-epsilon, epsilon)
+        perturbation = [values.tolist() for norm in norms for values in (norm.noise, norm.bias_noise)]
         optimiser.zero_grad()
         perturbed = F.cross_entropy(model(images), labels)
         for norm in norms:
             norm.noisy = False
         loss = alpha * F.cross_entropy(model(images), labels) + (1 - alpha) * perturbed
         loss.backward()
+        gradients = [norm.mask.grad.tolist() for norm in norms]
         optimiser.step()
         for norm in norms:
             norm.mask.data.clamp_(0, 1)
-        masks = [norm.mask.tolist() for norm in norms]
-        iterations.append({"batch": batch.tolist(), "noise": drawn, "loss": loss.item(), "masks": masks})
+        iterations.append({
+            "batch": batch.tolist(),
+            "noise": drawn,
+            "perturbation": perturbation,
+            "loss": loss.item(),
+            "gradients": gradients,
+            "masks": [norm.mask.tolist() for norm in norms],
+        })
     return iterations
 
 
-def rnp(variant):
-    """Settings: unlearning at 1, falling after epoch 7, momentum 0.9, weight decay 5e-4, to an accuracy of 0.7; recovering
-    at 5 (3e-3 in the variant "paper") for 6 epochs, alpha 0.2; all 24 images in one batch. Clipping (variant "paper") needs gradients longer than 20: there the
-    last layer is -100 times as large, and the accuracy of 0 ends unlearning at 0.001 after one epoch."""
+def unlearn(variant, rate, milestone, orders, stop_at, saved):
+    """In 64 bits, with momentum 0.9 and weight decay 5e-4, until the accuracy during an epoch is at most `stop_at`; `rate`
+    falls to a tenth after `milestone` epochs, each of which takes the batches of one of `orders`. `saved` names the files for
+    the state dicts (in 32 bits) after some numbers of epochs, and after "all". The accuracies during the epochs, and the
+    gradient norm of the last batch of each."""
     x, y = data()
-    plain = backdoored()
-    rate = 1.0
+    x = x.double()
+    model = backdoored()
     if variant == "paper":
-        plain.linear.weight.data *= -100
-        rate = 0.001
-    optimiser = torch.optim.SGD(plain.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [7, 20], gamma=0.1)
+        confused(model)
+    model = model.double()
+    optimiser = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [milestone], gamma=0.1)
     accuracies, norms = [], []
-    for _ in range(20):
-        optimiser.zero_grad()
-        logits = plain(x)
-        (-F.cross_entropy(logits, y)).backward()
-        norms.append(torch.stack([p.grad.norm() for p in plain.parameters()]).norm().item())
-        if variant == "paper":
-            nn.utils.clip_grad_norm_(plain.parameters(), 20)
-        optimiser.step()
+    for batches in orders:
+        correct = 0
+        for batch in batches:
+            optimiser.zero_grad()
+            logits = model(x[batch])
+            (-F.cross_entropy(logits, y[batch])).backward()
+            norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
+            if variant == "paper":
+                nn.utils.clip_grad_norm_(model.parameters(), 20)
+            optimiser.step()
+            correct += (logits.argmax(1) == y[batch]).sum().item()
         schedule.step()
-        accuracies.append((logits.argmax(1) == y).float().mean().item())
-        if accuracies[-1] <= 0.7:
+        accuracies.append(correct / 24)
+        norms.append(norm)
+        ended = accuracies[-1] <= stop_at or len(accuracies) == len(orders)
+        for after in [str(len(accuracies))] + ["all"] * ended:
+            if after in saved:
+                state = {name: value.float() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+                save_file(state, GOLDEN / "rnp" / f"{saved[after]}.safetensors")
+        if ended:
             break
+    return accuracies, norms
+
+
+def confused(model):
+    """A last layer 30 times as large, with two classes exchanged: a third of the images is right, and gradients are long."""
+    with torch.no_grad():
+        model.linear.weight.copy_(model.linear.weight[[1, 0, 2]] * 30)
+
+
+def rnp(variant):
+    """Settings: unlearning at 1, falling after epoch 7, to an accuracy of 0.7 (variant "paper", whose clipping needs
+    gradients longer than 20: four epochs of the confused network at 0.01, falling after epoch 2); recovering at 0.3 (0.005) for
+    6 epochs, momentum 0.9, alpha 0.2; all 24 images in one batch."""
+    whole = [[list(range(24))]]
+    settings = {"reference": (1.0, 7, whole * 20, 0.7), "paper": (0.01, 2, whole * 4, 0.2)}[variant]
+    saved = {name: f"{variant}.{name}" for name in ("1", "3", "all")}
+    accuracies, norms = unlearn(variant, *settings, saved)
+    x, y = data()
     model = Tiny(NoisyNorm)
-    model.load_state_dict(plain.state_dict(), strict=False)
+    model.load_state_dict(load_file(GOLDEN / "rnp" / f"{variant}.all.safetensors"), strict=False)
+    model, x = model.double(), x.double()
     masked = [model.bn1, model.bn2]
-    optimiser = torch.optim.SGD([norm.mask for norm in masked], lr=5.0 if variant == "reference" else 0.003, momentum=0.9)
+    rate = {"reference": 0.3, "paper": 0.005}[variant]
+    optimiser = torch.optim.SGD([norm.mask for norm in masked], lr=rate, momentum=0.9)
+    masks = []
     for _ in range(6):
         optimiser.zero_grad()
         (0.2 * F.cross_entropy(model(x), y)).backward()
         optimiser.step()
         for norm in masked:
             norm.mask.data.clamp_(0, 1)
-    masks = [norm.mask.tolist() for norm in masked]
-    pruned = [[c for c, m in enumerate(layer) if float(f"{m:.4f}") <= 0.7] for layer in masks]
+        masks.append([norm.mask.tolist() for norm in masked])
+    pruned = [[c for c, m in enumerate(layer) if float(f"{m:.4f}") <= 0.7] for layer in masks[-1]]
     return {"accuracies": accuracies, "gradient_norms": norms, "masks": masks, "pruned": pruned}
 
 
+def rnp_batches():
+    """Unlearning at 1.5, falling after epoch 2."""
+    orders = [[list(order[:16]), list(order[16:])] for order in SHUFFLED]
+    accuracies, _ = unlearn("reference", 1.5, 2, orders, 0.2, {"3": "batches.3"})
+    return {"orders": SHUFFLED, "accuracies": accuracies}
+
+
 def main():
+    (GOLDEN / "rnp").mkdir(exist_ok=True)
     variants = ("reference", "paper")
     golden = {
         "clp": clp(),
         "anp": {v: anp(v) for v in variants},
         "rnp": {v: rnp(v) for v in variants},
+        "rnp_batches": rnp_batches(),
         "clp_outstanding": outstanding(),
         "anp_three_steps": {v: anp(v, steps=3, count=3) for v in variants},
     }

@@ -7,9 +7,13 @@ Makes golden/nc/*.safetensors and golden/nc/golden.json:
 Written from the published description.
 
 - search: on the tiny network of tsbd.py in evaluation mode, for class 1, batches of 16 and 8 images in order, no
-  augmentation, normalised by MEAN and STD: mask `[8, 8]` and pattern `[8, 8, 3]` after one step (`mask1`, `pattern1`), and
-  the ones kept after 40 epochs (`mask`, `pattern`), with the cost raised and lowered after two epochs.
-- golden.json: `search`: mean accuracy, mean mask norm and cost of each of those epochs; `bookkeeping`: for made-up
+  augmentation, normalised by MEAN and STD: mask `[8, 8]` and pattern `[8, 8, 3]` that are kept after 40 epochs (`mask`,
+  `pattern`), with the cost raised and lowered after two epochs.
+- steps: three steps on the first, the second and again the first batch in 64 bits, with costs that make the mask norm a
+  small and a large part of the loss: for each (`.0` to `.2`) the gradients of the loss with respect to
+  what goes into the hyperbolic tangents (`mask_gradient`, `pattern_gradient`), and the mask and pattern that the step of
+  Adam leads to (`mask`, `pattern`); shapes as before.
+- golden.json: `steps`: the cost, the cross-entropy, the mask norm and the loss of each of those three steps; `search`: mean accuracy, mean mask norm and cost of each of those epochs; `bookkeeping`: for made-up
   sequences of accuracies and norms the epochs whose masks are kept, the cost after each epoch, and the last epoch;
   `outliers`: for made-up norms the lower median, the normalised deviation, and the flagged classes.
 - stamping: made-up masks and patterns, what save_image(normalize=True) makes of mask and mask * pattern, and images stamped
@@ -28,6 +32,7 @@ from torch.nn import functional as F
 
 GOLDEN = Path(__file__).parent / "golden" / "nc"
 MEAN, STD = (0.4, 0.5, 0.45), (0.25, 0.2, 0.3)
+STEP_COSTS = (0.01, 1.0, 2.0)
 DEFAULTS = dict(threshold=98.0, patience=5, multiplier=2.0, stop_threshold=0.99, stop_patience=25, cost=1e-3)
 
 
@@ -119,35 +124,64 @@ def raw(x):
     return torch.tanh(x) / (2 + 1e-7) + 0.5
 
 
+def normalisation(dtype):
+    return (torch.tensor(v, dtype=dtype).view(3, 1, 1) for v in (MEAN, STD))
+
+
+def beginning(dtype):
+    """The network, the two batches, the raw mask and pattern, and their optimiser."""
+    model = backdoored().eval().requires_grad_(False).to(dtype)
+    mean, std = normalisation(dtype)
+    x = (clean()[0].to(dtype) - mean) / std
+    mask, pattern = (torch.ones(n, 8, 8, dtype=dtype, requires_grad=True) for n in (1, 3))
+    return model, (x[:16], x[16:]), mask, pattern, torch.optim.Adam([mask, pattern], lr=0.1, betas=(0.5, 0.9))
+
+
+def objective(model, batch, mask, pattern, cost):
+    """Cross-entropy, mask norm and loss; the logits."""
+    mean, std = normalisation(batch.dtype)
+    m, p = raw(mask), (raw(pattern) - mean) / std
+    logits = model((1 - m) * batch + m * p)
+    cross_entropy = F.cross_entropy(logits, torch.full((len(batch),), 1))
+    norm = m.abs().sum()
+    return (cross_entropy, norm, cross_entropy + cost * norm), logits
+
+
+def values(mask, pattern):
+    return raw(mask)[0].detach().clone(), raw(pattern).permute(1, 2, 0).detach().clone()
+
+
+def steps():
+    model, batches, mask, pattern, optimiser = beginning(torch.float64)
+    losses, out = [], {}
+    for number, (batch, cost) in enumerate(zip((*batches, batches[0]), STEP_COSTS)):
+        parts, _ = objective(model, batch, mask, pattern, cost)
+        optimiser.zero_grad()
+        parts[2].backward()
+        losses.append([cost] + [part.item() for part in parts])
+        out[f"mask_gradient.{number}"], out[f"pattern_gradient.{number}"] = mask.grad[0], pattern.grad.permute(1, 2, 0)
+        optimiser.step()
+        out[f"mask.{number}"], out[f"pattern.{number}"] = values(mask, pattern)
+    write(GOLDEN, "steps", out)
+    return losses
+
+
 def search():
-    model = backdoored().eval().requires_grad_(False)
-    x, _ = clean()
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
-    x = (x - mean) / std
-    mask = torch.ones(1, 8, 8, requires_grad=True)
-    pattern = torch.ones(3, 8, 8, requires_grad=True)
-    optimiser = torch.optim.Adam([mask, pattern], lr=0.1, betas=(0.5, 0.9))
+    model, batches, mask, pattern, optimiser = beginning(torch.float32)
     book, epochs, out = Book(**{**DEFAULTS, "patience": 2, "cost": 0.01}), [], {}
     for epoch in range(40):
         accuracies, norms = [], []
-        for batch in (x[:16], x[16:]):
-            m, p = raw(mask), (raw(pattern) - mean[0]) / std[0]
-            logits = model((1 - m) * batch + m * p)
-            labels = torch.full((len(batch),), 1)
-            norm = m.abs().sum()
-            loss = F.cross_entropy(logits, labels) + book.cost * norm
+        for batch in batches:
+            (_, norm, loss), logits = objective(model, batch, mask, pattern, book.cost)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             accuracies.append((logits.argmax(1) == 1).float().mean().item() * 100)
             norms.append(norm.item())
-            if not out:
-                out = {"mask1": raw(mask)[0], "pattern1": raw(pattern).permute(1, 2, 0)}
-                out = {k: v.detach().clone() for k, v in out.items()}
         keep, stop = book.epoch(np.mean(accuracies), np.mean(norms))
         epochs.append([float(np.mean(accuracies)), float(np.mean(norms)), book.cost])
         if keep or epoch == 0:
-            out["mask"], out["pattern"] = raw(mask)[0].detach().clone(), raw(pattern).permute(1, 2, 0).detach().clone()
+            out["mask"], out["pattern"] = values(mask, pattern)
         if stop:
             break
     write(GOLDEN, "search", out)
@@ -187,10 +221,10 @@ def stamping():
 
 
 def main():
-    golden = {"search": search(), "bookkeeping": bookkeeping(), "outliers": outliers()}
+    golden = {"steps": steps(), "search": search(), "bookkeeping": bookkeeping(), "outliers": outliers()}
     stamping()
     (GOLDEN / "golden.json").write_text(json.dumps(golden) + "\n")
-    for row in golden["search"]:
+    for row in golden["steps"] + golden["search"]:
         print(row)
     for name, found in golden["bookkeeping"].items():
         print(name, len(found["kept"]), found["last"], found["costs"][-1])

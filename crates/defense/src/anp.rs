@@ -24,7 +24,7 @@ use tsbd_nn::{Architecture, Batch, BatchSource, Model, RandomStream, Streams};
 use tsbd_tensor::{Sgd, Tensor};
 
 use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint, as_everywhere};
-use crate::masks::{ChannelMasks, MaskTraining, Noise};
+use crate::masks::{ChannelMasks, MaskTraining, Noise, Slope};
 use crate::pruning::{ChannelScores, MaskPruning, require_batch_norms};
 use crate::selection::{Judge, ThresholdSelection};
 use crate::{CleanSubset, Context, Error};
@@ -166,8 +166,23 @@ impl Anp {
     }
 
     /// One iteration that begins with the perturbation `noise`; the loss that the masks descended.
-    fn step(&self, model: &Model, masks: &mut ChannelMasks, batch: &Batch, mut noise: Noise) -> Result<f64, Error> {
-        let Parameters { variant, learning_rate, momentum, epsilon, perturbation_steps, alpha, .. } = self.parameters;
+    fn step(&self, model: &Model, masks: &mut ChannelMasks, batch: &Batch, noise: Noise) -> Result<f64, Error> {
+        let Parameters { learning_rate, momentum, .. } = self.parameters;
+        let adversarial = self.adversarial(model, masks, batch, noise)?;
+        let Slope { loss, gradients } = self.slope(model, masks, batch, &adversarial)?;
+        masks.descend(&gradients, Sgd { learning_rate, momentum, weight_decay: 0.0 })?;
+        Ok(loss)
+    }
+
+    /// The perturbation `noise`, moved so that the loss grows.
+    fn adversarial(
+        &self,
+        model: &Model,
+        masks: &ChannelMasks,
+        batch: &Batch,
+        mut noise: Noise,
+    ) -> Result<Noise, Error> {
+        let Parameters { variant, epsilon, perturbation_steps, .. } = self.parameters;
         for _ in 0..perturbation_steps {
             let slope = masks.noise_slope(model, batch, &noise)?;
             noise = noise.uphill(&slope.gradients, epsilon / perturbation_steps as f64)?;
@@ -175,13 +190,24 @@ impl Anp {
                 noise = noise.within(epsilon)?;
             }
         }
-        let perturbed = masks.slope(model, batch, Some(&noise))?;
+        Ok(noise)
+    }
+
+    /// `alpha` times the loss without and `1 - alpha` times the loss with `noise`, and its gradients with respect to the masks.
+    fn slope(
+        &self,
+        model: &Model,
+        masks: &ChannelMasks,
+        batch: &Batch,
+        noise: &Noise,
+    ) -> Result<Slope<Vec<Tensor>>, Error> {
+        let alpha = self.parameters.alpha;
+        let perturbed = masks.slope(model, batch, Some(noise))?;
         let natural = masks.slope(model, batch, None)?;
         let mixed = natural.gradients.iter().zip(&perturbed.gradients);
         let mixed = mixed.map(|(natural, perturbed)| (natural * alpha)? + (perturbed * (1.0 - alpha))?);
-        let mixed: Vec<Tensor> = mixed.collect::<Result<_, _>>()?;
-        masks.descend(&mixed, Sgd { learning_rate, momentum, weight_decay: 0.0 })?;
-        Ok(alpha * natural.loss + (1.0 - alpha) * perturbed.loss)
+        let loss = alpha * natural.loss + (1.0 - alpha) * perturbed.loss;
+        Ok(Slope { loss, gradients: mixed.collect::<Result<_, _>>()? })
     }
 }
 

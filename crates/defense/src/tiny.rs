@@ -110,3 +110,14 @@ pub(crate) fn assert_close(found: &StateDict, expected: &StateDict, tolerance: f
         assert!(largest < tolerance, "{name} differs by {largest:e}");
     }
 }
+
+/// Fails unless every number differs by less than `tolerance` times the largest of `expected`.
+#[track_caller]
+pub(crate) fn assert_near(name: &str, found: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{name}");
+    let largest = expected.iter().fold(0.0f64, |largest, value| largest.max(value.abs()));
+    for (place, (&found, expected)) in found.iter().zip(expected).enumerate() {
+        let error = (f64::from(found) - expected).abs();
+        assert!(error < tolerance * largest, "{name}, {place}: {found}, not {expected} ({:e})", error / largest);
+    }
+}

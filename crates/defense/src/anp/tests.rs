@@ -21,7 +21,7 @@ fn repaired(own: Value) -> Repaired {
 }
 
 #[test]
-fn perturbations_of_one_and_of_three_steps_and_masks_are_pytorchs_for_both_variants() {
+fn perturbations_of_one_and_of_three_steps_gradients_and_masks_are_pytorchs_for_both_variants() {
     for (variant, steps, golden, count) in [
         ("reference", 1, "anp", 6),
         ("paper", 1, "anp", 6),
@@ -39,18 +39,29 @@ fn perturbations_of_one_and_of_three_steps_and_masks_are_pytorchs_for_both_varia
             let source = Arc::new(Subset::new(tiny::clean().images(), indices));
             let batch =
                 in_context(&mut NoObserver, |context| context.plain(source, 16).into_epoch(0).next().unwrap().unwrap());
+            let lists = |name: &str| -> Vec<Vec<f64>> { serde_json::from_value(golden[name].clone()).unwrap() };
             let drawn: Vec<Vec<f32>> = serde_json::from_value(golden["noise"].clone()).unwrap();
             let [bn1, bn1_bias, bn2, bn2_bias] = &tensors(&drawn)[..] else { panic!("two batch norms") };
-            let (weights, biases) = (vec![bn1.clone(), bn2.clone()], vec![bn1_bias.clone(), bn2_bias.clone()]);
-            let loss = defense.step(&model, &mut masks, &batch, Noise { weights, biases }).unwrap();
+            let drawn =
+                Noise { weights: vec![bn1.clone(), bn2.clone()], biases: vec![bn1_bias.clone(), bn2_bias.clone()] };
+            let near = |what: &str, found: &[&Tensor], tolerance| {
+                for (norm, (found, expected)) in found.iter().zip(lists(what)).enumerate() {
+                    let name = format!("{variant} {steps} {number} {what} {norm}");
+                    tiny::assert_near(&name, &found.to_vec1::<f32>().unwrap(), &expected, tolerance);
+                }
+            };
+            let adversarial = defense.adversarial(&model, &masks, &batch, drawn.clone()).unwrap();
+            let Noise { weights, biases } = &adversarial;
+            near("perturbation", &[&weights[0], &biases[0], &weights[1], &biases[1]], 1e-6);
+            let Slope { loss, gradients } = defense.slope(&model, &masks, &batch, &adversarial).unwrap();
             let expected = golden["loss"].as_f64().unwrap();
             assert!(
-                (loss - expected).abs() < 1e-5 * expected,
+                (loss - expected).abs() < 1e-6 * expected,
                 "{variant} {steps} {number}: loss {loss}, not {expected}"
             );
-            let expected: Vec<Vec<f64>> = serde_json::from_value(golden["masks"].clone()).unwrap();
-            let found = masks.rounded().unwrap();
-            for ((norm, found), expected) in found.layers.iter().zip(&expected) {
+            near("gradients", &[&gradients[0], &gradients[1]], 1e-5);
+            assert_eq!(defense.step(&model, &mut masks, &batch, drawn).unwrap(), loss, "a step descends this slope");
+            for ((norm, found), expected) in masks.rounded().unwrap().layers.iter().zip(&lists("masks")) {
                 for (found, expected) in found.iter().zip(expected) {
                     // Four decimals of numbers that differ by rounding.
                     let close = (found - expected).abs() < 0.5e-4 + 1e-5;

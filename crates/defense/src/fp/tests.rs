@@ -47,6 +47,25 @@ fn pruning_with_the_test_set_takes_the_features_and_accuracies_that_pytorch_take
 }
 
 #[test]
+fn steps_of_several_features_prune_what_pytorch_prunes_for_both_variants() {
+    for variant in ["reference", "paper"] {
+        let golden = tiny::golden_in("fp")[variant].clone();
+        let golden = |name: &str| -> Vec<f64> { serde_json::from_value(golden[name].clone()).unwrap() };
+        let repaired = repaired(json!({"variant": variant, "step": 0.25, "selection": "oracle", "epochs": 1}));
+        let found = |name: &str| -> Vec<f64> {
+            repaired.trace.iter().filter_map(|point| point.metrics.get(name).copied()).collect()
+        };
+        assert_eq!(found("features_pruned"), golden("counts"), "{variant}");
+        let (found, expected) = (found("selection_accuracy"), golden("accuracies"));
+        assert!(found.len() == expected.len() && found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6));
+        let mut pruned: Vec<usize> = golden("pruned").into_iter().map(|feature| feature as usize).collect();
+        pruned.sort_unstable();
+        assert_eq!(zero_columns(&repaired.model), pruned, "{variant}");
+        assert_eq!(repaired.changed.iter().map(|neuron| neuron.neuron).collect::<Vec<_>>(), pruned, "{variant}");
+    }
+}
+
+#[test]
 fn fine_tuning_keeps_the_mask_and_ends_where_pytorchs_pruned_network_ends() {
     let repaired = repaired(json!({"selection": "oracle", "epochs": 5}));
     let mut expected = golden("pruned");

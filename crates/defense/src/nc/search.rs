@@ -188,7 +188,7 @@ impl<'a> Search<'a> {
 }
 
 /// What a step met, before it moved the trigger.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Met {
     /// The objective.
     pub loss: f64,
@@ -196,6 +196,16 @@ pub struct Met {
     pub moved: usize,
     /// The sum of the mask.
     pub size: f64,
+}
+
+/// What a batch says about a trigger.
+#[derive(Debug)]
+pub struct Slope {
+    /// What the trigger, as it is, meets.
+    pub met: Met,
+    /// Of the objective, with respect to mask `[1, height, width, 1]` and pattern `[1, height, width, channel]` as the
+    /// optimiser moves them.
+    pub gradients: [Tensor; 2],
 }
 
 /// Mask and pattern as the optimiser moves them: any number, which a hyperbolic tangent brings between 0 and 1. Both begin
@@ -233,8 +243,7 @@ impl Trigger {
         Ok(Trigger { mask, pattern, moments, steps: 0, normalization: [scale, shift] })
     }
 
-    /// One step of Adam on the cross-entropy of the stamped images with `class` plus `cost` times the mask's size. The
-    /// network is in evaluation mode, its weights are constants: no work is spent on their gradients.
+    /// One step of Adam on the objective of [`Self::slope`].
     pub fn step(
         &mut self,
         model: &Model,
@@ -243,6 +252,19 @@ impl Trigger {
         cost: f64,
         learning_rate: f64,
     ) -> Result<Met, Error> {
+        let Slope { met, gradients } = self.slope(model, class, batch, cost)?;
+        self.steps += 1;
+        let options = Adam { learning_rate, betas: BETAS, epsilon: 1e-8 };
+        let values = [&self.mask, &self.pattern].into_iter().zip(&self.moments);
+        for ((value, [first, second]), gradient) in values.zip(&gradients) {
+            adam_step(value, first, second, gradient, self.steps, options)?;
+        }
+        Ok(met)
+    }
+
+    /// The cross-entropy of the stamped images with `class` plus `cost` times the mask's size, and its gradients. The
+    /// network is in evaluation mode, its weights are constants: no work is spent on their gradients.
+    pub fn slope(&self, model: &Model, class: u32, batch: &Batch, cost: f64) -> Result<Slope, Error> {
         let labels = Tensor::full(class, batch.len(), batch.labels.device())?;
         let tape = Tape::new();
         let leaves = [tape.leaf(&self.mask), tape.leaf(&self.pattern)];
@@ -254,16 +276,9 @@ impl Trigger {
         let size = mask.sum()?;
         let loss = logits.cross_entropy(&labels, CrossEntropy::default())?.add(&size.scale(cost)?)?;
         let met = Met { loss: scalar(loss.tensor())?, moved, size: scalar(size.tensor())? };
-
         let mut gradients = tape.backward(&loss)?;
-        self.steps += 1;
-        let options = Adam { learning_rate, betas: BETAS, epsilon: 1e-8 };
-        for ((value, [first, second]), leaf) in [&self.mask, &self.pattern].into_iter().zip(&self.moments).zip(&leaves)
-        {
-            let gradient = gradients.take(leaf).ok_or(tsbd_nn::Error::InputUnused)?;
-            adam_step(value, first, second, &gradient, self.steps, options)?;
-        }
-        Ok(met)
+        let mut taken = |leaf| gradients.take(leaf).ok_or(tsbd_nn::Error::InputUnused);
+        Ok(Slope { met, gradients: [taken(&leaves[0])?, taken(&leaves[1])?] })
     }
 
     /// Mask and pattern, each between 0 and 1.

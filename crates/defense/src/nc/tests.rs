@@ -5,8 +5,9 @@ use serde_json::json;
 use tsbd_data::Normalization;
 use tsbd_nn::BatchSource;
 use tsbd_tensor::{Device, Tensor};
+use tsbd_testing::Golden;
 
-use super::search::{Bookkeeping, Trigger, Verdict};
+use super::search::{Bookkeeping, Slope, Trigger, Verdict};
 use super::stamping::{Stamp, stretched};
 use super::*;
 use crate::tiny::{self, in_context};
@@ -38,19 +39,36 @@ fn close(name: &str, found: &[f32], expected: &Tensor, tolerance: f32) {
 const NORMALIZATION: Normalization = Normalization { mean: [0.4, 0.5, 0.45], std: [0.25, 0.2, 0.3] };
 
 #[test]
-fn the_first_step_of_a_search_is_pytorchs_in_its_loss_and_in_what_it_moves() {
-    let expected = tiny::tensors("nc/search.safetensors");
+fn losses_gradients_and_steps_of_a_search_are_pytorchs() {
+    let golden: Vec<[f64; 4]> = serde_json::from_value(tiny::golden_in("nc")["steps"].clone()).unwrap();
+    let expected = Golden::read("nc/steps");
+    let model = tiny::model("backdoored");
     in_context(&mut NoObserver, |context| {
         context.normalization = NORMALIZATION;
-        let batch = context.plain(tiny::clean().images(), 16).epoch(0).next().unwrap().unwrap();
+        let batches: Vec<_> =
+            context.plain(tiny::clean().images(), 16).epoch(0).collect::<tsbd_nn::Result<_>>().unwrap();
         let mut trigger = Trigger::new(8, 8, NORMALIZATION, &Device::Cpu).unwrap();
         let before = trigger.values().unwrap();
         assert!(before.iter().flatten().all(|value| (value - 0.880_797).abs() < 1e-6));
-        let met = trigger.step(&tiny::model("backdoored"), 1, &batch, 0.01, 0.1).unwrap();
-        assert!((met.size - 64.0 * 0.880_797).abs() < 1e-4);
-        let [mask, pattern] = trigger.values().unwrap();
-        close("mask", &mask, &expected["mask1"], 1e-6);
-        close("pattern", &pattern, &expected["pattern1"], 1e-6);
+        for (number, [cost, cross_entropy, size, loss]) in golden.into_iter().enumerate() {
+            let batch = &batches[number % 2];
+            let Slope { met, gradients } = trigger.slope(&model, 1, batch, cost).unwrap();
+            let near = |name: &str, found: f64, expected: f64| {
+                assert!((found - expected).abs() < 1e-6 * expected, "{name} {number}: {found}, not {expected}");
+            };
+            near("size", met.size, size);
+            near("loss", met.loss, loss);
+            near("cross-entropy", met.loss - cost * met.size, cross_entropy);
+            for (name, gradient) in ["mask_gradient", "pattern_gradient"].into_iter().zip(&gradients) {
+                let name = format!("{name}.{number}");
+                tiny::assert_near(&name, &numbers(gradient), &expected.doubles(&name), 1e-6);
+            }
+            assert_eq!(trigger.step(&model, 1, batch, cost, 0.1).unwrap(), met, "a step descends this slope");
+            for (name, found) in ["mask", "pattern"].into_iter().zip(trigger.values().unwrap()) {
+                let name = format!("{name}.{number}");
+                tiny::assert_near(&name, &found, &expected.doubles(&name), 1e-6);
+            }
+        }
     });
 }
 
