@@ -92,6 +92,12 @@ pub fn tac(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tsbd_data::{Images, Loader, Normalization};
+    use tsbd_nn::{Layer, Module, Streams};
+    use tsbd_tensor::{Device, Tensor};
+
     use super::*;
     use crate::golden::{self, assert_close};
 
@@ -106,6 +112,56 @@ mod tests {
             assert_eq!(found.form(TacForm::Clp), found.clp);
             assert_ne!(crate::descending(&found.clp, None), crate::descending(&found.backdoorbench, None));
         }
+    }
+
+    /// A 1x1 convolution that gives each colour as it is, as three neurons.
+    fn identity() -> Model {
+        let conv = Layer::Conv2d { in_channels: 3, out_channels: 3, kernel: 1, stride: 1, padding: 0, bias: false };
+        let linear = Layer::Linear { in_features: 3, out_features: 2 };
+        let modules = vec![Module::new("conv", conv), Module::new("linear", linear)];
+        let network = tsbd_testing::network(modules, 2, |pass, images| {
+            let features = pass.conv("conv", images)?.global_average_pool()?;
+            pass.output("features", &features);
+            pass.linear("linear", &features)
+        });
+        let mut model = Model::new(network, &mut Streams::new(0).stream("identity", 0)).unwrap();
+        let weight = Tensor::eye(3, tsbd_tensor::DType::F32, &Device::Cpu).unwrap();
+        let dims = model.state.get("conv.weight").unwrap().dims().to_vec();
+        model.state.set("conv.weight", &weight.reshape(dims).unwrap()).unwrap();
+        model
+    }
+
+    /// Two images of 2 x 2 pixels (red, green, blue) with these levels.
+    fn two(images: [[[u8; 3]; 4]; 2]) -> Loader {
+        let images = Images::new(images.concat().concat(), vec![0, 1], (2, 2), 2);
+        Loader::evaluation(Arc::new(images), Normalization::IDENTITY, 2)
+    }
+
+    #[test]
+    fn both_forms_are_those_computed_by_hand() {
+        let clean = two([
+            [[0, 51, 0], [204, 51, 0], [30, 51, 0], [0, 51, 0]],
+            [[7, 102, 0], [7, 102, 255], [7, 102, 0], [7, 102, 0]],
+        ]);
+        let triggered = two([
+            [[153, 102, 0], [0, 102, 0], [30, 102, 255], [0, 102, 0]],
+            [[7, 0, 0], [7, 0, 204], [7, 0, 0], [7, 0, 0]],
+        ]);
+        // Triggered minus clean at each position, in shares of 255 levels.
+        //   red:   first image  0.6, -0.8, 0, 0        second   0, 0, 0, 0
+        //   green: first image  0.2, 0.2, 0.2, 0.2     second  -0.4, -0.4, -0.4, -0.4
+        //   blue:  first image  0, 0, 1, 0             second   0, -0.2, 0, 0
+        let found = tac(&identity(), &clean, &triggered, &mut |_| Ok(())).unwrap();
+        // Mean over images of the size at each position, summed over positions:
+        //   red    0.6/2 + 0.8/2              = 0.7
+        //   green  4 * (0.2 + 0.4)/2          = 1.2, not 4 * 0.1: opposite changes do not cancel
+        //   blue   1/2 + 0.2/2                = 0.6
+        assert_close(&found.backdoorbench, &[0.7, 1.2, 0.6], 1e-6);
+        // Mean over images of the norm over positions:
+        //   red    (sqrt(0.36 + 0.64) + 0)/2            = 0.5
+        //   green  (sqrt(4 * 0.04) + sqrt(4 * 0.16))/2  = (0.4 + 0.8)/2 = 0.6, not sqrt((0.16 + 0.64)/2) = 0.63
+        //   blue   (1 + 0.2)/2                          = 0.6: before red, unlike above
+        assert_close(&found.clp, &[0.5, 0.6, 0.6], 1e-6);
     }
 
     #[test]

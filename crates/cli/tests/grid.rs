@@ -265,3 +265,47 @@ impl Drop for SmallDisk {
         let _ = Command::new("umount").arg(self.folder.path()).status();
     }
 }
+
+#[test]
+fn every_defense_runs_as_a_cell_of_its_own() {
+    let bench = Bench::new(
+        r#"
+title = "All defenses"
+profile = "smoke"
+
+[data]
+train_images = 600
+test_images = 100
+
+[model]
+width = 4
+
+[training]
+epochs = 1
+
+[defenses]
+ft = { epochs = 1 }
+fp = { epochs = 1 }
+nad = { teacher_epochs = 1, epochs = 1 }
+nc = { search_epochs = 1, epochs = 1 }
+anp = { iterations = 2 }
+i-bau = { rounds = 1, iterations = 1 }
+rnp = { unlearning_epochs = 1, recovering_epochs = 1 }
+ft-sam = { epochs = 1 }
+tsbd = { unlearning_epochs = 1, fine_tuning_passes = 1 }
+
+[grid]
+attack = ["badnets"]
+defense = ["ft", "fp", "nad", "nc", "anp", "clp", "i-bau", "rnp", "ft-sam", "tsbd"]
+"#,
+    );
+    let output = bench.command("run").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let rows = bench.long_table();
+    let repaired: Vec<&str> = rows.iter().map(|row| row[5].as_str()).collect();
+    assert_eq!(repaired, tsbd_defense::DEFENSES.iter().map(|entry| entry.name).collect::<Vec<_>>());
+    for row in rows {
+        let acc: f64 = row[7].parse().unwrap();
+        assert!((0.0..=100.0).contains(&acc), "{row:?}");
+    }
+}

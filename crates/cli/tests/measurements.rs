@@ -27,8 +27,14 @@ epochs = 2
 unlearning_epochs = 2
 fine_tuning_passes = 1
 
+[defenses.anp]
+iterations = 2
+
+[defenses.rnp]
+unlearning_epochs = 1
+recovering_epochs = 1
+
 [measures.coverage]
-methods = ["nwc", "fp"]
 neuron_ratios = [0.1, 0.5, 1.0]
 tac = "clp"
 
@@ -79,18 +85,20 @@ fn every_measurement_runs_and_its_numbers_and_vectors_are_printed_and_exported()
         neurons.as_array().unwrap().iter().filter(belongs).cloned().collect::<Vec<Value>>()
     };
     // A sixteenth of the paper's network.
-    for (measure, vector) in [("nwc", "nwc_clean"), ("nwc", "nwc_poison"), ("tac", "tac_clp"), ("coverage", "score_fp")]
-    {
+    for (measure, vector) in [("nwc", "nwc_clean"), ("nwc", "nwc_poison"), ("tac", "tac_clp")] {
         assert_eq!(of(measure, vector).len(), 3904 / 16, "{measure}, {vector}");
     }
     let last = of("nwc", "nwc_clean").pop().unwrap();
     assert_eq!((&last["layer"], &last["neuron"]), (&"layer4.1.conv2".into(), &31.into()));
     assert!(last["value"].as_f64().unwrap() > 0.0);
-    assert_eq!(
-        of("coverage", "tac_clp").iter().map(|row| &row["value"]).collect::<Vec<_>>(),
-        of("tac", "tac_clp").iter().map(|row| &row["value"]).collect::<Vec<_>>(),
-        "the same images are drawn"
-    );
+    // Batch norms, which CLP, ANP and RNP score, stand behind every convolution but the last.
+    let values = |rows: Vec<Value>| rows.into_iter().map(|row| row["value"].clone()).collect::<Vec<Value>>();
+    let compared = of("tac", "tac_clp").into_iter().filter(|row| row["layer"] != "layer4.1.conv2").collect();
+    assert_eq!(values(of("coverage", "tac_clp")), values(compared), "the same images are drawn");
+    for method in ["fp", "clp", "anp", "rnp", "nwc"] {
+        assert!((0.0..=1.0).contains(&rows[4][format!("coverage_{method}")].as_f64().unwrap()), "{method}");
+        assert_eq!(of("coverage", &format!("score_{method}")).len(), 3904 / 16 - 32, "{method}");
+    }
     let parquet = folder.path().join("neurons.parquet");
     ran(command("table", &file).args(["--neurons", "--format", "parquet", "--out"]).arg(&parquet));
     assert!(std::fs::read(&parquet).unwrap().starts_with(b"PAR1"));

@@ -13,24 +13,100 @@ use tsbd_testing::Shelf;
 
 use crate::tiny::{self, in_context};
 use crate::{
-    CleanSubset, DEFENSES, Defense, DefenseCommon, DefenseEntry, DefenseObserver, Error, NoObserver, Progress, Repaired,
+    CleanSubset, DEFENSES, DatasetFacts, Defense, DefenseCommon, DefenseEntry, DefenseObserver, Error, NoObserver,
+    Progress, Repaired,
 };
 
-/// The defense as it comes, but for its counts of epochs, passes, rounds and iterations: those are 2.
-fn short(entry: &DefenseEntry, common: &DefenseCommon) -> Box<dyn Defense> {
+/// A defense's own parameters, as a user writes them.
+type Own = Map<String, Value>;
+
+/// The defense as it comes, but for its counts of epochs, passes, rounds and iterations: those are 2. Enough of 24 images are
+/// held out, and NC finds an outlier whatever the masks are: otherwise it would do nothing.
+fn short(entry: &DefenseEntry) -> Own {
     let schema = (entry.schema)();
     let fields = schema.get("properties").and_then(Value::as_object).unwrap();
-    let counts = fields
-        .keys()
-        .filter(|field| ["epochs", "passes", "rounds", "iterations"].iter().any(|count| field.ends_with(count)));
-    let own: Map<String, Value> = counts.map(|field| (field.clone(), json!(2))).collect();
-    (entry.configure)(common, Value::Object(own)).unwrap()
+    let quick = |field: &String| match field.as_str() {
+        "validation_share" => Some(json!(0.5)),
+        "outlier_threshold" => Some(json!(1e-9)),
+        count if ["epochs", "passes", "rounds", "iterations"].iter().any(|end| count.ends_with(end)) => Some(json!(2)),
+        _ => None,
+    };
+    fields.keys().filter_map(|field| Some((field.clone(), quick(field)?))).collect()
 }
 
-fn repair(entry: &DefenseEntry, model: &Model, clean: &CleanSubset, seed: u64) -> Repaired {
+/// The words that a part of a schema allows; none where it allows numbers or lists.
+fn words<'s>(part: &'s Value, schema: &'s Value) -> Vec<&'s Value> {
+    if let Some(place) = part.get("$ref").and_then(Value::as_str) {
+        return words(schema.pointer(place.trim_start_matches('#')).unwrap(), schema);
+    }
+    let several = |key: &str| part.get(key).and_then(Value::as_array).into_iter().flatten();
+    let of_parts = ["oneOf", "anyOf"].into_iter().flat_map(several).flat_map(|part| words(part, schema));
+    part.get("const").into_iter().chain(several("enum")).chain(of_parts).filter(|word| word.is_string()).collect()
+}
+
+/// [`short`], and the same with every other word that one of its fields takes: `selection`, `variant`, and whatever else the
+/// defense leaves to choose.
+fn configurations(entry: &DefenseEntry) -> Vec<Own> {
+    let schema = (entry.schema)().to_value();
+    let mut found = vec![short(entry)];
+    for (field, part) in schema["properties"].as_object().unwrap() {
+        for word in words(part, &schema) {
+            let mut own = short(entry);
+            own.insert(field.clone(), word.clone());
+            // What is written and what is meant without writing it are one.
+            let parameters = |own: &Own| configured(entry, &tiny::common(8), own).parameters();
+            if found.iter().all(|other| parameters(other) != parameters(&own)) {
+                found.push(own);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_contract_walks_every_word_of_every_choice() {
+    let walked = |entry: &DefenseEntry, field: &str| {
+        let values = configurations(entry).into_iter().filter_map(|own| own.get(field).cloned());
+        values.map(|value| value.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    // Beside what they come with.
+    let (anp, tsbd) = (&crate::anp::ANP, &crate::tsbd::TSBD);
+    assert_eq!(walked(anp, "selection"), ["fixed", "oracle"]);
+    assert_eq!(walked(anp, "variant"), ["paper"]);
+    assert_eq!(walked(tsbd, "selection"), ["validation", "oracle"]);
+    assert_eq!(walked(tsbd, "reinitialisation"), ["v1", "v2"]);
+    assert_eq!(walked(tsbd, "fine_tuning"), ["vanilla", "none"]);
+    assert_eq!(walked(tsbd, "gradient_norm"), ["global"]);
+    assert_eq!(walked(&crate::fp::FP, "order"), ["nwc"]);
+}
+
+fn configured(entry: &DefenseEntry, common: &DefenseCommon, own: &Own) -> Box<dyn Defense> {
+    let configured = (entry.configure)(common, Value::Object(own.clone()));
+    configured.unwrap_or_else(|error| panic!("{} {own:?}: {error}", entry.name))
+}
+
+/// All images of a training set in batches of 8, with the parameters `own` and with whatever its check of that set suggests
+/// where it refuses them.
+fn as_suggested(entry: &DefenseEntry, mut own: Own, dataset: &DatasetFacts) -> Box<dyn Defense> {
+    loop {
+        let defense = configured(entry, &tiny::common(8), &own);
+        let Err(error) = defense.check(tiny::architecture().as_ref(), dataset) else { return defense };
+        let (words, field, value) = match error.field.as_str() {
+            "validation_share" => ("`selection = \"oracle\"`", "selection", json!("oracle")),
+            "clean_share" => ("give at least 1,", "clean_share", json!(1)),
+            _ => panic!("{}: {error}", entry.name),
+        };
+        assert!(error.way_out.contains(words), "{}: {error}", entry.name);
+        let before = own.insert(field.to_owned(), value.clone());
+        assert_ne!(before, Some(value), "{}, as suggested: {error}", entry.name);
+    }
+}
+
+fn repair(entry: &DefenseEntry, defense: &dyn Defense, model: &Model, clean: &CleanSubset, seed: u64) -> Repaired {
     let repaired = in_context(&mut NoObserver, |context| {
         context.streams = Streams::new(seed);
-        short(entry, &tiny::common(8)).repair(model, clean, context)
+        context.evaluate = &rates;
+        defense.repair(model, clean, context)
     });
     repaired.unwrap_or_else(|error| panic!("{}: {error}", entry.name))
 }
@@ -51,15 +127,21 @@ fn assert_finite_and_of_the_same_network(entry: &DefenseEntry, before: &Model, a
 #[test]
 fn a_repair_leaves_a_finite_model_of_the_same_network_and_does_not_touch_its_input() {
     for entry in DEFENSES {
-        let model = tiny::model("backdoored");
-        let digest = model.state.digest().unwrap();
-        let repaired = repair(entry, &model, &tiny::clean(), 0);
-        assert_eq!(model.state.digest().unwrap(), digest, "{} touched its input", entry.name);
-        assert_finite_and_of_the_same_network(entry, &model, &repaired.model);
-        assert_eq!(repaired.facts["clean_count"], 24, "{}", entry.name);
-        for change in &repaired.changed {
-            let known = model.architecture.modules().iter().any(|module| module.name == change.layer);
-            assert!(known, "{} changed {}, which is no module", entry.name, change.layer);
+        for own in configurations(entry) {
+            let model = tiny::model("backdoored");
+            let digest = model.state.digest().unwrap();
+            let defense = configured(entry, &tiny::common(8), &own);
+            defense.check(model.architecture.as_ref(), &tiny::facts()).unwrap();
+            let repaired = repair(entry, defense.as_ref(), &model, &tiny::clean(), 0);
+            assert_eq!(model.state.digest().unwrap(), digest, "{} {own:?} touched its input", entry.name);
+            assert_finite_and_of_the_same_network(entry, &model, &repaired.model);
+            assert_eq!(repaired.facts["clean_count"], 24, "{} {own:?}", entry.name);
+            for change in &repaired.changed {
+                let known = model.architecture.modules().iter().any(|module| module.name == change.layer);
+                assert!(known, "{} {own:?} changed {}, which is no module", entry.name, change.layer);
+            }
+            let fine_tuned = repaired.facts.get("fine_tuned");
+            assert_eq!(fine_tuned, (entry.name == "nc").then_some(&json!(true)), "{} {own:?}", entry.name);
         }
     }
 }
@@ -67,16 +149,19 @@ fn a_repair_leaves_a_finite_model_of_the_same_network_and_does_not_touch_its_inp
 #[test]
 fn a_repair_has_the_same_bits_for_the_same_seed() {
     for entry in DEFENSES {
-        let bits = || {
-            let repaired = repair(entry, &tiny::model("backdoored"), &tiny::clean(), 3);
-            (repaired.model.state.digest().unwrap(), repaired.changed)
-        };
-        assert_eq!(bits(), bits(), "{}", entry.name);
+        for own in configurations(entry) {
+            let bits = || {
+                let defense = configured(entry, &tiny::common(8), &own);
+                let repaired = repair(entry, defense.as_ref(), &tiny::model("backdoored"), &tiny::clean(), 3);
+                (repaired.model.state.digest().unwrap(), repaired.changed)
+            };
+            assert_eq!(bits(), bits(), "{} {own:?}", entry.name);
+        }
     }
 }
 
 #[test]
-fn a_dead_layer_and_one_clean_image_of_each_class_are_survived() {
+fn a_dead_layer_and_one_clean_image_of_each_class_are_survived_or_refused_with_a_way_that_is_survived() {
     // Weights and running variances of 0: nothing passes the batch norm but its bias.
     let mut dead = tiny::model("backdoored");
     for name in ["conv1.weight", "bn1.running_mean", "bn1.running_var", "bn1.weight"] {
@@ -88,11 +173,15 @@ fn a_dead_layer_and_one_clean_image_of_each_class_are_survived() {
     let pixels = (0..3).flat_map(|class| tsbd_data::ImageSource::image(images.as_ref(), first(class)).to_vec());
     let three = Arc::new(Images::new(pixels.collect(), vec![0, 1, 2], (8, 8), 3));
     for entry in DEFENSES {
-        let clean = short(entry, &tiny::common(8)).clean_subset(three.clone(), 0).unwrap();
-        assert_eq!(clean.len(), 3, "{}", entry.name);
-        for model in [&dead, &tiny::model("backdoored")] {
-            let repaired = repair(entry, model, &clean, 0);
-            assert_finite_and_of_the_same_network(entry, model, &repaired.model);
+        for own in configurations(entry) {
+            // Nothing is repaired that was not checked before.
+            let defense = as_suggested(entry, own, &DatasetFacts::balanced(3, 3, 24, 8));
+            let clean = defense.clean_subset(three.clone(), 0).unwrap();
+            assert_eq!(clean.len(), 3, "{}", entry.name);
+            for model in [&dead, &tiny::model("backdoored")] {
+                let repaired = repair(entry, defense.as_ref(), model, &clean, 0);
+                assert_finite_and_of_the_same_network(entry, model, &repaired.model);
+            }
         }
     }
 }
@@ -101,7 +190,7 @@ fn a_dead_layer_and_one_clean_image_of_each_class_are_survived() {
 fn no_clean_image_at_all_and_fewer_than_classes_are_refused_before_anything_runs() {
     for entry in DEFENSES {
         // A hundredth of 24 images is none, a twentieth is one.
-        let of = |clean_ratio| short(entry, &DefenseCommon { clean_ratio, batch_size: 8 });
+        let of = |clean_ratio| configured(entry, &DefenseCommon { clean_ratio, batch_size: 8 }, &short(entry));
         for (defense, train) in
             [(of(0.01), tiny::images()), (of(1.0), Arc::new(Images::new(vec![], vec![], (8, 8), 3)))]
         {
@@ -138,10 +227,13 @@ impl DefenseObserver for Killer<'_> {
     }
 }
 
-/// Rates that depend on the network: the smaller the weights of its second convolution, the lower the success rate.
+/// Rates that depend on the network: the smaller the weights of its second layer, the lower the success rate.
 fn rates(model: &Model) -> Result<Evaluation, tsbd_attack::Error> {
-    let weights = model.state.get("conv2.weight").unwrap().abs().unwrap().mean_all().unwrap();
-    let asr = f64::from(weights.to_scalar::<f32>().unwrap());
+    let size = |name: &str| {
+        let mean = model.state.get(name).unwrap().abs().unwrap().mean_all().unwrap();
+        f64::from(mean.to_scalar::<f32>().unwrap())
+    };
+    let asr = size("conv2.weight") + size("bn2.weight");
     Ok(Evaluation { acc: 0.9, asr: Some(asr), ..Evaluation::default() })
 }
 
@@ -183,7 +275,8 @@ fn assert_survives_kills(name: &str, defense: &dyn Defense) -> usize {
 #[test]
 fn a_repair_that_is_killed_in_any_step_goes_on_from_what_it_kept_and_ends_with_the_same_bits() {
     for entry in DEFENSES {
-        let kept = assert_survives_kills(entry.name, short(entry, &tiny::common(8)).as_ref());
+        let defense = configured(entry, &tiny::common(8), &short(entry));
+        let kept = assert_survives_kills(entry.name, defense.as_ref());
         // CLP, whose u is fixed, has no step to be killed in.
         assert_eq!(kept > 0, entry.name != "clp", "{}", entry.name);
     }
@@ -206,7 +299,7 @@ fn long_stages_sweeps_and_unlearnings_within_a_repair_are_kept_as_well() {
 #[test]
 fn a_state_that_was_kept_for_another_network_is_not_gone_on_from() {
     let mut shelf = Shelf::new();
-    let defense = short(&crate::ft::FT, &tiny::common(8));
+    let defense = configured(&crate::ft::FT, &tiny::common(8), &short(&crate::ft::FT));
     let mut repair = |name: &str, killed_at| {
         let mut killer = Killer { shelf: &mut shelf, steps: 0, killed_at };
         let model = tiny::model(name);

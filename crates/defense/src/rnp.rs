@@ -295,6 +295,10 @@ impl Defense for Rnp {
 
     fn check(&self, architecture: &dyn Architecture, dataset: &DatasetFacts) -> Result<(), ParameterError> {
         self.common.check(dataset)?;
+        // First: what `clean_share` may be depends on whether images are held out.
+        if self.parameters.selection == ThresholdSelection::Validation {
+            self.common.check_held_out(dataset, self.parameters.validation_share)?;
+        }
         let count = self.common.clean_count(dataset.train_images);
         let used = (count as f64 * self.parameters.clean_share) as usize;
         if used < dataset.classes {
@@ -304,9 +308,6 @@ impl Defense for Rnp {
                 format!("{used} of {count} clean images, fewer than one for each class"),
                 format!("give at least {}, or a greater `clean_ratio`", dataset.classes as f64 / count as f64),
             ));
-        }
-        if self.parameters.selection == ThresholdSelection::Validation {
-            self.common.check_held_out(dataset, self.parameters.validation_share)?;
         }
         require_batch_norms(architecture, RNP.name)
     }

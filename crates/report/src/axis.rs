@@ -72,6 +72,41 @@ impl<'a> Positions<'a> {
     }
 }
 
+/// The further axes of a grid, and what its cells are on them.
+pub(crate) struct CellAxes<'a> {
+    names: BTreeSet<&'a str>,
+    /// By experiment, key and axis: all values that a cell's points have, among them `None` for a point without it.
+    values: BTreeMap<(&'a str, &'a str, &'a str), BTreeSet<Option<&'a str>>>,
+}
+
+impl<'a> CellAxes<'a> {
+    pub(crate) fn of(rows: &'a [ResultRow]) -> Self {
+        let names: BTreeSet<&str> = rows.iter().flat_map(|row| row.axes.keys()).map(String::as_str).collect();
+        let mut values: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for row in rows {
+            for axis in &names {
+                let value = row.axes.get(*axis).map(String::as_str);
+                values.entry((row.experiment.as_str(), row.key.as_str(), *axis)).or_default().insert(value);
+            }
+        }
+        Self { names, values }
+    }
+
+    /// Every further axis that a row has, by name.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.names.iter().copied()
+    }
+
+    /// The value of the row's cell on an axis; `None` if it depends on none: points with different ones share it.
+    pub(crate) fn value(&self, row: &ResultRow, axis: &str) -> Option<&'a str> {
+        let mut values = self.values.get(&(row.experiment.as_str(), row.key.as_str(), axis))?.iter();
+        match (values.next(), values.next()) {
+            (Some(only), None) => *only,
+            _ => None,
+        }
+    }
+}
+
 /// Whether the values of an axis are rivals, of which one is the best: defenses are, and so are the settings of one.
 pub(crate) fn is_contest(axis: &str) -> bool {
     axis == "defense" || axis.starts_with("defense.") || axis.starts_with("defenses.")

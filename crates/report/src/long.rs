@@ -2,13 +2,14 @@
 //! `docs/results-schema.md`.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 
 use polars::prelude::*;
 use rayon::prelude::*;
 use serde_json::Value as Json;
 use tsbd_experiment::{ResultRow, RowState};
 
+use crate::axis::CellAxes;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::render;
@@ -96,18 +97,11 @@ pub fn long(rows: &[ResultRow]) -> Result<LongTable> {
         .filter(|name| !known.contains(name))
         .collect();
     columns.extend(further.into_iter().map(|name| doubles(name, &finished, |row| double(row, name))));
-    let axes: BTreeSet<&str> = rows.iter().flat_map(|row| row.axes.keys()).map(String::as_str).collect();
-    let axis_values = axis_values(rows);
-    columns.extend(axes.into_iter().map(|axis| {
-        texts(&format!("axis.{axis}"), &finished, |row| {
-            let values = axis_values.get(&(row.experiment.as_str(), row.key.as_str(), axis))?;
-            let mut values = values.iter();
-            match (values.next(), values.next()) {
-                (Some(only), None) => only.map(Cow::Borrowed),
-                _ => None,
-            }
-        })
-    }));
+    let axes = CellAxes::of(rows);
+    columns.extend(
+        axes.names()
+            .map(|axis| texts(&format!("axis.{axis}"), &finished, |row| axes.value(row, axis).map(Cow::Borrowed))),
+    );
     Ok(LongTable { frame: DataFrame::new(finished.len(), columns)? })
 }
 
@@ -152,21 +146,6 @@ const NARROW: [&str; 12] = [
     "shared_seconds",
     "peak_memory_mb",
 ];
-
-/// All values that a cell's points have on an axis, among them `None` for a point without it.
-type AxisValues<'a> = BTreeMap<(&'a str, &'a str, &'a str), BTreeSet<Option<&'a str>>>;
-
-fn axis_values(rows: &[ResultRow]) -> AxisValues<'_> {
-    let axes: BTreeSet<&str> = rows.iter().flat_map(|row| row.axes.keys()).map(String::as_str).collect();
-    let mut values = AxisValues::new();
-    for row in rows {
-        for axis in &axes {
-            let value = row.axes.get(*axis).map(String::as_str);
-            values.entry((&row.experiment, row.key.as_str(), axis)).or_default().insert(value);
-        }
-    }
-    values
-}
 
 fn text<'a>(row: &'a ResultRow, name: &str) -> Option<Cow<'a, str>> {
     Some(Cow::Borrowed(match name {

@@ -4,6 +4,7 @@
 use polars::prelude::*;
 use tsbd_experiment::{NeuronRows, ResultRow};
 
+use crate::axis::CellAxes;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::long::ColumnDescription;
@@ -13,7 +14,7 @@ const fn column(name: &'static str, kind: &'static str, meaning: &'static str) -
     ColumnDescription { name, kind, meaning }
 }
 
-/// The columns, in order.
+/// The columns that are always there, in order. One `axis.<key>` for each other axis of the grid follows.
 pub const NEURON_COLUMNS: &[ColumnDescription] = &[
     column("experiment", "string", "stem of the experiment file"),
     column("profile", "string", "profile that made the result"),
@@ -36,8 +37,10 @@ pub struct NeuronTable {
     frame: DataFrame,
 }
 
-/// One row per neuron and vector, in the order of the grid and of the network.
-pub fn neurons(cells: &[NeuronRows]) -> Result<NeuronTable> {
+/// One row per neuron and vector of `cells`, in the order of the grid and of the network.
+///
+/// `grid` are the rows of all its points, which tell the further axes. One that a cell does not depend on is empty.
+pub fn neurons(cells: &[NeuronRows], grid: &[ResultRow]) -> Result<NeuronTable> {
     let rows: Vec<(&ResultRow, &str, &str, usize, f64)> = cells
         .iter()
         .flat_map(|cell| cell.vectors.iter().map(move |(name, vector)| (&cell.row, name.as_str(), vector)))
@@ -49,6 +52,11 @@ pub fn neurons(cells: &[NeuronRows]) -> Result<NeuronTable> {
             vector.layers().flat_map(of_layer).collect::<Vec<_>>()
         })
         .collect();
+    let axes = CellAxes::of(grid);
+    let of_axes = axes.names().map(|axis| {
+        let values: Vec<Option<&str>> = rows.iter().map(|(row, ..)| axes.value(row, axis)).collect();
+        Column::new(format!("axis.{axis}").into(), values)
+    });
     let columns = NEURON_COLUMNS.iter().map(|description| {
         let name = description.name.into();
         match description.name {
@@ -72,7 +80,7 @@ pub fn neurons(cells: &[NeuronRows]) -> Result<NeuronTable> {
             }
         }
     });
-    Ok(NeuronTable { frame: DataFrame::new(rows.len(), columns.collect())? })
+    Ok(NeuronTable { frame: DataFrame::new(rows.len(), columns.chain(of_axes).collect())? })
 }
 
 impl NeuronTable {
@@ -114,7 +122,7 @@ mod tests {
 
     #[test]
     fn each_neuron_of_each_vector_is_a_row_with_every_digit() {
-        let table = neurons(&cells()).unwrap();
+        let table = neurons(&cells(), &[]).unwrap();
         let csv = String::from_utf8(table.render(Format::Csv).unwrap()).unwrap();
         let lines: Vec<&str> = csv.lines().collect();
         let names: Vec<&str> = NEURON_COLUMNS.iter().map(|column| column.name).collect();
@@ -122,16 +130,41 @@ mod tests {
         assert_eq!(lines.len(), 4);
         assert!(lines[1].starts_with("table1,smoke,shapes,preact-resnet18/8,badnets,none,nwc,0,"));
         assert!(lines[1].ends_with(",nwc_clean,conv1,0,0.5") && lines[3].ends_with(",nwc_clean,conv2,0,0.1"), "{csv}");
+    }
+
+    #[test]
+    fn parquet_tells_layer_neuron_value_and_the_axes_a_cell_depends_on() {
+        let (layer, ratio) = ("measures.nwc.layer", "defenses.tsbd.neuron_ratio");
+        let at = |seed, values: [&str; 2]| {
+            let mut row = ResultRow { measure: "nwc".into(), ..done("badnets", "none", seed, &[]) };
+            row.axes.extend([layer, ratio].map(str::to_owned).into_iter().zip(values.map(str::to_owned)));
+            row
+        };
+        // One cell for each seed, which both of its points share.
+        let grid = [at(0, ["conv1", "0.1"]), at(0, ["conv1", "0.2"]), at(1, ["conv2", "0.1"]), at(1, ["conv2", "0.2"])];
+        let of = |row: &ResultRow| NeuronRows { row: row.clone(), ..cells().remove(0) };
+        let table = neurons(&[of(&grid[0]), of(&grid[2])], &grid).unwrap();
         let bytes = table.render(Format::Parquet).unwrap();
         let read = ParquetReader::new(Cursor::new(bytes)).finish().unwrap();
-        assert!(read.equals(&table.frame));
-        assert_eq!(read.column("value").unwrap().f64().unwrap().get(1), Some(1e-9));
+        assert!(read.equals_missing(&table.frame));
+        let texts = |name: &str| {
+            let column = read.column(name).unwrap().str().unwrap();
+            column.iter().map(|text| text.unwrap_or("nothing").to_owned()).collect::<Vec<String>>()
+        };
+        assert_eq!(texts("layer"), ["conv1", "conv1", "conv2", "conv1", "conv1", "conv2"]);
+        let neurons: Vec<u64> = read.column("neuron").unwrap().u64().unwrap().into_no_null_iter().collect();
+        assert_eq!(neurons, [0, 1, 0, 0, 1, 0]);
+        let values: Vec<f64> = read.column("value").unwrap().f64().unwrap().into_no_null_iter().collect();
+        assert_eq!(values, [0.5, 1e-9, 0.1, 0.5, 1e-9, 0.1]);
+        assert_eq!(texts(&format!("axis.{layer}")), ["conv1", "conv1", "conv1", "conv2", "conv2", "conv2"]);
+        assert_eq!(texts(&format!("axis.{ratio}")), ["nothing"; 6], "they do not depend on it");
+        assert_eq!(read.width(), NEURON_COLUMNS.len() + 2);
     }
 
     #[test]
     fn no_vector_gives_the_line_of_names_and_forms_for_people_are_refused() {
-        assert!(neurons(&[]).unwrap().is_empty());
-        let message = neurons(&[]).unwrap().render(Format::Text).unwrap_err().to_string();
+        assert!(neurons(&[], &[]).unwrap().is_empty());
+        let message = neurons(&[], &[]).unwrap().render(Format::Text).unwrap_err().to_string();
         assert!(message.ends_with("use csv, parquet or json"), "{message}");
     }
 

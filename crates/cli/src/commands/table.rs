@@ -80,7 +80,7 @@ pub fn run(arguments: Arguments) -> Outcome {
     let emphasis = if bold { Emphasis::Bold } else { Emphasis::Star };
     let bytes = if neurons {
         let cells = neuron_rows(&rows, &store).map_err(planning::store_failure)?;
-        tsbd_report::neurons(&cells).and_then(|table| table.render(format))
+        tsbd_report::neurons(&cells, &rows).and_then(|table| table.render(format))
     } else if long {
         tsbd_report::long(&rows).and_then(|table| table.render(format))
     } else {
