@@ -179,6 +179,12 @@ impl Choice<'_> {
     pub fn apply(&self, root: &Table) -> Table {
         let mut root = root.clone();
         for (path, value) in &self.values {
+            // A value for all methods is one for each of them, whatever was written for it alone.
+            for family in [&ATTACK, &DEFENSE] {
+                if let Some(field) = path.strip_prefix(family.shared).and_then(|rest| rest.strip_prefix('.')) {
+                    family.forget_own(&mut root, field);
+                }
+            }
             set(&mut root, path, (*value).clone());
         }
         root

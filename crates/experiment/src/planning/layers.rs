@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use fs_err as fs;
 
+use super::methods::{ATTACK, DEFENSE};
 use super::section::refuse_unknown;
 use super::{ExperimentSource, Request};
 use crate::diagnostic::{Place, Problems, Refusal, SourceText, suggest};
-use crate::document::{Content, Table, overlay, parse};
+use crate::document::{Content, Node, Table, overlay, parse};
 
 /// Profiles that are part of the program; a file of the same name beside the experiment comes first.
 pub static PROFILES: &[(&str, &str)] = &[
@@ -42,7 +43,7 @@ pub(super) fn read(request: &Request) -> Result<Layers, Refusal> {
     let start = Place { source: Arc::clone(&source), span: 0..0 };
     let mut upper = parse(&source, &mut problems);
     for setting in &request.set {
-        overlay(&mut upper, setting.parse(&mut problems));
+        lay(&mut upper, setting.parse(&mut problems));
     }
     let known: Vec<&str> = FILE_KEYS.iter().chain(PROFILE_KEYS).copied().collect();
     refuse_unknown(&upper, "", &known, &mut problems);
@@ -68,8 +69,18 @@ pub(super) fn read(request: &Request) -> Result<Layers, Refusal> {
     }
     // Nothing that follows makes sense of a text that is no TOML.
     problems.refuse_if_any()?;
-    overlay(&mut table, upper);
+    lay(&mut table, upper);
     Ok(Layers { name, profile, table, start })
+}
+
+/// Lays a layer over those below it. What it writes for all methods comes before what they wrote for single ones.
+fn lay(below: &mut Table, layer: Table) {
+    for family in [&ATTACK, &DEFENSE] {
+        for field in layer.get(family.shared).and_then(Node::as_table).into_iter().flat_map(Table::keys) {
+            family.forget_own(below, field);
+        }
+    }
+    overlay(below, layer);
 }
 
 fn open(source: &ExperimentSource) -> Result<(String, Arc<SourceText>, Option<PathBuf>), Refusal> {

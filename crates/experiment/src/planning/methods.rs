@@ -8,7 +8,7 @@ use tsbd_defense::{DEFENSES, Defense, DefenseCommon, DefenseEntry};
 
 use super::section::{refuse_unknown, require_table};
 use crate::diagnostic::{Place, Problems, suggest};
-use crate::document::{Node, Table, lookup};
+use crate::document::{Content, Node, Table, lookup};
 use crate::registry::ATTACKS;
 
 /// The tables of one family of methods.
@@ -79,6 +79,16 @@ impl Family {
                 let mut known: Vec<&str> = fields.iter().map(String::as_str).collect();
                 known.extend(&shared);
                 refuse_unknown(table, &path, &known, problems);
+            }
+        }
+    }
+
+    /// Forgets what was written of `field` for single methods: a later layer, or an axis of the grid, writes it for all.
+    pub fn forget_own(&self, root: &mut Table, field: &str) {
+        let Some(Content::Table(own)) = root.get_mut(self.own).map(|node| &mut node.content) else { return };
+        for node in own.values_mut() {
+            if let Content::Table(method) = &mut node.content {
+                method.shift_remove(field);
             }
         }
     }

@@ -416,6 +416,28 @@ fn a_defense_has_what_is_published_for_its_data_set_unless_something_is_written(
     assert_eq!(cifar["nad"]["batch_size"], 256);
 }
 
+#[test]
+fn what_is_written_for_all_attacks_comes_before_what_a_lower_layer_wrote_for_one() {
+    let ratios = |text: &str, set: &[(&str, &str)]| {
+        let folder = tempfile::tempdir().unwrap();
+        let facts = DatasetFacts::balanced(10, 50_000, 10_000, 32);
+        let text = format!("profile = \"quick\"\n{text}");
+        let plan = plan(&noted(&folder, request(&text, set), "cifar10", "0123", facts));
+        let plan = plan.unwrap_or_else(|refusal| panic!("{refusal}"));
+        let ratio = |point: &GridPoint| plan.cells[&point.cell].attack.parameters["poisoning_ratio"].as_f64().unwrap();
+        plan.points.iter().map(ratio).collect::<Vec<_>>()
+    };
+    let grid = "[grid]\nattack = [\"badnets\", \"sig\"]\ndefense = [\"none\"]\n";
+    assert_eq!(ratios(grid, &[]), [0.1, 0.05], "the profile has a ratio of SIG's own");
+    assert_eq!(ratios(&format!("{grid}[attack]\npoisoning_ratio = 0.02\n"), &[]), [0.02, 0.02]);
+    assert_eq!(ratios(grid, &[("attack.poisoning_ratio", "0.03")]), [0.03, 0.03]);
+    let own = format!("{grid}[attack]\npoisoning_ratio = 0.02\n[attacks.sig]\npoisoning_ratio = 0.04\n");
+    assert_eq!(ratios(&own, &[]), [0.02, 0.04], "in one layer the single method's comes first");
+    assert_eq!(ratios(&own, &[("attack.poisoning_ratio", "0.03")]), [0.03, 0.03]);
+    let axis = format!("{grid}\"attack.poisoning_ratio\" = [0.01, 0.1]\n");
+    assert_eq!(ratios(&axis, &[]), [0.01, 0.1, 0.01, 0.1]);
+}
+
 /// Table 1 in the profile `quick`, as if CIFAR-10 were here.
 fn quick_table_1() -> Plan {
     let folder = tempfile::tempdir().unwrap();
