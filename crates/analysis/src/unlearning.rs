@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use tsbd_attack::DatasetFacts;
 use tsbd_data::{ImageSource, Loader};
 use tsbd_nn::{
     Batch, BatchSource, Checkpoint, CrossEntropyStep, EpochReport, LossOptions, Mode, Model, Outcome, Schedule,
@@ -16,7 +17,6 @@ use tsbd_nn::{
 
 use crate::Error;
 use crate::context::{Context, Observer};
-use tsbd_attack::DatasetFacts;
 
 /// Which images are unlearned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

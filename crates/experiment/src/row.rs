@@ -106,7 +106,8 @@ pub fn neuron_rows(rows: &[ResultRow], store: &Store) -> Result<Vec<NeuronRows>,
     Ok(found)
 }
 
-/// The rows of a plan, in the order of its points. Reads, never writes; a damaged record counts as missing.
+/// The rows of a plan, in the order of its points; a damaged record counts as missing. As [`Store::look_at_all`], it writes
+/// nothing but the index of very many records.
 pub fn result_rows(plan: &Plan, store: &Store) -> Result<Vec<ResultRow>, StoreError> {
     let shown = plan.points.iter().map(|point| &point.cell);
     let cells: BTreeSet<&CellKey> = shown.flat_map(|key| std::iter::once(key).chain(unlearned(key, plan))).collect();
