@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tsbd_experiment::{CellKey, Plan, Store};
-use tsbd_orchestrator::{CellEvent, Interrupts, Place, RunError, RunEvent, RunOptions, RunSummary};
+use tsbd_orchestrator::{CellEvent, Devices, Interrupts, Place, RunError, RunEvent, RunOptions, RunSummary};
 
 use crate::failure::{Exit, Failure};
 use crate::progress::{Position, Progress, duration};
@@ -19,14 +19,12 @@ pub struct Options<'a> {
     pub data: Option<&'a Path>,
     /// Where cells are computed.
     pub place: Place,
-    /// Cells at a time on this machine.
-    pub workers: usize,
 }
 
 impl<'a> Options<'a> {
-    /// One cell at a time on this machine.
+    /// One cell at a time on the CPU of this machine.
     pub fn here(data: Option<&'a Path>) -> Self {
-        Self { data, place: Place::Local, workers: 1 }
+        Self { data, place: Place::Local(Devices::Cpu { workers: 1 }) }
     }
 }
 
@@ -39,7 +37,7 @@ pub fn run(plan: &Plan, store: &Store, options: Options, talk: &Talk) -> Result<
         let run_options = run_options(&options).map_err(system)?;
         let interrupts = Interrupts::from_signals().map_err(system)?;
         let (sender, events) = mpsc::channel(256);
-        let drawing = tokio::spawn(draw(events, labels::of(plan), options.place, talk.quiet));
+        let drawing = tokio::spawn(draw(events, labels::of(plan), options.place.clone(), talk.quiet));
         let summary = tsbd_orchestrator::run(plan, store, run_options, interrupts, sender).await;
         // Ends by itself once nobody sends any more; a panic in drawing loses lines, not results.
         let _ = drawing.await;
@@ -49,8 +47,8 @@ pub fn run(plan: &Plan, store: &Store, options: Options, talk: &Talk) -> Result<
 
 /// The options of a run.
 pub fn run_options(options: &Options) -> std::io::Result<RunOptions> {
-    let Options { data, place, workers } = *options;
-    Ok(RunOptions { data: data.map(Path::to_owned), place, workers, ..RunOptions::new()? })
+    let Options { data, place } = options;
+    Ok(RunOptions { data: data.map(Path::to_owned), place: place.clone(), ..RunOptions::new()? })
 }
 
 /// Why a run could not begin.
@@ -69,14 +67,14 @@ async fn draw(mut events: mpsc::Receiver<RunEvent>, labels: HashMap<CellKey, Str
             tracing::info!(total, done, "planned");
             progress = (!outstanding.is_empty()).then(|| Progress::new(outstanding.len(), quiet));
         }
-        show(event, progress.as_mut(), &labels, place);
+        show(event, progress.as_mut(), &labels, &place);
     }
     if let Some(progress) = &mut progress {
         progress.clear();
     }
 }
 
-fn show(event: RunEvent, progress: Option<&mut Progress>, labels: &HashMap<CellKey, String>, place: Place) {
+fn show(event: RunEvent, progress: Option<&mut Progress>, labels: &HashMap<CellKey, String>, place: &Place) {
     let label = |key: &CellKey| labels.get(key).cloned().unwrap_or_else(|| key.short().to_owned());
     match event {
         RunEvent::Damaged { damage, aside } => {
@@ -107,10 +105,10 @@ fn show(event: RunEvent, progress: Option<&mut Progress>, labels: &HashMap<CellK
                 RunEvent::CellSkipped { key, parent } => progress.skipped(&label(&key), &label(&parent)),
                 RunEvent::CellStopped { key } => progress.stopped(&key),
                 RunEvent::Interrupted { kill, running } => progress.note(&match (place, kill) {
-                    (Place::Local, false) => {
+                    (Place::Local(_), false) => {
                         format!("stopping {}; again to kill, which loses the epoch at work", cells(running))
                     }
-                    (Place::Local, true) => format!("killing {}", cells(running)),
+                    (Place::Local(_), true) => format!("killing {}", cells(running)),
                     (Place::Slurm, false) => {
                         format!("leaving {} in the queue; again within 5 s to cancel the jobs", cells(running))
                     }

@@ -64,12 +64,7 @@ pub struct Computing {
 impl Computing {
     /// The device, opened.
     pub fn device(&self) -> Result<Device, Failure> {
-        tsbd_tensor::device(&self.device).map_err(|error| match error {
-            tsbd_tensor::Error::NoDevice { device, reason, way_out } => {
-                Failure::refused(format!("--device {device}: {reason}")).hint(way_out)
-            }
-            other => Failure::from_error(Exit::Refused, other),
-        })
+        tsbd_tensor::device(&self.device).map_err(no_device)
     }
 
     /// Without the flag.
@@ -80,6 +75,16 @@ impl Computing {
     /// As it was typed.
     pub fn name(&self) -> &str {
         &self.device
+    }
+}
+
+/// A device of --device that cannot be had.
+pub fn no_device(error: tsbd_tensor::Error) -> Failure {
+    match error {
+        tsbd_tensor::Error::NoDevice { device, reason, way_out } => {
+            Failure::refused(format!("--device {device}: {reason}")).hint(way_out)
+        }
+        other => Failure::from_error(Exit::Refused, other),
     }
 }
 

@@ -167,3 +167,35 @@ fn images_that_the_encoder_of_ssba_cannot_take_are_refused() {
     let text = GRID.replace("badnets", "ssba") + "[data]\nimage_size = 24\n";
     assert_refused(&text, &[], &["multiples of 16", "hint:", "data.image_size"]);
 }
+
+#[test]
+fn devices_that_are_not_there_and_flags_that_do_not_go_with_them_are_refused() {
+    assert_refused(GRID, &["--device", "gpu"], &["--device gpu"]);
+    assert_refused(GRID, &["--device", "cuda:x"], &["--device cuda:x"]);
+    assert_refused(GRID, &["--cells-per-gpu", "2"], &["--cells-per-gpu with --device cpu", "--workers"]);
+    assert_refused(
+        GRID,
+        &["--executor", "slurm", "--workers", "2"],
+        &["--workers 2", "the cluster decides", "at_once"],
+    );
+    assert_refused(
+        GRID,
+        &["--executor", "slurm", "--device", "cuda"],
+        &["--device cuda", "the cluster decides", "gpus"],
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let output = run(folder.path(), GRID, &["--device", "cuda", "--cells-per-gpu", "none"]);
+    assert_contains(&stderr(&output), &["--cells-per-gpu", "`auto` or a number from 1 to 64"]);
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_program_without_cuda_says_so_and_auto_takes_the_cpu() {
+    assert_refused(
+        GRID,
+        &["--device", "cuda"],
+        &["--device cuda: this program was built without CUDA", "make build-cuda"],
+    );
+    let flags = ["--device", "auto", "--set", "attack.poisoning_ratio=2"];
+    assert_refused(GRID, &flags, &["attack.poisoning_ratio"]);
+}

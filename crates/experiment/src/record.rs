@@ -106,8 +106,8 @@ pub struct Artefact {
 pub struct Provenance {
     /// `cpu`, `cuda:0`, ...
     pub device: String,
-    /// What the kernels were: the instruction set and the algorithm of convolutions, as `avx512, fast convolution`. With other
-    /// ones results differ by rounding. Empty in records from before it was kept.
+    /// What computed: on a CPU the instruction set and the algorithm of convolutions, as `avx512, fast convolution`; of a GPU its
+    /// name. With other ones results differ by rounding. Empty in records from before it was kept.
     #[serde(default)]
     pub kernels: String,
     /// Threads the cell computed with.
@@ -116,6 +116,9 @@ pub struct Provenance {
     pub seconds: f64,
     /// Largest resident memory of the process.
     pub peak_memory_bytes: u64,
+    /// Most memory that its tensors took on a GPU; `None` of a cell that ran on a CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_gpu_memory_bytes: Option<u64>,
     /// Start of the attempt that finished, in seconds since 1970.
     pub started_unix: u64,
     /// Programs.

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tsbd_experiment::store::LockHolder;
 use tsbd_experiment::{CellKey, Failure, Found, Plan, RECORD_FORMAT, Store, StoreError, Verification, outstanding};
 
+use crate::devices::Devices;
 use crate::event::{RunEvent, RunSummary};
 use crate::executor::{End, Executor, Order, Report, Start};
 use crate::interrupt::Interrupts;
@@ -20,11 +21,12 @@ use crate::slurm::{Slurm, SlurmError};
 use crate::status::{RunStatus, RunningCell, StatusState, unix_now, write_status};
 
 /// Where cells are computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    /// In children of this process, on this machine.
-    Local,
-    /// In jobs of the cluster that this machine submits to, as the plan's section `[slurm]` says.
+    /// In children of this process, on these devices of this machine.
+    Local(Devices),
+    /// In jobs of the cluster that this machine submits to, as the plan's section `[slurm]` says: on a GPU, if the section
+    /// asks for one.
     Slurm,
 }
 
@@ -37,11 +39,7 @@ pub struct RunOptions {
     pub program: PathBuf,
     /// Folder with the data sets, if the user named one.
     pub data: Option<PathBuf>,
-    /// `cpu`, `cuda:0`, ...
-    pub device: String,
-    /// Children at a time; at least 1. A cell on a CPU uses all cores, so 1 is right there.
-    pub workers: usize,
-    /// Threads that are divided among the workers.
+    /// Threads that are divided among the cells at work.
     pub threads: usize,
     /// A child that says nothing for so long is taken for hanging: it is killed and has failed. Never, if `None`.
     pub silence_limit: Option<Duration>,
@@ -50,22 +48,16 @@ pub struct RunOptions {
 }
 
 impl RunOptions {
-    /// One worker with every core of this machine, children run by this program.
+    /// One cell at a time with every core of this machine, children run by this program.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
-            place: Place::Local,
+            place: Place::Local(Devices::Cpu { workers: 1 }),
             program: std::env::current_exe()?,
             data: None,
-            device: "cpu".into(),
-            workers: 1,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             silence_limit: None,
             environment: Vec::new(),
         })
-    }
-
-    pub(crate) fn threads_per_worker(&self) -> usize {
-        (self.threads / self.workers.max(1)).max(1)
     }
 }
 
@@ -97,9 +89,9 @@ pub async fn run(
 ) -> Result<RunSummary, RunError> {
     let began = Instant::now();
     let _lock = store.lock()?;
-    let mut summary = match options.place {
-        Place::Local => {
-            let (executor, reports) = Local::new(store, &options)?;
+    let mut summary = match &options.place {
+        Place::Local(devices) => {
+            let (executor, reports) = Local::new(store, devices.clone(), &options)?;
             run_on(executor, reports, plan, store, interrupts, events).await?
         }
         Place::Slurm => {

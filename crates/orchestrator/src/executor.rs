@@ -15,8 +15,8 @@ pub(crate) trait Executor {
     /// Whether it takes a cell before the cells that it starts from are done, and keeps the order itself.
     const KEEPS_ORDER: bool;
 
-    /// Most cells that it holds at a time.
-    fn capacity(&self) -> usize;
+    /// How many cells it would hold now, those that it holds included.
+    fn capacity(&mut self) -> usize;
 
     /// Takes cells over, parents first; each one ends with a [`Report::Ended`]. Gives the reports that are due at once.
     fn start(&mut self, cells: Vec<CellKey>) -> impl Future<Output = Vec<Report>> + Send;

@@ -31,6 +31,7 @@
 //! # }
 //! ```
 
+mod devices;
 mod dispatcher;
 mod event;
 pub mod execute;
@@ -46,6 +47,7 @@ mod slurm;
 mod status;
 mod workspace;
 
+pub use devices::{CellsPerGpu, Devices};
 pub use dispatcher::{Place, RunError, RunOptions, run};
 pub use event::{RunEvent, RunSummary};
 pub use execute::{MATERIAL, MODEL, execute};

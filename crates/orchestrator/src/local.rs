@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fs_err as fs;
 use nix::sys::signal::{Signal, killpg};
@@ -18,6 +18,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
 use tsbd_experiment::{CellKey, Store};
 
+use crate::devices::{Devices, Occupant, Places};
 use crate::dispatcher::{RunError, RunOptions};
 use crate::executor::{End, Executor, Order, Report, Start};
 use crate::protocol::{COORDINATOR_VARIABLE, CellArguments, CellEvent, EXIT_STOPPED};
@@ -30,14 +31,23 @@ pub(crate) struct Local {
     reports: mpsc::Sender<Report>,
     store: Store,
     options: RunOptions,
-    children: BTreeMap<CellKey, mpsc::UnboundedSender<Order>>,
+    places: Places,
+    threads: usize,
+    children: BTreeMap<CellKey, Running>,
+}
+
+/// A child, and the place that it has until it has ended.
+struct Running {
+    orders: mpsc::UnboundedSender<Order>,
+    occupant: Occupant,
 }
 
 impl Executor for Local {
     const KEEPS_ORDER: bool = false;
 
-    fn capacity(&self) -> usize {
-        self.options.workers.max(1)
+    fn capacity(&mut self) -> usize {
+        let occupants = self.occupants();
+        self.places.capacity(&occupants, Instant::now())
     }
 
     async fn start(&mut self, cells: Vec<CellKey>) -> Vec<Report> {
@@ -53,13 +63,13 @@ impl Executor for Local {
 
     fn order(&mut self, order: Order) {
         // A child that has ended needs no order.
-        self.children.retain(|_, child| child.send(order).is_ok());
+        self.children.retain(|_, child| child.orders.send(order).is_ok());
     }
 }
 
 impl Local {
     /// An executor, and the reports of all its children. Must be called within a tokio runtime.
-    pub fn new(store: &Store, options: &RunOptions) -> io::Result<(Self, mpsc::Receiver<Report>)> {
+    pub fn new(store: &Store, devices: Devices, options: &RunOptions) -> io::Result<(Self, mpsc::Receiver<Report>)> {
         let (spawner, requests) = std::sync::mpsc::channel::<Request>();
         let runtime = tokio::runtime::Handle::current();
         std::thread::Builder::new().name("spawner".into()).spawn(move || {
@@ -70,8 +80,22 @@ impl Local {
             }
         })?;
         let (sender, reports) = mpsc::channel(256);
-        let (store, options) = (store.clone(), options.clone());
-        Ok((Self { spawner, reports: sender, store, options, children: BTreeMap::new() }, reports))
+        let executor = Self {
+            spawner,
+            reports: sender,
+            store: store.clone(),
+            threads: devices.threads_per_cell(options.threads),
+            places: Places::new(devices),
+            options: options.clone(),
+            children: BTreeMap::new(),
+        };
+        Ok((executor, reports))
+    }
+
+    /// The places that are taken. A child that has ended listens no more, and has left its place.
+    fn occupants(&mut self) -> Vec<Occupant> {
+        self.children.retain(|_, child| !child.orders.is_closed());
+        self.children.values().map(|child| child.occupant).collect()
     }
 
     /// Starts the child of a cell, in an attempt to continue or in a new one.
@@ -80,12 +104,15 @@ impl Local {
         let directory = self.store.attempt_directory(key, &attempt);
         let continues = self.store.checkpointed(key, &attempt).is_some();
         let log_path = directory.join("log");
+        let since = Instant::now();
+        let occupants = self.occupants();
+        let (gpu, device) = self.places.next(&occupants, since);
         let arguments = CellArguments {
             key: key.clone(),
             results: self.store.root().to_owned(),
             data: self.options.data.clone(),
-            device: self.options.device.clone(),
-            threads: self.options.threads_per_worker(),
+            device,
+            threads: self.threads,
             attempt: Some(attempt.to_string()),
         };
         let log = fs::OpenOptions::new().create(true).append(true).open(&log_path)?.into_parts().0;
@@ -119,7 +146,7 @@ impl Local {
             silence_limit: self.options.silence_limit,
         };
         tokio::spawn(task.run(received));
-        self.children.insert(key.clone(), orders);
+        self.children.insert(key.clone(), Running { orders, occupant: Occupant { gpu, since } });
         Ok(Start { pid, job: None, attempt: attempt.to_string(), log: log_path, continues })
     }
 }
@@ -174,6 +201,8 @@ impl Watch {
             }
             _ => End::Because(explain(&status)),
         };
+        // Whoever hears of the end finds the place free.
+        drop(orders);
         let _ = self.reports.send(Report::Ended { key: self.key, end }).await;
     }
 

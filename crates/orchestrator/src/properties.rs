@@ -74,7 +74,7 @@ struct Scripted<'a> {
 impl Executor for Scripted<'_> {
     const KEEPS_ORDER: bool = false;
 
-    fn capacity(&self) -> usize {
+    fn capacity(&mut self) -> usize {
         self.workers
     }
 

@@ -197,10 +197,11 @@ impl CellWorkspace {
             artefacts: BTreeMap::new(),
             provenance: Provenance {
                 device: self.arguments.device.clone(),
-                kernels: tsbd_tensor::kernels_in_use().unwrap_or_else(|error| error.to_string()),
+                kernels: kernels(&self.arguments.device),
                 threads: self.arguments.threads,
                 seconds: self.earlier_seconds + elapsed.as_secs_f64(),
                 peak_memory_bytes: peak_memory_bytes(),
+                peak_gpu_memory_bytes: tsbd_tensor::peak_gpu_memory(&self.arguments.device),
                 started_unix: started.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
                 versions,
                 host: tsbd_experiment::store::host_name(),
@@ -233,7 +234,10 @@ where
             EXIT_DONE
         }
         Err(error) => {
-            let reason = with_causes(error.as_ref());
+            let mut reason = with_causes(error.as_ref());
+            if let Some(way_out) = tsbd_tensor::gpu_way_out(&reason).filter(|way_out| !reason.contains(way_out)) {
+                reason = format!("{reason}; {way_out}");
+            }
             eprintln!("cell {} failed: {reason}", arguments.key);
             reporter.send(&CellEvent::Failed { reason });
             EXIT_FAILED
@@ -386,6 +390,15 @@ fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let literal = panic.downcast_ref::<&str>().copied();
     literal.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it gave no message")
+}
+
+/// What computed, as [`Provenance::kernels`] says it.
+fn kernels(device: &str) -> String {
+    let found = match device {
+        "cpu" => tsbd_tensor::kernels_in_use(),
+        gpu => tsbd_tensor::gpus(gpu).map(|gpus| gpus.first().map_or_else(String::new, |gpu| gpu.name.clone())),
+    };
+    found.unwrap_or_else(|error| error.to_string())
 }
 
 /// Largest resident memory of this process so far; 0 where the system does not tell.

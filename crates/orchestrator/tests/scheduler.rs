@@ -13,8 +13,10 @@ use support::{BEHAVIOURS, grid};
 use tokio::sync::mpsc;
 use tsbd_experiment::{CellKey, CellRecord, Found, Plan, Store, Verification};
 use tsbd_orchestrator::{
-    CellEvent, Interrupts, RunError, RunEvent, RunOptions, RunSummary, StatusState, read_status, run,
+    CellEvent, CellsPerGpu, Devices, Interrupts, Place, RunError, RunEvent, RunOptions, RunSummary, StatusState,
+    read_status, run,
 };
+use tsbd_tensor::GpuFacts;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_fake-cell");
 /// Nothing here takes longer, however busy the machine is.
@@ -35,7 +37,7 @@ impl Bench {
     fn options(&self, behaviours: &str, workers: usize) -> RunOptions {
         RunOptions {
             program: PROGRAM.into(),
-            workers,
+            place: Place::Local(Devices::Cpu { workers }),
             environment: vec![(BEHAVIOURS.into(), behaviours.into())],
             ..RunOptions::new().unwrap()
         }
@@ -316,6 +318,34 @@ async fn workers_run_side_by_side_and_cells_may_end_in_any_order() {
         most = most.max(running);
     }
     assert_eq!(most, 3);
+}
+
+#[tokio::test]
+async fn cells_are_spread_over_the_gpus_and_none_has_more_than_its_share() {
+    let bench = Bench::new();
+    let plan = grid(&["badnets", "blended", "none"], &["ft"]);
+    let gpu = |ordinal| GpuFacts { ordinal, name: "Test".into(), uuid: String::new(), memory_bytes: 1 << 30 };
+    let devices = Devices::Gpus { gpus: vec![gpu(0), gpu(3)], cells: CellsPerGpu::Exactly(1) };
+    let options = RunOptions { place: Place::Local(devices), ..bench.options("", 1) };
+    let (_sender, interrupts) = Interrupts::channel();
+    let (summary, events) = bench.run_with(&plan, options, interrupts).await;
+    assert_eq!(summary.finished.len(), 6);
+    let device_of = |key: &CellKey| bench.record(key).unwrap().provenance.device;
+    let mut at_work: Vec<String> = Vec::new();
+    for event in &events {
+        match event {
+            RunEvent::CellStarted { key, .. } => {
+                let device = device_of(key);
+                assert!(["cuda:0", "cuda:3"].contains(&device.as_str()), "{device}");
+                assert!(!at_work.contains(&device), "two cells on {device}");
+                at_work.push(device);
+            }
+            RunEvent::CellFinished { key, .. } => at_work.retain(|device| *device != device_of(key)),
+            _ => {}
+        }
+    }
+    let devices: Vec<String> = plan.cells.keys().map(device_of).collect();
+    assert!(devices.contains(&"cuda:0".to_owned()) && devices.contains(&"cuda:3".to_owned()));
 }
 
 #[tokio::test]

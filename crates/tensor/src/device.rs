@@ -21,38 +21,114 @@ pub fn device(name: &str) -> Result<Device> {
     }
 }
 
-#[cfg(not(feature = "cuda"))]
-fn gpu(name: &str, _ordinal: usize) -> Result<Device> {
-    Err(none(name, "this program was built without CUDA".to_owned(), "build it with `make build-cuda`, or use `cpu`"))
+/// A GPU, as the driver describes it; nothing is opened on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuFacts {
+    /// Its number: it is the device `cuda:ordinal`. `CUDA_VISIBLE_DEVICES` decides which GPU has which.
+    pub ordinal: usize,
+    /// What it is called, `NVIDIA H200`.
+    pub name: String,
+    /// What it is called by everybody on this machine, `GPU-8932f937-d72c-4106-c12f-20bd9faed9f6`.
+    pub uuid: String,
+    /// All of its memory.
+    pub memory_bytes: u64,
 }
 
-#[cfg(feature = "cuda")]
-fn gpu(name: &str, ordinal: usize) -> Result<Device> {
-    crate::kernels::cuda::gpu::open(ordinal).map_err(|error| {
-        let text = error.to_string();
-        let reason = text.lines().next().unwrap_or_default().to_owned();
-        let way_out = way_out(&reason);
-        none(name, reason, way_out)
-    })
+/// The GPUs of this machine that `names` say: `cuda` is all of them, `cuda:1` one, `cuda:0,cuda:2` several.
+///
+/// # Errors
+/// [`Error::NoDevice`], with the reason and what to do, as [`device`].
+pub fn gpus(names: &str) -> Result<Vec<GpuFacts>> {
+    let all = seen(names)?;
+    if names == "cuda" {
+        return Ok(all);
+    }
+    let mut chosen: Vec<GpuFacts> = Vec::new();
+    for name in names.split(',') {
+        let ordinal = name.strip_prefix("cuda:").map(str::parse::<usize>);
+        let Some(Ok(ordinal)) = ordinal else {
+            return Err(none(name, "there is no such GPU".to_owned(), "use `cuda`, `cuda:1` or `cuda:0,cuda:1`"));
+        };
+        let Some(gpu) = all.iter().find(|gpu| gpu.ordinal == ordinal) else {
+            let reason = format!("the driver sees {} of them, counted from 0", all.len());
+            return Err(none(name, reason, "nvidia-smi lists them"));
+        };
+        if chosen.contains(gpu) {
+            return Err(none(name, "it is named twice".to_owned(), "name each GPU once"));
+        }
+        chosen.push(gpu.clone());
+    }
+    Ok(chosen)
 }
 
-/// What helps, by the name of the error.
-#[cfg(feature = "cuda")]
-fn way_out(reason: &str) -> &'static str {
-    if reason.contains("CUDA_ERROR_STUB_LIBRARY") {
+/// Most memory that tensors of this process have taken on the GPU `name` (`cuda`, `cuda:1`) so far, in bytes; `None` for the
+/// CPU and where the driver does not tell.
+pub fn peak_gpu_memory(name: &str) -> Option<u64> {
+    let ordinal = if name == "cuda" { 0 } else { name.strip_prefix("cuda:")?.parse().ok()? };
+    peak(ordinal)
+}
+
+/// What to do about an error of CUDA, whose text is `reason`; `None` if it is none that can be helped by the user.
+pub fn gpu_way_out(reason: &str) -> Option<&'static str> {
+    Some(if reason.contains("CUDA_ERROR_STUB_LIBRARY") {
         "there is no NVIDIA driver here: use `cpu`, or a machine with one (nvidia-smi shows it)"
     } else if reason.contains("CUDA_ERROR_NO_DEVICE") {
         "the driver sees no GPU (CUDA_VISIBLE_DEVICES hides some): use `cpu`"
     } else if reason.contains("CUDA_ERROR_INVALID_DEVICE") {
         "there are fewer GPUs, counted from 0: nvidia-smi lists them"
     } else if reason.contains("CUDA_ERROR_OUT_OF_MEMORY") {
-        "the GPU's memory is taken: nvidia-smi says by whom"
+        "the GPU's memory is full: run fewer cells on it (--cells-per-gpu), use a smaller batch, or a GPU with more; nvidia-smi \
+         says who else uses it"
     } else if reason.contains("INSUFFICIENT_DRIVER") || reason.contains("SYSTEM_DRIVER_MISMATCH") {
         "the driver is older than CUDA 13.0 needs (580)"
     } else {
-        "cuBLAS, cuRAND and cuDNN for CUDA 13 have to be there: pip install 'torch>=2.11', or a toolkit; name its folder in \
-         CUDA_LAZY_PATH; with CUDA_LAZY_DEBUG=1 the program says where it looks"
-    }
+        return None;
+    })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn without_cuda(name: &str) -> Error {
+    none(name, "this program was built without CUDA".to_owned(), "build it with `make build-cuda`, or use `cpu`")
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu(name: &str, _ordinal: usize) -> Result<Device> {
+    Err(without_cuda(name))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn seen(names: &str) -> Result<Vec<GpuFacts>> {
+    Err(without_cuda(names))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn peak(_ordinal: usize) -> Option<u64> {
+    None
+}
+
+#[cfg(feature = "cuda")]
+fn gpu(name: &str, ordinal: usize) -> Result<Device> {
+    crate::kernels::cuda::gpu::open(ordinal).map_err(|error| unavailable(name, error))
+}
+
+#[cfg(feature = "cuda")]
+fn seen(names: &str) -> Result<Vec<GpuFacts>> {
+    crate::kernels::cuda::gpu::seen().map_err(|error| unavailable(names, error))
+}
+
+#[cfg(feature = "cuda")]
+fn peak(ordinal: usize) -> Option<u64> {
+    crate::kernels::cuda::gpu::peak_memory(ordinal).ok()
+}
+
+#[cfg(feature = "cuda")]
+fn unavailable(name: &str, error: candle_core::Error) -> Error {
+    const LIBRARIES: &str = "cuBLAS, cuRAND and cuDNN for CUDA 13 have to be there: pip install 'torch>=2.11', or a toolkit; \
+                             name its folder in CUDA_LAZY_PATH; with CUDA_LAZY_DEBUG=1 the program says where it looks";
+    let text = error.to_string();
+    let reason = text.lines().next().unwrap_or_default().to_owned();
+    let way_out = gpu_way_out(&reason).unwrap_or(LIBRARIES);
+    none(name, reason, way_out)
 }
 
 fn none(name: &str, reason: String, way_out: &'static str) -> Error {
@@ -80,6 +156,22 @@ mod tests {
             error.contains("`cuda:1`: this program was built without CUDA; build it with `make build-cuda`"),
             "{error}"
         );
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_program_without_cuda_has_no_gpus() {
+        for names in ["cuda", "cuda:0", "cuda:0,cuda:1"] {
+            assert!(gpus(names).unwrap_err().to_string().contains("built without CUDA"), "{names}");
+        }
+        assert_eq!(peak_gpu_memory("cuda"), None);
+    }
+
+    #[test]
+    fn errors_that_a_user_can_help_have_a_way_out() {
+        let full = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
+        assert!(gpu_way_out(full).unwrap().contains("--cells-per-gpu"));
+        assert_eq!(gpu_way_out("the loss is not finite"), None);
     }
 
     #[cfg(feature = "cuda")]

@@ -80,7 +80,7 @@ mod tape;
 pub mod workload;
 
 pub use adam::{Adam, adam_step, amsgrad_step};
-pub use device::device;
+pub use device::{GpuFacts, device, gpu_way_out, gpus, peak_gpu_memory};
 pub use error::{Error, Result};
 pub use kernels::peak::{MachinePeak, machine_peak};
 pub use kernels::simd::InstructionSet;

@@ -1,7 +1,7 @@
 //! What happens to a whole batch after its triggers are in: one crop, one rotation and one mirroring for all its images.
 
 use tsbd_nn::{RandomStream, Result};
-use tsbd_tensor::{Device, Tensor};
+use tsbd_tensor::Tensor;
 
 /// Pixels of zeros around a normalised image before a window of its own size is cut out.
 pub const CROP_PADDING: usize = 5;
@@ -49,7 +49,7 @@ impl BatchAugmentation {
                 }
             }
         }
-        Ok(Tensor::from_vec(augmented, (batch, height, width, channels), &Device::Cpu)?)
+        Ok(Tensor::from_vec(augmented, (batch, height, width, channels), images.device())?)
     }
 
     /// The pixel of the image that the augmented one shows at (`row`, `column`); nothing outside. The last step is undone

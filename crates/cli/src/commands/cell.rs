@@ -24,7 +24,7 @@ pub struct Arguments {
     data: Option<PathBuf>,
 
     /// What computes
-    #[arg(long, default_value = "cpu", value_parser = ["cpu"])]
+    #[arg(long, default_value = "cpu")]
     device: String,
 
     /// Threads to compute with

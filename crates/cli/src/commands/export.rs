@@ -58,7 +58,7 @@ pub fn run(arguments: Arguments) -> Outcome {
     let Form::Slurm(Slurm { file, out, overrides, folders }) = arguments.form;
     let plan = planning::to_run(&file, &overrides, &folders)?;
     let data = folders.data.data.as_deref();
-    let options = grid::run_options(&grid::Options { data, place: Place::Slurm, workers: 1 });
+    let options = grid::run_options(&grid::Options { data, place: Place::Slurm });
     let options = options.map_err(|error| Failure::from_error(Exit::Failed, error))?;
     let store = Store::new(&folders.results);
     let Exported { submit, cells, arrays } = export_slurm(&plan, &store, &out, &options).map_err(grid::run_failure)?;

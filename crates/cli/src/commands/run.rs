@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use tsbd_experiment::Store;
-use tsbd_orchestrator::Place;
+use tsbd_orchestrator::{CellsPerGpu, Devices, Place};
 
 use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
-use crate::options::{Folders, Overrides};
+use crate::options::{Folders, Overrides, no_device};
 use crate::terminal::{self, Talk};
 use crate::{grid, planning};
 
@@ -26,7 +26,7 @@ use crate::{grid, planning};
 #[command(after_help = examples!(
     "tsbd run experiments/demo.toml                           minutes, no download"
     "tsbd run experiments/table1.toml                         Table 1 with the file's profile"
-    "tsbd run experiments/table1.toml --profile paper         as published; hours on a GPU"
+    "tsbd run experiments/table1.toml --profile paper --device cuda     as published; hours on a GPU"
     "tsbd run experiments/table1.toml --set attack.poisoning_ratio=0.05 --set 'seeds=[0, 1, 2]'"
     "tsbd run experiments/table1.toml --results /mnt/results --workers 2"
     "tsbd run experiments/table1.toml --results /shared/results --executor slurm --set slurm.partition=cpu --set slurm.time=120"
@@ -37,9 +37,17 @@ pub struct Arguments {
     /// Experiment file
     file: PathBuf,
 
-    /// Cells at a time; the cores are divided among them
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-    workers: u16,
+    /// Cells at a time on a CPU; the cores are divided among them [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: Option<u16>,
+
+    /// Device: cpu, cuda (all GPUs), cuda:0,cuda:2 (these), or auto (GPUs if there are any, else the CPU)
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    device: String,
+
+    /// Cells that share a GPU: a number, or auto (as many as it has memory for, until it is busy) [default: auto]
+    #[arg(long, value_name = "N", value_parser = cells_per_gpu)]
+    cells_per_gpu: Option<CellsPerGpu>,
 
     /// Where cells are computed: on this machine, or in jobs of a Slurm cluster
     #[arg(long, value_name = "WHERE", default_value = "local", value_parser = ["local", "slurm"])]
@@ -58,16 +66,12 @@ pub struct Arguments {
 
 /// Runs what is outstanding.
 pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
-    let Arguments { file, workers, executor, json, overrides, folders } = arguments;
+    let place = arguments.place()?;
+    let Arguments { file, json, overrides, folders, .. } = arguments;
     let data = folders.data.data.as_deref();
-    let place = if executor == "slurm" { Place::Slurm } else { Place::Local };
-    if place == Place::Slurm && workers > 1 {
-        return Err(Failure::refused(format!("--workers {workers} with --executor slurm: the cluster decides"))
-            .hint("leave --workers out; `at_once` in [slurm] limits how many cells run at a time"));
-    }
     let plan = planning::to_run(&file, &overrides, &folders)?;
     let store = Store::new(&folders.results);
-    let options = grid::Options { data, place, workers: usize::from(workers) };
+    let options = grid::Options { data, place };
     let summary = grid::run(&plan, &store, options, talk)?;
     let exit = grid::exit(&summary);
     if json {
@@ -82,4 +86,50 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
         terminal::say(format!("hint: tsbd table {}{}{}", file.display(), overrides.as_typed(), folders.as_typed()));
     }
     Ok(exit)
+}
+
+impl Arguments {
+    /// Where cells are computed; flags that do not go together are refused.
+    fn place(&self) -> Result<Place, Failure> {
+        let Self { workers, device, cells_per_gpu, executor, .. } = self;
+        if executor == "slurm" {
+            let hint = "leave it out; [slurm] says what jobs ask for: `gpus`, and `at_once`, how many run at a time";
+            let flags = [
+                workers.map(|workers| format!("--workers {workers}")),
+                (device != "cpu").then(|| format!("--device {device}")),
+                cells_per_gpu.map(|_| "--cells-per-gpu".to_owned()),
+            ];
+            return match flags.into_iter().flatten().next() {
+                Some(flag) => {
+                    Err(Failure::refused(format!("{flag} with --executor slurm: the cluster decides")).hint(hint))
+                }
+                None => Ok(Place::Slurm),
+            };
+        }
+        let on_the_cpu = || {
+            if cells_per_gpu.is_some() {
+                return Err(Failure::refused(format!("--cells-per-gpu with --device {device}: there is no GPU in it"))
+                    .hint("on a CPU, --workers says how many cells run at a time"));
+            }
+            Ok(Place::Local(Devices::Cpu { workers: usize::from(workers.unwrap_or(1)) }))
+        };
+        if device == "cpu" {
+            return on_the_cpu();
+        }
+        match tsbd_tensor::gpus(if device == "auto" { "cuda" } else { device }) {
+            Err(_) if device == "auto" => on_the_cpu(),
+            Err(error) => Err(no_device(error)),
+            Ok(_) if workers.is_some() => Err(Failure::refused("--workers with GPUs: a CPU's cores are not divided")
+                .hint("--cells-per-gpu says how many cells share a GPU")),
+            Ok(gpus) => Ok(Place::Local(Devices::Gpus { gpus, cells: cells_per_gpu.unwrap_or(CellsPerGpu::Auto) })),
+        }
+    }
+}
+
+fn cells_per_gpu(text: &str) -> Result<CellsPerGpu, String> {
+    match (text, text.parse()) {
+        ("auto", _) => Ok(CellsPerGpu::Auto),
+        (_, Ok(cells)) if (1..=64).contains(&cells) => Ok(CellsPerGpu::Exactly(cells)),
+        _ => Err("write `auto` or a number from 1 to 64".to_owned()),
+    }
 }

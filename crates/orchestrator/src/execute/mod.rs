@@ -45,9 +45,6 @@ enum ExecuteError {
     /// The cell lacks a part that its kind needs.
     #[error("a {kind:?} cell without {part}: its cell.toml was changed; remove the cell's folder and run again")]
     Incomplete { kind: CellKind, part: &'static str },
-    /// A device that this program cannot compute on.
-    #[error("device `{device}`: this program computes on `cpu` only")]
-    Device { device: String },
 }
 
 /// Runs the workspace's cell to its end.
@@ -74,10 +71,7 @@ struct Basis {
 impl Basis {
     fn of(workspace: &CellWorkspace) -> Result<Basis, CellError> {
         let cell = workspace.cell();
-        let device = match workspace.arguments().device.as_str() {
-            "cpu" => Device::Cpu,
-            other => return Err(ExecuteError::Device { device: other.to_owned() }.into()),
-        };
+        let device = tsbd_tensor::device(&workspace.arguments().device)?;
         let root = DataRoot::discover(workspace.arguments().data.as_deref());
         let dataset = Arc::new(tsbd_data::load(&cell.dataset, &root)?);
         if dataset.digest != cell.data_digest {
@@ -113,7 +107,8 @@ impl Setting {
         let attack = configure_attack(&cell.attack)?;
         attack.check(&basis.dataset_facts)?;
         let material = match workspace.parent_of_kind(CellKind::Prepare)? {
-            Some(prepared) => Some(Material::load(workspace.parent_artefact(&prepared.key, MATERIAL), &basis.device)?),
+            // Images are poisoned on the CPU, wherever the network is.
+            Some(prepared) => Some(Material::load(workspace.parent_artefact(&prepared.key, MATERIAL), &Device::Cpu)?),
             None => None,
         };
         let poisoner = attack.prepare(&basis.dataset, &basis.streams, material.as_ref())?;

@@ -53,12 +53,14 @@ pub(super) struct Template {
     results: PathBuf,
     program: PathBuf,
     data: Option<PathBuf>,
-    device: String,
 }
 
 impl Template {
     /// Creates the results folder, which has to be there when its path is made absolute.
     pub fn new(plan: &Plan, store: &Store, options: &RunOptions) -> Result<Self, SlurmError> {
+        if plan.slurm.gpus > 0 && !cfg!(feature = "cuda") {
+            return Err(SlurmError::WithoutCuda { gpus: plan.slurm.gpus });
+        }
         fs::create_dir_all(store.root())?;
         let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '-' };
         Ok(Self {
@@ -67,7 +69,6 @@ impl Template {
             results: nameable(store.root())?,
             program: nameable(&options.program)?,
             data: options.data.as_deref().map(nameable).transpose()?,
-            device: options.device.clone(),
         })
     }
 
@@ -92,6 +93,8 @@ impl Template {
         }
         let data = self.data.as_ref().map_or(String::new(), |data| format!(" --data {}", quoted(data)));
         let threads = self.parameters.cpus;
+        // The GPU that Slurm gave is the only one that the job sees.
+        let device = if self.parameters.gpus > 0 { "cuda" } else { "cpu" };
         script.push_str(&format!(
             r#"# Cells that are done say so and end; the same cell may run twice without harm.
 folder={folder}
@@ -107,7 +110,6 @@ exec {program} cell "$key" --results "$results"{data} --device {device} --thread
             folder = quoted(Path::new(&folder.to_string())),
             results = quoted(&self.results),
             program = quoted(&self.program),
-            device = self.device,
         ));
         script
     }
@@ -210,7 +212,6 @@ mod tests {
             results: "/home/it's me/results".into(),
             program: "/opt/tsbd".into(),
             data: Some("/data".into()),
-            device: "cpu".into(),
         };
         let script = template.script(Path::new("/home/it's me/results/slurm/1"), 100);
         for line in [
@@ -226,6 +227,7 @@ mod tests {
             "#SBATCH --output=\"/home/it's me/results/slurm/1/%a.out\"",
             "#SBATCH --requeue",
             "module load gcc",
+            " --device cuda --threads 4",
             r"results='/home/it'\''s me/results'",
         ] {
             assert!(script.contains(line), "`{line}` is not in:\n{script}");

@@ -43,6 +43,14 @@ pub enum SlurmError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Jobs ask for a GPU, and the program that they start has no use for one.
+    #[error(
+        "slurm.gpus = {gpus}: this program was built without CUDA; build it with `make build-cuda`, or set it to 0"
+    )]
+    WithoutCuda {
+        /// GPUs of one cell.
+        gpus: usize,
+    },
     /// The results folder.
     #[error("cannot prepare jobs: {0}")]
     System(#[from] io::Error),
@@ -78,7 +86,7 @@ impl Slurm {
 impl Executor for Slurm {
     const KEEPS_ORDER: bool = true;
 
-    fn capacity(&self) -> usize {
+    fn capacity(&mut self) -> usize {
         usize::MAX
     }
 

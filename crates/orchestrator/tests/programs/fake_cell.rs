@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::json;
 use tsbd_experiment::{Store, Versions};
 use tsbd_orchestrator::{
-    CellArguments, CellError, CellWorkspace, Conclusion, Findings, Interrupts, RunOptions, run_cell,
+    CellArguments, CellError, CellWorkspace, Conclusion, Devices, Findings, Interrupts, Place, RunOptions, run_cell,
 };
 
 fn main() -> ExitCode {
@@ -42,7 +42,7 @@ fn coordinate(results: &Path) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     let plan = support::grid(&["badnets", "blended"], &["ft"]);
     let summary = runtime.block_on(async {
-        let options = RunOptions { workers: 2, ..RunOptions::new()? };
+        let options = RunOptions { place: Place::Local(Devices::Cpu { workers: 2 }), ..RunOptions::new()? };
         let (events, mut received) = tokio::sync::mpsc::channel(64);
         tokio::spawn(async move { while received.recv().await.is_some() {} });
         tsbd_orchestrator::run(&plan, &Store::new(results), options, Interrupts::from_signals()?, events).await

@@ -13,6 +13,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Device, Storage, StorageRef, Tensor};
 
 use super::{Argument, Memory, Queue, Stored, THREADS, View};
+use crate::device::GpuFacts;
 use crate::error::{Error, Result};
 
 /// What `build.rs` has compiled.
@@ -53,6 +54,41 @@ pub(crate) fn open(ordinal: usize) -> candle_core::Result<Device> {
         result::mem_pool::set_attribute(pool, CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES, reuse).w()?;
     }
     Ok(device)
+}
+
+/// The GPUs that the driver shows to this process. Opens none of them.
+pub(crate) fn seen() -> candle_core::Result<Vec<GpuFacts>> {
+    result::init().w()?;
+    let count = result::device::get_count().w()?;
+    (0..count).map(|ordinal| facts(ordinal).w()).collect()
+}
+
+fn facts(ordinal: i32) -> std::result::Result<GpuFacts, result::DriverError> {
+    let device = result::device::get(ordinal)?;
+    let bytes = result::device::get_uuid(device)?.bytes.map(|byte| byte as u8);
+    let hexadecimal: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &hexadecimal[part]);
+    Ok(GpuFacts {
+        ordinal: ordinal.cast_unsigned() as usize,
+        name: result::device::get_name(device)?,
+        uuid: format!("GPU-{}", parts.join("-")),
+        // SAFETY: a device that the driver has just given.
+        memory_bytes: unsafe { result::device::total_mem(device)? } as u64,
+    })
+}
+
+/// Most bytes that this process has had of the pool of the GPU number `ordinal`.
+pub(crate) fn peak_memory(ordinal: usize) -> candle_core::Result<u64> {
+    result::init().w()?;
+    let mut most = 0u64;
+    // SAFETY: the pool belongs to a device that the driver gives; the attribute is a `u64`.
+    unsafe {
+        let device = result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX)).w()?;
+        let pool = result::device::get_default_mem_pool(device).w()?;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+        result::mem_pool::get_attribute(pool, attribute, std::ptr::from_mut(&mut most).cast()).w()?;
+    }
+    Ok(most)
 }
 
 /// The queue of one candle device.

@@ -1,0 +1,314 @@
+//! What the cells of a run compute on, and how many of them at a time.
+//!
+//! On a CPU so many cells run as the user says. On GPUs each cell has one of them to itself or shares it with others, in a
+//! process of its own: a fault of the device ends that process and no other. A small network leaves most of a GPU idle,
+//! so with [`CellsPerGpu::Auto`] another cell is started while the GPU is not busy and has memory for it.
+
+#[cfg(feature = "cuda")]
+mod nvml;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use tsbd_tensor::GpuFacts;
+
+/// What the cells of a run compute on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Devices {
+    /// The CPU, whose threads are divided among so many cells at a time. A cell uses all cores, so 1 is right there.
+    Cpu {
+        /// Cells at a time; at least 1.
+        workers: usize,
+    },
+    /// These GPUs of this machine.
+    Gpus {
+        /// At least one.
+        gpus: Vec<GpuFacts>,
+        /// How many cells share one.
+        cells: CellsPerGpu,
+    },
+}
+
+/// How many cells share a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CellsPerGpu {
+    /// So many, at least 1.
+    Exactly(usize),
+    /// As many as it has memory for and as keep it busy, up to 8: a further one is started when the last has run for a while
+    /// and the GPU still has nothing to do for a tenth of the time. One, where nothing can be measured.
+    Auto,
+}
+
+impl Devices {
+    /// Threads for each cell, of `threads` that there are.
+    pub(crate) fn threads_per_cell(&self, threads: usize) -> usize {
+        // How many cells will share a GPU is not known beforehand; the CPU's part of their work is small.
+        const EXPECTED: usize = 4;
+        let cells = match self {
+            Self::Cpu { workers } => *workers,
+            Self::Gpus { gpus, cells: CellsPerGpu::Exactly(cells) } => gpus.len() * cells,
+            Self::Gpus { gpus, cells: CellsPerGpu::Auto } => gpus.len() * EXPECTED,
+        };
+        (threads / cells.max(1)).max(1)
+    }
+}
+
+/// What a GPU does at a moment, whoever uses it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Load {
+    /// Memory that nobody has.
+    pub free_bytes: u64,
+    /// Share of the last moments in which it computed, 0 to 1.
+    pub busy: f64,
+}
+
+/// Where loads are read.
+pub(crate) trait Meter: Send {
+    /// The load of a GPU; `None` if it cannot be read.
+    fn read(&mut self, gpu: &GpuFacts) -> Option<Load>;
+}
+
+/// A meter that reads nothing.
+struct Blind;
+
+impl Meter for Blind {
+    fn read(&mut self, _gpu: &GpuFacts) -> Option<Load> {
+        None
+    }
+}
+
+/// The places that cells can take.
+pub(crate) struct Places {
+    devices: Devices,
+    meter: Box<dyn Meter>,
+    /// One for each GPU.
+    watched: Vec<Watched>,
+}
+
+/// What is known of a GPU while a run goes on.
+#[derive(Default)]
+struct Watched {
+    /// The last loads, the newest at the end.
+    loads: VecDeque<Load>,
+    read: Option<Instant>,
+    /// Its free memory before the first of our cells.
+    free_before: Option<u64>,
+}
+
+/// A cell that has a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Occupant {
+    /// Of the GPUs, by its place in the list; 0 on a CPU.
+    pub gpu: usize,
+    pub since: Instant,
+}
+
+impl Places {
+    /// Most cells that share a GPU with [`CellsPerGpu::Auto`].
+    const MOST: usize = 8;
+    /// What a cell needs becomes visible within this time: it reads its images, and its first steps are done.
+    const SETTLING: Duration = Duration::from_secs(20);
+    /// Loads are read so often, and so many are looked back on.
+    const INTERVAL: Duration = Duration::from_secs(1);
+    const LOADS: usize = 10;
+    /// A GPU that computes for more of the time has enough to do.
+    const BUSY: f64 = 0.9;
+    /// A further cell may need so many times what those at work need on average.
+    const MARGIN: f64 = 2.0;
+
+    pub fn new(devices: Devices) -> Self {
+        Self::with_meter(devices, meter())
+    }
+
+    fn with_meter(devices: Devices, meter: Box<dyn Meter>) -> Self {
+        let count = if let Devices::Gpus { gpus, .. } = &devices { gpus.len() } else { 0 };
+        Self { devices, meter, watched: (0..count).map(|_| Watched::default()).collect() }
+    }
+
+    /// How many cells may be at work now, those that are included.
+    pub fn capacity(&mut self, occupants: &[Occupant], now: Instant) -> usize {
+        let Devices::Gpus { gpus, cells } = &self.devices else {
+            let Devices::Cpu { workers } = self.devices else { return 1 };
+            return workers.max(1);
+        };
+        match *cells {
+            CellsPerGpu::Exactly(cells) => gpus.len() * cells.max(1),
+            CellsPerGpu::Auto => {
+                self.watch(occupants, now);
+                occupants.len() + (0..self.watched.len()).filter(|&gpu| self.admits(gpu, occupants, now)).count()
+            }
+        }
+    }
+
+    /// The device of a further cell: where the fewest are, of those that would take one.
+    pub fn next(&self, occupants: &[Occupant], now: Instant) -> (usize, String) {
+        let Devices::Gpus { gpus, cells } = &self.devices else { return (0, "cpu".to_owned()) };
+        let crowd = |gpu: usize| occupants.iter().filter(|occupant| occupant.gpu == gpu).count();
+        let is_closed = |gpu: usize| *cells == CellsPerGpu::Auto && !self.admits(gpu, occupants, now);
+        let gpu = (0..gpus.len()).min_by_key(|&gpu| (is_closed(gpu), crowd(gpu))).unwrap_or(0);
+        (gpu, format!("cuda:{}", gpus[gpu].ordinal))
+    }
+
+    /// Whether a GPU of a run with [`CellsPerGpu::Auto`] would do with one cell more.
+    fn admits(&self, gpu: usize, occupants: &[Occupant], now: Instant) -> bool {
+        let here: Vec<&Occupant> = occupants.iter().filter(|occupant| occupant.gpu == gpu).collect();
+        let Some(youngest) = here.iter().map(|occupant| occupant.since).max() else { return true };
+        let Watched { loads, free_before, .. } = &self.watched[gpu];
+        let (Some(last), Some(before)) = (loads.back(), free_before) else { return false };
+        let settled = now.saturating_duration_since(youngest) >= Self::SETTLING && loads.len() == Self::LOADS;
+        let busy = loads.iter().map(|load| load.busy).sum::<f64>() / loads.len() as f64;
+        let share = before.saturating_sub(last.free_bytes) as f64 / here.len() as f64;
+        let fits = last.free_bytes as f64 >= Self::MARGIN * share;
+        here.len() < Self::MOST && settled && busy < Self::BUSY && fits
+    }
+
+    fn watch(&mut self, occupants: &[Occupant], now: Instant) {
+        let Devices::Gpus { gpus, .. } = &self.devices else { return };
+        for (gpu, (facts, watched)) in gpus.iter().zip(&mut self.watched).enumerate() {
+            if watched.read.is_some_and(|read| now.saturating_duration_since(read) < Self::INTERVAL) {
+                continue;
+            }
+            watched.read = Some(now);
+            let Some(load) = self.meter.read(facts) else {
+                watched.loads.clear();
+                continue;
+            };
+            if occupants.iter().all(|occupant| occupant.gpu != gpu) {
+                watched.free_before = Some(load.free_bytes);
+            }
+            watched.loads.push_back(load);
+            if watched.loads.len() > Self::LOADS {
+                watched.loads.pop_front();
+            }
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn meter() -> Box<dyn Meter> {
+    match nvml::Nvml::new() {
+        Some(nvml) => Box::new(nvml),
+        None => Box::new(Blind),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn meter() -> Box<dyn Meter> {
+    Box::new(Blind)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    /// Shows what a test writes.
+    #[derive(Clone, Default)]
+    struct Shown(Arc<Mutex<Vec<Option<Load>>>>);
+
+    impl Meter for Shown {
+        fn read(&mut self, gpu: &GpuFacts) -> Option<Load> {
+            self.0.lock().unwrap()[gpu.ordinal]
+        }
+    }
+
+    impl Shown {
+        fn show(&self, gpu: usize, free_bytes: u64, busy: f64) {
+            self.0.lock().unwrap()[gpu] = Some(Load { free_bytes, busy });
+        }
+    }
+
+    fn gpus(count: usize) -> Vec<GpuFacts> {
+        let gpu = |ordinal| GpuFacts { ordinal, name: "Test".into(), uuid: String::new(), memory_bytes: 80 * GIB };
+        (0..count).map(gpu).collect()
+    }
+
+    fn places(count: usize, cells: CellsPerGpu) -> (Places, Shown) {
+        let shown = Shown(Arc::new(Mutex::new(vec![None; count])));
+        (Places::with_meter(Devices::Gpus { gpus: gpus(count), cells }, Box::new(shown.clone())), shown)
+    }
+
+    /// The capacity after as many readings as are looked back on.
+    fn settled(places: &mut Places, occupants: &[Occupant], start: Instant) -> (usize, Instant) {
+        let seconds = Places::SETTLING.as_secs() + Places::LOADS as u64;
+        let mut capacity = 0;
+        for second in 0..=seconds {
+            capacity = places.capacity(occupants, start + Duration::from_secs(second));
+        }
+        (capacity, start + Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_cpu_has_as_many_places_as_the_user_says_and_divides_its_threads() {
+        let mut places = Places::new(Devices::Cpu { workers: 3 });
+        assert_eq!(places.capacity(&[], Instant::now()), 3);
+        assert_eq!(places.next(&[], Instant::now()), (0, "cpu".to_owned()));
+        assert_eq!(Devices::Cpu { workers: 3 }.threads_per_cell(8), 2);
+        assert_eq!(Devices::Cpu { workers: 3 }.threads_per_cell(1), 1);
+    }
+
+    #[test]
+    fn a_fixed_number_of_cells_is_spread_evenly() {
+        let (mut places, _) = places(2, CellsPerGpu::Exactly(2));
+        let now = Instant::now();
+        assert_eq!(places.capacity(&[], now), 4);
+        let mut occupants = Vec::new();
+        for expected in ["cuda:0", "cuda:1", "cuda:0", "cuda:1"] {
+            let (gpu, name) = places.next(&occupants, now);
+            assert_eq!(name, expected);
+            occupants.push(Occupant { gpu, since: now });
+        }
+        occupants.remove(2);
+        assert_eq!(places.next(&occupants, now).1, "cuda:0");
+    }
+
+    #[test]
+    fn an_idle_gpu_with_memory_takes_a_further_cell_and_a_busy_one_does_not() {
+        let (mut places, shown) = places(2, CellsPerGpu::Auto);
+        let start = Instant::now();
+        shown.show(0, 79 * GIB, 0.);
+        shown.show(1, 79 * GIB, 0.);
+        assert_eq!(places.capacity(&[], start), 2, "one each");
+        let occupants = [0, 1].map(|gpu| Occupant { gpu, since: start });
+        shown.show(0, 75 * GIB, 0.95);
+        shown.show(1, 75 * GIB, 0.4);
+        assert_eq!(places.capacity(&occupants, start + Duration::from_secs(1)), 2, "they have just begun");
+        let (capacity, later) = settled(&mut places, &occupants, start + Duration::from_secs(2));
+        assert_eq!(capacity, 3);
+        assert_eq!(places.next(&occupants, later).1, "cuda:1");
+        let further = [occupants[0], occupants[1], Occupant { gpu: 1, since: later }];
+        assert_eq!(places.capacity(&further, later + Duration::from_secs(1)), 3, "the new one settles first");
+    }
+
+    #[test]
+    fn a_gpu_without_memory_for_one_more_takes_none() {
+        let (mut places, shown) = places(1, CellsPerGpu::Auto);
+        let start = Instant::now();
+        shown.show(0, 79 * GIB, 0.);
+        assert_eq!(places.capacity(&[], start), 1);
+        let occupants = [Occupant { gpu: 0, since: start }; 2];
+        // Two cells have 30 GiB each; another two of that size must fit.
+        shown.show(0, 19 * GIB, 0.3);
+        assert_eq!(settled(&mut places, &occupants, start).0, 2);
+        shown.show(0, 61 * GIB, 0.3);
+        assert_eq!(settled(&mut places, &occupants, start + Duration::from_secs(60)).0, 3);
+    }
+
+    #[test]
+    fn no_more_than_eight_share_a_gpu_and_one_has_it_alone_where_nothing_is_measured() {
+        let (mut places, shown) = places(1, CellsPerGpu::Auto);
+        let start = Instant::now();
+        let alone = [Occupant { gpu: 0, since: start }];
+        assert_eq!(places.capacity(&[], start), 1);
+        assert_eq!(settled(&mut places, &alone, start).0, 1, "nothing is measured");
+        shown.show(0, 79 * GIB, 0.);
+        assert_eq!(settled(&mut places, &[], start + Duration::from_secs(60)).0, 1);
+        shown.show(0, 78 * GIB, 0.1);
+        let eight = [Occupant { gpu: 0, since: start }; 8];
+        assert_eq!(settled(&mut places, &eight[..7], start + Duration::from_secs(120)).0, 8);
+        assert_eq!(settled(&mut places, &eight, start + Duration::from_secs(180)).0, 8);
+    }
+}
