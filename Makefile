@@ -78,9 +78,10 @@ check-cuda: ## the lints with the feature cuda alone, a part of make check; need
 	tools/cuda-env.sh check $(CUDA_ENV)-check
 	. $(CUDA_ENV)-check/env.sh && cargo clippy --release --workspace --lib --bins --features tsbd/cuda $(CARGO_ARGS) -- -D warnings
 
-test-cuda: ## the tests that the feature changes; needs nothing of NVIDIA
+test-cuda: ## the tests that the feature changes, on a simulated GPU; needs nothing of NVIDIA
 	tools/cuda-env.sh check $(CUDA_ENV)-check
-	. $(CUDA_ENV)-check/env.sh && cargo test --release --workspace --lib --features tsbd/cuda $(CARGO_ARGS) -- cuda:: device::
+	. $(CUDA_ENV)-check/env.sh && cargo test --release --workspace --lib --features tsbd/cuda $(CARGO_ARGS) -- cuda:: device
+	. $(CUDA_ENV)-check/env.sh && cargo test --release --workspace --test simulated_gpu --features tsbd/cuda $(CARGO_ARGS)
 
 audit: ## known vulnerabilities and unmaintained dependencies (asks the network; needs cargo-deny)
 	cargo deny check advisories

@@ -117,10 +117,25 @@ template <typename P> static P convert(const Argument &argument, std::string &co
     }
 }
 
-using Bound = std::function<std::function<void()>(const Argument *, size_t, std::string &)>;
+// The argument as CUDA's driver is given it: by its address, and pointers moved by `moved` bytes.
+template <typename P> static P as_given(const void *argument, uint64_t moved) {
+    P value;
+    memcpy(&value, argument, sizeof value);
+    if constexpr (std::is_pointer_v<P>) {
+        if (value) value = (P)((uint64_t)value - moved);
+    }
+    return value;
+}
+
+// A kernel with its arguments, from either.
+struct Bound {
+    std::function<std::function<void()>(const Argument *, size_t, std::string &)> checked;
+    std::function<std::function<void()>(void *const *, uint64_t)> given;
+};
 
 template <typename... P, size_t... I> static Bound bound(void (*kernel)(P...), std::index_sequence<I...>) {
-    return [kernel](const Argument *arguments, size_t count, std::string &complaint) -> std::function<void()> {
+    const auto checked = [kernel](const Argument *arguments, size_t count,
+                                  std::string &complaint) -> std::function<void()> {
         if (count != sizeof...(P)) {
             complaint = " it takes " + std::to_string(sizeof...(P)) + " arguments, not " + std::to_string(count);
             return {};
@@ -128,6 +143,11 @@ template <typename... P, size_t... I> static Bound bound(void (*kernel)(P...), s
         const auto values = std::make_tuple(convert<P>(arguments[I], complaint)...);
         return [kernel, values] { std::apply(kernel, values); };
     };
+    const auto given = [kernel](void *const *arguments, uint64_t moved) -> std::function<void()> {
+        const auto values = std::make_tuple(as_given<P>(arguments[I], moved)...);
+        return [kernel, values] { std::apply(kernel, values); };
+    };
+    return {checked, given};
 }
 template <typename... P> static Bound bind(void (*kernel)(P...)) {
     return bound(kernel, std::index_sequence_for<P...>());
@@ -158,28 +178,35 @@ static const std::map<std::string, Bound> &kernels() {
     return all;
 }
 
-// Runs a kernel. Returns null, or what is wrong; the text is good until the next call. Not for several threads at once.
-extern "C" const char *emulate(const char *name, unsigned grid_x, unsigned grid_y, const Argument *arguments,
-                               size_t count, int reversed) {
-    static std::string complaint;
-    complaint.clear();
-    const auto found = kernels().find(name);
-    if (found == kernels().end()) {
-        complaint = "there is no such kernel";
-        return complaint.c_str();
-    }
-    const std::function<void()> call = found->second(arguments, count, complaint);
-    if (!complaint.empty()) return complaint.c_str();
+// Runs a kernel that has its arguments. Returns null, or what is wrong; the text is good until the next call.
+static const char *run(const std::function<void()> &call, unsigned grid_x, unsigned grid_y, bool reversed) {
     body = &call;
     gridDim = {grid_x, grid_y};
     for (unsigned y = 0; y < grid_y; y++) {
         for (unsigned x = 0; x < grid_x; x++) {
             blockIdx = {x, y};
-            if (!run_block(reversed)) {
-                complaint = "the threads of a block came to different barriers";
-                return complaint.c_str();
-            }
+            if (!run_block(reversed)) return "the threads of a block came to different barriers";
         }
     }
     return nullptr;
+}
+
+// Runs a kernel and checks its arguments. Not for several threads at once, as what follows.
+extern "C" const char *emulate(const char *name, unsigned grid_x, unsigned grid_y, const Argument *arguments,
+                               size_t count, int reversed) {
+    static std::string complaint;
+    complaint.clear();
+    const auto found = kernels().find(name);
+    if (found == kernels().end()) return "there is no such kernel";
+    const std::function<void()> call = found->second.checked(arguments, count, complaint);
+    if (!complaint.empty()) return complaint.c_str();
+    return run(call, grid_x, grid_y, reversed);
+}
+
+extern "C" bool is_kernel(const char *name) { return kernels().count(name) != 0; }
+
+// Runs a kernel of this project with the arguments that CUDA's driver is given.
+extern "C" const char *launch(const char *name, unsigned grid_x, unsigned grid_y, void *const *arguments,
+                              uint64_t moved) {
+    return run(kernels().at(name).given(arguments, moved), grid_x, grid_y, false);
 }

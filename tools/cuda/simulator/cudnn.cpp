@@ -1,0 +1,182 @@
+// libcudnn.so.9: convolutions of NHWC tensors, f32 or bf16, by their definition and summed in f64. It checks what cuDNN
+// leaves to its users: that sizes of descriptors agree, that an algorithm is one it has offered and its workspace as large
+// as it said, and that f32 is not computed on tensor cores.
+#include <cstdio>
+#include <vector>
+
+#include "memory.h"
+
+namespace {
+enum { SUCCESS = 0, BAD_PARAM = 2000, NOT_SUPPORTED = 3000 };
+enum { NHWC = 1, FLOAT = 0, BFLOAT16 = 9, TENSOR_OP_MATH = 1, FMA_MATH = 3 };
+
+// Sizes as cuDNN names them: images, channels, height, width; of a filter: outputs, inputs, height, width.
+struct Tensor {
+    int format = -1, type = -1, sizes[4] = {};
+    bool bf16() const { return type == BFLOAT16; }
+    size_t count() const { return (size_t)sizes[0] * sizes[1] * sizes[2] * sizes[3]; }
+};
+
+struct Convolution {
+    int padding[2], stride[2], dilation[2], mode, type, math = 0;
+};
+
+struct Algorithm {
+    int algorithm, status;
+    float time;
+    size_t memory;
+    int determinism, math, reserved[3];
+};
+
+// One that repeats its bits, and needs this workspace.
+constexpr int REPEATABLE = 1;
+constexpr size_t WORKSPACE = 4096;
+
+int refuse(const char *what) {
+    fprintf(stderr, "simulated cuDNN: %s\n", what);
+    return BAD_PARAM;
+}
+
+int check(const Tensor *x, const Tensor *w, const Tensor *y, const Convolution *c) {
+    if (x->format != NHWC || w->format != NHWC || y->format != NHWC) return refuse("a layout that is not NHWC");
+    if (x->type != w->type || x->type != y->type || c->type != FLOAT) return refuse("types that do not fit");
+    if (c->mode != 1 || c->dilation[0] != 1 || c->dilation[1] != 1) return refuse("no plain cross-correlation");
+    if (c->math != (x->bf16() ? TENSOR_OP_MATH : FMA_MATH)) return refuse("products that are rounded otherwise than asked");
+    const auto out = [&](int d) { return (x->sizes[2 + d] + 2 * c->padding[d] - w->sizes[2 + d]) / c->stride[d] + 1; };
+    const bool fits = x->sizes[0] == y->sizes[0] && x->sizes[1] == w->sizes[1] && y->sizes[1] == w->sizes[0] &&
+                      y->sizes[2] == out(0) && y->sizes[3] == out(1);
+    return fits ? SUCCESS : refuse("sizes that do not fit");
+}
+
+int offer(int asked, int *returned, Algorithm *list, bool bf16) {
+    const int math = bf16 ? TENSOR_OP_MATH : FMA_MATH;
+    const Algorithm all[] = {
+        {5, NOT_SUPPORTED, -1, 0, 1, math, {}},
+        {0, SUCCESS, 1, 0, 0, math, {}},                    // the fastest, whose bits do not repeat
+        {6, SUCCESS, 2, 1ull << 40, 1, math, {}},           // more memory than there is
+        {REPEATABLE, SUCCESS, 3, WORKSPACE, 1, math, {}},
+    };
+    *returned = 0;
+    while (*returned < asked && *returned < 4) list[*returned] = all[*returned], ++*returned;
+    return SUCCESS;
+}
+
+int chosen(int algorithm, const void *workspace, size_t bytes) {
+    if (algorithm != REPEATABLE) return refuse("an algorithm whose bits do not repeat, though there is one whose do");
+    return workspace && bytes >= WORKSPACE ? SUCCESS : refuse("a workspace that is too small");
+}
+
+// Calls `visit(x, w, y)` with the places of all products.
+template <typename F> void each_product(const Tensor &x, const Tensor &w, const Tensor &y, const Convolution &c, F visit) {
+    const int inputs = w.sizes[1], outputs = w.sizes[0], height = x.sizes[2], width = x.sizes[3];
+    for (int n = 0; n < y.sizes[0]; n++)
+        for (int i = 0; i < y.sizes[2]; i++)
+            for (int j = 0; j < y.sizes[3]; j++)
+                for (int p = 0; p < w.sizes[2]; p++)
+                    for (int q = 0; q < w.sizes[3]; q++) {
+                        const int row = i * c.stride[0] + p - c.padding[0], column = j * c.stride[1] + q - c.padding[1];
+                        if (row < 0 || row >= height || column < 0 || column >= width) continue;
+                        const size_t at_x = (((size_t)n * height + row) * width + column) * inputs;
+                        const size_t at_y = (((size_t)n * y.sizes[2] + i) * y.sizes[3] + j) * outputs;
+                        visit(at_x, p * (size_t)w.sizes[3] + q, at_y);
+                    }
+}
+
+void finish(const std::vector<double> &sums, float alpha, float beta, void *to, bool bf16) {
+    for (size_t i = 0; i < sums.size(); i++)
+        set_number(to, bf16, i, alpha * sums[i] + (beta ? beta * number(to, bf16, i) : 0));
+}
+} // namespace
+
+extern "C" {
+int cudnnCreate(void **handle) { return *handle = new char, 0; }
+int cudnnDestroy(void *handle) { return delete (char *)handle, 0; }
+int cudnnSetStream(void *, void *) { return 0; }
+const char *cudnnGetErrorString(int) { return "simulated"; }
+int cudnnCreateTensorDescriptor(Tensor **d) { return *d = new Tensor, 0; }
+int cudnnDestroyTensorDescriptor(Tensor *d) { return delete d, 0; }
+int cudnnCreateFilterDescriptor(Tensor **d) { return *d = new Tensor, 0; }
+int cudnnDestroyFilterDescriptor(Tensor *d) { return delete d, 0; }
+int cudnnCreateConvolutionDescriptor(Convolution **d) { return *d = new Convolution, 0; }
+int cudnnDestroyConvolutionDescriptor(Convolution *d) { return delete d, 0; }
+int cudnnSetTensor4dDescriptor(Tensor *d, int format, int type, int n, int c, int h, int w) {
+    return *d = {format, type, {n, c, h, w}}, 0;
+}
+int cudnnSetFilter4dDescriptor(Tensor *d, int type, int format, int k, int c, int h, int w) {
+    return *d = {format, type, {k, c, h, w}}, 0;
+}
+int cudnnSetConvolution2dDescriptor(Convolution *d, int pad_h, int pad_w, int u, int v, int dilation_h, int dilation_w,
+                                    int mode, int type) {
+    return *d = {{pad_h, pad_w}, {u, v}, {dilation_h, dilation_w}, mode, type}, 0;
+}
+int cudnnSetConvolutionMathType(Convolution *d, int math) { return d->math = math, 0; }
+
+int cudnnGetConvolutionForwardAlgorithm_v7(void *, Tensor *x, Tensor *w, Convolution *c, Tensor *y, int asked, int *returned,
+                                           Algorithm *list) {
+    const int wrong = check(x, w, y, c);
+    return wrong ? wrong : offer(asked, returned, list, x->bf16());
+}
+int cudnnGetConvolutionBackwardDataAlgorithm_v7(void *, Tensor *w, Tensor *y, Convolution *c, Tensor *x, int asked,
+                                                int *returned, Algorithm *list) {
+    const int wrong = check(x, w, y, c);
+    return wrong ? wrong : offer(asked, returned, list, x->bf16());
+}
+int cudnnGetConvolutionBackwardFilterAlgorithm_v7(void *, Tensor *x, Tensor *y, Convolution *c, Tensor *w, int asked,
+                                                  int *returned, Algorithm *list) {
+    const int wrong = check(x, w, y, c);
+    return wrong ? wrong : offer(asked, returned, list, x->bf16());
+}
+
+int cudnnConvolutionForward(void *, const float *alpha, Tensor *x, const void *x_at, Tensor *w, const void *w_at,
+                            Convolution *c, int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *y,
+                            void *y_at) {
+    if (const int wrong = check(x, w, y, c)) return wrong;
+    if (const int wrong = chosen(algorithm, workspace, bytes)) return wrong;
+    const auto image = numbers(on_host(x_at), x->bf16(), x->count()), filter = numbers(on_host(w_at), x->bf16(), w->count());
+    const size_t inputs = w->sizes[1], outputs = w->sizes[0], patch = (size_t)w->sizes[2] * w->sizes[3] * inputs;
+    std::vector<double> sums(y->count());
+    each_product(*x, *w, *y, *c, [&](size_t at_x, size_t tap, size_t at_y) {
+        for (size_t out = 0; out < outputs; out++) {
+            double sum = 0;
+            for (size_t in = 0; in < inputs; in++) sum += (double)image[at_x + in] * filter[out * patch + tap * inputs + in];
+            sums[at_y + out] += sum;
+        }
+    });
+    return finish(sums, *alpha, *beta, on_host(y_at), x->bf16()), SUCCESS;
+}
+
+int cudnnConvolutionBackwardData(void *, const float *alpha, Tensor *w, const void *w_at, Tensor *y, const void *y_at,
+                                 Convolution *c, int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *x,
+                                 void *x_at) {
+    if (const int wrong = check(x, w, y, c)) return wrong;
+    if (const int wrong = chosen(algorithm, workspace, bytes)) return wrong;
+    const auto gradient = numbers(on_host(y_at), x->bf16(), y->count());
+    const auto filter = numbers(on_host(w_at), x->bf16(), w->count());
+    const size_t inputs = w->sizes[1], outputs = w->sizes[0], patch = (size_t)w->sizes[2] * w->sizes[3] * inputs;
+    std::vector<double> sums(x->count());
+    each_product(*x, *w, *y, *c, [&](size_t at_x, size_t tap, size_t at_y) {
+        for (size_t out = 0; out < outputs; out++) {
+            const double dy = gradient[at_y + out];
+            for (size_t in = 0; in < inputs; in++) sums[at_x + in] += dy * filter[out * patch + tap * inputs + in];
+        }
+    });
+    return finish(sums, *alpha, *beta, on_host(x_at), x->bf16()), SUCCESS;
+}
+
+int cudnnConvolutionBackwardFilter(void *, const float *alpha, Tensor *x, const void *x_at, Tensor *y, const void *y_at,
+                                   Convolution *c, int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *w,
+                                   void *w_at) {
+    if (const int wrong = check(x, w, y, c)) return wrong;
+    if (const int wrong = chosen(algorithm, workspace, bytes)) return wrong;
+    const auto image = numbers(on_host(x_at), x->bf16(), x->count()), gradient = numbers(on_host(y_at), x->bf16(), y->count());
+    const size_t inputs = w->sizes[1], outputs = w->sizes[0], patch = (size_t)w->sizes[2] * w->sizes[3] * inputs;
+    std::vector<double> sums(w->count());
+    each_product(*x, *w, *y, *c, [&](size_t at_x, size_t tap, size_t at_y) {
+        for (size_t out = 0; out < outputs; out++) {
+            const double dy = gradient[at_y + out];
+            for (size_t in = 0; in < inputs; in++) sums[out * patch + tap * inputs + in] += dy * image[at_x + in];
+        }
+    });
+    return finish(sums, *alpha, *beta, on_host(w_at), x->bf16()), SUCCESS;
+}
+}
