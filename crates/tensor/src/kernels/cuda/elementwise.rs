@@ -6,7 +6,7 @@ use super::{Argument, Memory, Queue, Stored, View, integer, named, natural, one_
 use crate::error::Result;
 
 /// A kernel of elements that all lie at the same place of their arrays.
-fn elementwise<Q: Queue>(queue: &Q, kernel: &'static str, inputs: &[View]) -> Result<Q::Memory> {
+pub(super) fn elementwise<Q: Queue>(queue: &Q, kernel: &'static str, inputs: &[View]) -> Result<Q::Memory> {
     let (element, count) = (inputs[0].element(), inputs[0].count());
     let result = queue.allocate(element, count)?;
     let width = width(count, inputs);

@@ -42,7 +42,12 @@ impl Cut {
     }
 
     pub fn channel_grid(&self) -> [u32; 2] {
-        [(self.channels as u32).div_ceil(Self::COLUMNS as u32), 1]
+        Self::column_grid(self.channels as usize)
+    }
+
+    /// The blocks of `coefficients.cuh` for lines of so many partial results.
+    pub fn column_grid(columns: usize) -> [u32; 2] {
+        [columns.div_ceil(Self::COLUMNS) as u32, 1]
     }
 
     /// Rows, channels and rows per block, as the kernels take them.

@@ -142,6 +142,18 @@ static const std::map<std::string, Bound> &kernels() {
         {"affine_" #kind, bind(kind::affine_##kind)},       \
         {"gradient_sums_" #kind, bind(kind::gradient_sums_##kind)},                                                 \
         {"input_gradient_" #kind, bind(kind::input_gradient_##kind)}
+#define SHARED_ROWS(kind)                                                                                           \
+    {"softmax_" #kind, bind(kind::softmax_##kind)}, {"softmax_backward_" #kind, bind(kind::softmax_backward_##kind)}, \
+        {"layer_norm_" #kind, bind(kind::layer_norm_##kind)},                                                       \
+        {"layer_norm_backward_" #kind, bind(kind::layer_norm_backward_##kind)},                                     \
+        {"layer_norm_sums_" #kind, bind(kind::layer_norm_sums_##kind)},                                             \
+        {"gelu_" #kind, bind(kind::gelu_##kind)}, {"gelu_backward_" #kind, bind(kind::gelu_backward_##kind)},       \
+        {"resize_" #kind, bind(kind::resize_##kind)}, {"resize_backward_" #kind, bind(kind::resize_backward_##kind)}
+#define SAMPLES(kind)                                                                                               \
+    {"grid_sample_" #kind, bind(kind::grid_sample_##kind)},                                                         \
+        {"grid_sample_grid_gradient_" #kind, bind(kind::grid_sample_grid_gradient_##kind)},                         \
+        {"grid_sample_image_gradient_" #kind, bind(kind::grid_sample_image_gradient_##kind)},                       \
+        {"max_pool_gather_" #kind, bind(kind::max_pool_gather_##kind)}
 #define ELEMENTS(kind)                                                                                              \
     {"max_pool_" #kind, bind(kind::max_pool_##kind)},                                                               \
         {"max_pool_backward_" #kind, bind(kind::max_pool_backward_##kind)},                                         \
@@ -152,8 +164,10 @@ static const std::map<std::string, Bound> &kernels() {
         {"transpose_" #kind, bind(kind::transpose_##kind)}
     static const std::map<std::string, Bound> all = {
         ROWS(f32x4), ROWS(f32x1), ROWS(bf16x8), ROWS(bf16x1), ELEMENTS(f32x1), ELEMENTS(bf16x1),
+        SHARED_ROWS(f32x4), SHARED_ROWS(f32x1), SHARED_ROWS(bf16x8), SHARED_ROWS(bf16x1), SAMPLES(f32x1), SAMPLES(bf16x1),
         KERNEL(column_sums_finish), KERNEL(moments_finish), KERNEL(running_coefficients), KERNEL(gradient_finish),
         KERNEL(cross_entropy), KERNEL(cross_entropy_backward), KERNEL(mean), KERNEL(sgd), KERNEL(augment),
+        KERNEL(cross_entropy_tangent), KERNEL(cross_entropy_curvature),
     };
     return all;
 }

@@ -10,6 +10,7 @@
 
 #include "coefficients.cuh"
 #include "loss.cuh"
+#include "curvature.cuh"
 #include "optimizer.cuh"
 #include "augmentation.cuh"
 
@@ -19,6 +20,9 @@ constexpr int V = 4;
 #define NAME(kernel) kernel##_f32x4
 #include "elementwise.cuh"
 #include "normalization.cuh"
+#include "row_normalization.cuh"
+#include "gelu.cuh"
+#include "resize.cuh"
 #undef NAME
 }
 
@@ -28,8 +32,12 @@ constexpr int V = 1;
 #define NAME(kernel) kernel##_f32x1
 #include "elementwise.cuh"
 #include "normalization.cuh"
+#include "row_normalization.cuh"
+#include "gelu.cuh"
+#include "resize.cuh"
 #include "pooling.cuh"
 #include "transpose.cuh"
+#include "grid_sample.cuh"
 #undef NAME
 }
 
@@ -39,6 +47,9 @@ constexpr int V = 8;
 #define NAME(kernel) kernel##_bf16x8
 #include "elementwise.cuh"
 #include "normalization.cuh"
+#include "row_normalization.cuh"
+#include "gelu.cuh"
+#include "resize.cuh"
 #undef NAME
 }
 
@@ -48,7 +59,11 @@ constexpr int V = 1;
 #define NAME(kernel) kernel##_bf16x1
 #include "elementwise.cuh"
 #include "normalization.cuh"
+#include "row_normalization.cuh"
+#include "gelu.cuh"
+#include "resize.cuh"
 #include "pooling.cuh"
 #include "transpose.cuh"
+#include "grid_sample.cuh"
 #undef NAME
 }
