@@ -9,7 +9,8 @@ use std::fmt;
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    BatchNorm, Conv2d, CrossEntropy, Placement, Result, Sgd, Statistics, Tape, Var, augment, sgd_step, upload,
+    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, GridPadding, GridSample, Placement, Result, Sgd, Statistics,
+    Tape, Var, augment, sgd_step, upload,
 };
 
 /// One operation at one shape, in one element type.
@@ -102,6 +103,7 @@ pub fn checks(device: &Device) -> Vec<Check> {
         list.residual_network();
         list.vgg();
         list.vision_transformer();
+        list.beyond_training();
     }
     checks
 }
@@ -193,6 +195,124 @@ impl List<'_> {
         self.convolution(NETWORK, 3, 768, 224, Conv2d { stride: 16, padding: 0 }, 16, Addend::Bias);
         self.linear(NETWORK, 197, 768, 3072);
         self.linear(NETWORK, 197, 3072, 768);
+    }
+
+    /// What attacks, defenses and other networks need beyond the training step of a convolutional one.
+    fn beyond_training(&mut self) {
+        for (network, rows, columns) in [("odd", 7, 3), ("odd", 5, 1100), ("vit-b-16", 591, 197)] {
+            let shape = format!("{network}, {rows} rows of {columns}");
+            let inputs = move || -> Result<[Input; 1]> { Ok([Input::new("dx", &[rows, columns], 1)?.scaled(3.)?]) };
+            self.push("softmax", shape.clone(), move |place| place.compare(&inputs()?, None, |x| x[0].softmax()));
+            self.push("log_softmax", shape, move |place| place.compare(&inputs()?, None, |x| x[0].log_softmax()));
+        }
+        for (network, rows, columns) in [("odd", 7, 3), ("odd", 5, 1100), ("vit-b-16", 788, 768)] {
+            self.push("layer_norm", format!("{network}, {rows} rows of {columns}"), move |place| {
+                let inputs = [
+                    Input::new("dx", &[rows, columns], 1)?.plus(0.5)?,
+                    Input::new("dweight", &[columns], 2)?.single(),
+                    Input::new("dbias", &[columns], 3)?.single(),
+                ];
+                place.compare(&inputs, None, |v| v[0].layer_norm(&v[1], &v[2], 1e-5))
+            });
+        }
+        for (network, rows, columns) in [("odd", 3, 5), ("vit-b-16", 197, 3072)] {
+            self.push("gelu", format!("{network}, {rows}x{columns}"), move |place| {
+                place.compare(&[Input::new("dx", &[rows, columns], 1)?.scaled(4.)?], None, |x| x[0].gelu())
+            });
+        }
+        for (network, channels, from, to) in
+            [("odd", 3, [5, 7], [11, 10]), ("odd", 4, [9, 6], [4, 3]), ("input-aware", 128, [8, 8], [16, 16])]
+        {
+            for align_corners in [false, true] {
+                let shape = format!("{network}, {channels}, {from:?} to {to:?}, corners aligned {align_corners}");
+                self.push("resize_bilinear", shape, move |place| {
+                    let inputs = [Input::new("dx", &[BATCH, from[0], from[1], channels], 1)?];
+                    place.compare(&inputs, None, |x| x[0].resize_bilinear(to[0], to[1], align_corners))
+                });
+            }
+        }
+        for (network, channels, from, to) in [("odd", 5, [5, 7], [3, 4]), ("wanet", 3, [32, 32], [32, 32])] {
+            for (padding, align_corners) in [(GridPadding::Zeros, false), (GridPadding::Border, true)] {
+                let shape = format!("{network}, {channels}, {from:?} at {to:?}, {padding:?} outside");
+                self.push("grid_sample", shape, move |place| {
+                    let inputs = [
+                        Input::new("dx", &[BATCH, from[0], from[1], channels], 1)?,
+                        Input::new("dgrid", &[BATCH, to[0], to[1], 2], 2)?.scaled(1.2)?.single(),
+                    ];
+                    place.compare(&inputs, None, |v| v[0].grid_sample(&v[1], GridSample { padding, align_corners }))
+                });
+            }
+        }
+        for (network, inputs, outputs, size, kernel, stride, padding, output_padding) in
+            [("odd", 5, 3, 4, 3, 2, 1, 1), ("odd", 3, 7, 5, 4, 3, 0, 0), ("decoder", 64, 3, 16, 4, 2, 1, 0)]
+        {
+            let shape = format!("{network}, {inputs} to {outputs}, {size}x{size}, {kernel}x{kernel} stride {stride}");
+            self.push("conv_transpose2d", shape, move |place| {
+                let scale = 1. / ((kernel * kernel * inputs) as f64 / (stride * stride) as f64).sqrt();
+                let list = [
+                    Input::new("dx", &[BATCH, size, size, inputs], 1)?,
+                    Input::new("dweight", &[kernel, kernel, outputs, inputs], 2)?.scaled(scale)?,
+                    Input::new("dbias", &[outputs], 3)?,
+                ];
+                let options = ConvTranspose2d { stride, padding, output_padding };
+                // The input twice: its gradients are added.
+                place.compare(&list, None, |v| {
+                    let twice = v[0].conv_transpose2d(&v[1], Some(&v[2]), options)?;
+                    v[0].conv_transpose2d(&v[1], None, options)?.add(&twice)
+                })
+            });
+        }
+        if self.dtype == DType::F32 {
+            self.second_derivatives();
+        }
+    }
+
+    /// The slope of a small network's loss when a pattern that is added to all images moves, and its gradients: with respect
+    /// to the pattern the product of the Hessian and the direction, with respect to the direction the gradient of the loss.
+    /// These numbers were chosen so that rounding decides nothing: of what is rectified nothing is closer to 0 than 2e-3, and
+    /// of what competes for a maximum no two are closer.
+    fn second_derivatives(&mut self) {
+        for given in [false, true] {
+            let statistics = if given { "given" } else { "the batch's" };
+            self.push("hessian_vector_product", format!("odd, {statistics} statistics"), move |place| {
+                let (size, channels, classes) = (5, 4, 4);
+                let inputs = [
+                    Input::new("dpattern", &[1, size, size, 3], 351)?,
+                    Input::new("ddirection", &[1, size, size, 3], 352)?,
+                    Input::new("dimages", &[BATCH, size, size, 3], 353)?,
+                    Input::new("dfirst", &[3, 3, 3, channels], 354)?,
+                    Input::new("dscale", &[channels], 355)?,
+                    Input::new("dshift", &[channels], 356)?,
+                    Input::new("dsecond", &[3, 3, channels, channels], 357)?,
+                    Input::new("dthird", &[1, 1, channels, channels], 358)?,
+                    Input::new("dweight", &[classes, channels], 359)?,
+                    Input::new("dbias", &[classes], 360)?,
+                ];
+                place.compare(&inputs, None, move |inputs| {
+                    let [pattern, direction, images, first, scale, shift, second, third, weight, bias] = inputs else {
+                        unreachable!("ten inputs")
+                    };
+                    let device = pattern.tensor().device();
+                    let labels = Tensor::new(&[1u32, 3, 0, 2], device)?;
+                    let (mean, variance) = (shift.tensor().affine(0.5, 0.1)?, scale.tensor().sqr()?.affine(1., 0.5)?);
+                    let statistics = match given {
+                        true => Statistics::Running { mean: &mean, variance: &variance },
+                        false => Statistics::Batch,
+                    };
+                    let options = BatchNorm { statistics, epsilon: 1e-3, relu: true };
+                    let (same, pointwise) = (Conv2d { stride: 1, padding: 1 }, Conv2d { stride: 1, padding: 0 });
+                    let moving = pattern.with_tangent(direction)?;
+                    let x = moving.broadcast_batch(BATCH)?.add(images)?.conv2d(first, None, same)?;
+                    let y = x.batch_norm(scale, shift, options)?.0.conv2d_add(second, same, &x)?;
+                    let y = y.batch_norm(shift, scale, BatchNorm { relu: false, ..options })?.0.relu()?;
+                    let pooled = y.max_pool2d(2, 2, 1)?.avg_pool2d(2, 1, 0)?.conv2d(third, None, pointwise)?;
+                    let logits = pooled.global_average_pool()?.linear(weight, Some(bias))?;
+                    let loss = logits.cross_entropy(&labels, CrossEntropy { label_smoothing: 0.1 })?;
+                    let loss = loss.add(&moving.mul(&moving)?.mean()?)?;
+                    Ok(loss.tangent().expect("the pattern moves").clone())
+                })
+            });
+        }
     }
 
     fn push(&mut self, operation: &'static str, shape: String, run: impl Fn(&Place) -> Result<Vec<Finding>> + 'static) {
@@ -490,7 +610,7 @@ mod tests {
                 assert!(error <= check.tolerance(&Device::Cpu), "{check:?}, {what}: {error:e}");
             }
         }
-        assert_eq!(operations.len(), 10, "{operations:?}");
+        assert_eq!(operations.len(), 18, "{operations:?}");
     }
 
     #[test]

@@ -70,8 +70,7 @@ pub(crate) fn sample_backward_grid<Q: Queue>(
 ) -> Result<Q::Memory> {
     let points = grid.count() / 2;
     let dgrid = queue.allocate(Stored::F32, grid.count())?;
-    let mut arguments =
-        vec![Read(x), Read(grid), Read(dy), Write(dgrid.view()), Natural(natural(OPERATION, points)?)];
+    let mut arguments = vec![Read(x), Read(grid), Read(dy), Write(dgrid.view()), Natural(natural(OPERATION, points)?)];
     arguments.extend(sizes(s)?);
     // SAFETY: as above; `dy` is as large as the result.
     unsafe { queue.launch(&named("grid_sample_grid_gradient", x.element(), 1), one_each(points), &arguments)? };
@@ -84,8 +83,7 @@ pub(crate) fn sample_backward_images<Q: Queue>(queue: &Q, s: &Sampling, grid: Vi
     let dx = queue.allocate(dy.element(), images * size)?;
     let chunks = size.div_ceil(THREADS);
     let grid_of_blocks = [natural(OPERATION, images * chunks)?, 1];
-    let mut arguments =
-        vec![Read(grid), Read(dy), Write(dx.view()), Integer(integer(OPERATION, chunks)?)];
+    let mut arguments = vec![Read(grid), Read(dy), Write(dx.view()), Integer(integer(OPERATION, chunks)?)];
     arguments.extend(sizes(s)?);
     // SAFETY: as above; the blocks of every image cover its elements.
     unsafe { queue.launch(&named("grid_sample_image_gradient", dy.element(), 1), grid_of_blocks, &arguments)? };

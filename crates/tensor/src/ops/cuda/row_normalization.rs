@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::error::Result;
 use crate::kernels::cuda::gpu::Gpu;
-use crate::kernels::cuda::{Memory, row_normalization};
+use crate::kernels::cuda::row_normalization;
 use crate::tape::{Flow, Var};
 
 pub(in crate::ops) fn softmax(

@@ -248,7 +248,16 @@ fn elements_at_the_places_of_maxima_are_those_of_the_cpu() {
             let (images, out) = (3, (size + 2 * padding - kernel) / stride + 1);
             let (dims, out_dims) = ([images, size, size, channels], [images, out, out, channels]);
             let [x, moving] = [1, 2].map(|start| stored(element, noise(dims.iter().product(), start)));
-            let w = Windows { height: size, width: size, channels, kernel, stride, padding, out_height: out, out_width: out };
+            let w = Windows {
+                height: size,
+                width: size,
+                channels,
+                kernel,
+                stride,
+                padding,
+                out_height: out,
+                out_width: out,
+            };
             let Some(found) = emulated(|queue| {
                 let [x, moving] = [&x, &moving].map(|values| queue.stored(element, values));
                 let from = pooling::max(queue, &w, x.view()).unwrap().1;

@@ -47,7 +47,8 @@ pub(super) fn tolerance(element: Stored) -> f32 {
 }
 
 /// Rows and channels: less than a pack, whole packs, odd ones, more channels than a block has threads for, many blocks.
-pub(super) const ROWS: [(usize, usize); 8] = [(2, 1), (30, 3), (37, 4), (517, 8), (1000, 64), (70, 515), (9, 1100), (5, 2080)];
+pub(super) const ROWS: [(usize, usize); 8] =
+    [(2, 1), (30, 3), (37, 4), (517, 8), (1000, 64), (70, 515), (9, 1100), (5, 2080)];
 pub(super) const ELEMENTS: [Stored; 2] = [Stored::F32, Stored::Bf16];
 
 /// Output, mean, unbiased variance; the gradients of input (plus what exists), weight and bias.
