@@ -9,8 +9,9 @@
 //! Candle's CUDA code nor the modules below are compiled, but in tests.
 //!
 //! - `sources/*.cu`: the kernels, one module of machine code, compiled when this crate is built;
-//! - the families [`normalization`], [`pooling`], [`loss`], [`elementwise`], [`augmentation`]: which kernels an operation
-//!   launches, over how many blocks, with which arguments. They see memory and a [`Queue`] and know nothing of CUDA;
+//! - the families [`normalization`], [`pooling`], [`loss`], [`elementwise`], [`rows`], [`places`], [`optimizer`],
+//!   [`augmentation`]: which kernels an operation launches, over how many blocks, with which arguments. They see memory
+//!   and a [`Queue`] and know nothing of CUDA;
 //! - `gpu` and `convolution` (feature `cuda`): the queue of a real GPU; Candle's tensors as [`View`]s; cuDNN;
 //! - `emulation` (tests): a queue that runs the very kernels on the CPU. Each family is tested through it, launch by
 //!   launch as on a GPU, against the loops of the CPU.
@@ -38,7 +39,10 @@ mod emulation;
 pub(crate) mod gpu;
 pub(crate) mod loss;
 pub(crate) mod normalization;
+pub(crate) mod optimizer;
+pub(crate) mod places;
 pub(crate) mod pooling;
+pub(crate) mod rows;
 
 /// Threads of every block, as in `common.cuh`.
 const THREADS: usize = 256;

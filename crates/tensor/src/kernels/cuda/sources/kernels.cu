@@ -12,6 +12,8 @@
 #include "loss.cuh"
 #include "optimizer.cuh"
 #include "augmentation.cuh"
+#include "binary_cross_entropy.cuh"
+#include "row.cuh"
 
 namespace f32x4 {
 typedef float T;
@@ -19,6 +21,8 @@ constexpr int V = 4;
 #define NAME(kernel) kernel##_f32x4
 #include "elementwise.cuh"
 #include "normalization.cuh"
+#include "places.cuh"
+#include "rows.cuh"
 #undef NAME
 }
 
@@ -28,6 +32,8 @@ constexpr int V = 1;
 #define NAME(kernel) kernel##_f32x1
 #include "elementwise.cuh"
 #include "normalization.cuh"
+#include "places.cuh"
+#include "rows.cuh"
 #include "pooling.cuh"
 #include "transpose.cuh"
 #undef NAME
@@ -39,6 +45,8 @@ constexpr int V = 8;
 #define NAME(kernel) kernel##_bf16x8
 #include "elementwise.cuh"
 #include "normalization.cuh"
+#include "places.cuh"
+#include "rows.cuh"
 #undef NAME
 }
 
@@ -48,6 +56,8 @@ constexpr int V = 1;
 #define NAME(kernel) kernel##_bf16x1
 #include "elementwise.cuh"
 #include "normalization.cuh"
+#include "places.cuh"
+#include "rows.cuh"
 #include "pooling.cuh"
 #include "transpose.cuh"
 #undef NAME
