@@ -304,13 +304,7 @@ fn directions(operation: &'static str, x: &Tensor, size: usize, epsilon: f64) ->
     })
 }
 
-fn directions_backward(
-    operation: &'static str,
-    dy: &Tensor,
-    x: &Tensor,
-    size: usize,
-    epsilon: f64,
-) -> Result<Tensor> {
+fn directions_backward(operation: &'static str, dy: &Tensor, x: &Tensor, size: usize, epsilon: f64) -> Result<Tensor> {
     on_gpu!(x, gpu => super::cuda::arithmetic::divide_by_norm_backward(&gpu, operation, dy, x, size, epsilon));
     by_element!(operation, "self", x, T => {
         let (dy, values) = (Operand::<T>::read(operation, "dy", dy)?, Operand::<T>::read(operation, "self", x)?);

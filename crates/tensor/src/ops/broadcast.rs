@@ -26,9 +26,7 @@ impl Var {
         let y = repeated(OPERATION, x, batch, &out_dims)?;
         let backward = || -> Backward {
             let node = self.node();
-            Box::new(move |dy, flow| {
-                node.map_or(Ok(()), |node| flow.add(node, column_sums(OPERATION, &dy, &in_dims)?))
-            })
+            Box::new(move |dy, flow| node.map_or(Ok(()), |node| flow.add(node, column_sums(OPERATION, &dy, &in_dims)?)))
         };
         Var::computed_with_tangent(OPERATION, y, &[self], backward, || {
             self.tangent().map(|tangent| tangent.broadcast_batch(batch)).transpose()

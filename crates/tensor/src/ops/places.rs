@@ -121,13 +121,7 @@ fn columns(dy: &Tensor, start: usize, width: usize) -> Result<Tensor> {
 }
 
 /// Every pixel of images of this height, this width and these channels as a square of `factor` by `factor`.
-fn repeated(
-    operation: &'static str,
-    x: &Tensor,
-    image: [usize; 3],
-    factor: usize,
-    dims: &[usize],
-) -> Result<Tensor> {
+fn repeated(operation: &'static str, x: &Tensor, image: [usize; 3], factor: usize, dims: &[usize]) -> Result<Tensor> {
     on_gpu!(x, gpu => super::cuda::places::repeat_pixels(&gpu, operation, x, image, factor, dims));
     let [_, width, channels] = image;
     by_element!(operation, "x", x, T => {

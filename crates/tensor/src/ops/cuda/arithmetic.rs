@@ -60,9 +60,7 @@ pub(crate) fn divide_by_norm_backward(
     size: usize,
     epsilon: f64,
 ) -> Result<Tensor> {
-    from_two(gpu, operation, [("dy", dy), ("self", x)], |dy, x| {
-        rows::normalized_backward(gpu, dy, x, size, epsilon)
-    })
+    from_two(gpu, operation, [("dy", dy), ("self", x)], |dy, x| rows::normalized_backward(gpu, dy, x, size, epsilon))
 }
 
 /// `x`, a batch of one, as often as the batch `dims` has elements.

@@ -160,13 +160,17 @@ pub(super) fn average_pool_backward(gpu: &Gpu, w: &Windows, dy: &Tensor, dims: &
 }
 
 pub(super) fn global_average_pool(gpu: &Gpu, x: &Tensor, [images, pixels, channels]: [usize; 3]) -> Result<Tensor> {
-    from_one(gpu, "global_average_pool", ("x", x), &[images, channels], |x| pooling::global_average(gpu, x, pixels, channels))
+    from_one(gpu, "global_average_pool", ("x", x), &[images, channels], |x| {
+        pooling::global_average(gpu, x, pixels, channels)
+    })
 }
 
 pub(super) fn global_average_pool_backward(gpu: &Gpu, dy: &Tensor, dims: &[usize; 4]) -> Result<Tensor> {
     let &[_, height, width, channels] = dims;
     let pixels = height * width;
-    from_one(gpu, "global_average_pool", ("dy", dy), dims, |dy| pooling::global_average_backward(gpu, dy, pixels, channels))
+    from_one(gpu, "global_average_pool", ("dy", dy), dims, |dy| {
+        pooling::global_average_backward(gpu, dy, pixels, channels)
+    })
 }
 
 /// [`Var::max_pool2d`].
@@ -180,7 +184,9 @@ pub(super) fn max_pool(gpu: &Gpu, x: &Var, w: Windows, in_dims: [usize; 4], out_
         Box::new(move |dy, flow| {
             let (Some(node), Some(gpu)) = (node, Gpu::of(&dy)) else { return Ok(()) };
             let from = gpu.read(OPERATION, "from", &from, &[Stored::U32])?;
-            let dx = from_one(&gpu, OPERATION, ("dy", &dy), &in_dims, |dy| pooling::max_backward(&gpu, &w, dy, from.view()))?;
+            let dx = from_one(&gpu, OPERATION, ("dy", &dy), &in_dims, |dy| {
+                pooling::max_backward(&gpu, &w, dy, from.view())
+            })?;
             flow.add(node, dx)
         })
     })

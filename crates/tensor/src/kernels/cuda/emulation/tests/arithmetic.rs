@@ -43,7 +43,13 @@ fn functions_of_one_tensor_are_those_of_the_cpu_forward_and_backward() {
         ),
         ("abs", elementwise::absolute, elementwise::absolute_backward, false, (cpu::absolute, cpu::absolute_backward)),
         ("relu", elementwise::relu, elementwise::relu_backward, false, (cpu::relu, cpu::relu_backward)),
-        ("sigmoid", elementwise::sigmoid, elementwise::sigmoid_backward, true, (sigmoid::sigmoid, cpu::sigmoid_backward)),
+        (
+            "sigmoid",
+            elementwise::sigmoid,
+            elementwise::sigmoid_backward,
+            true,
+            (sigmoid::sigmoid, cpu::sigmoid_backward),
+        ),
         ("tanh", elementwise::tanh, elementwise::tanh_backward, true, (sigmoid::tanh, cpu::tanh_backward)),
     ];
     for element in ELEMENTS {
@@ -94,8 +100,7 @@ fn functions_of_two_tensors_and_of_numbers_have_the_bits_of_the_cpu() {
             }
             let Some([scaled, moved]) = emulated(|queue| {
                 let a = queue.stored(element, &a);
-                let results =
-                    [elementwise::scale(queue, a.view(), 0.3), elementwise::offset(queue, a.view(), -1.7)];
+                let results = [elementwise::scale(queue, a.view(), 0.3), elementwise::offset(queue, a.view(), -1.7)];
                 results.map(|result| result.unwrap().numbers())
             }) else {
                 return;
@@ -228,8 +233,7 @@ fn a_repeated_row_and_its_gradient_are_those_of_the_cpu() {
             }) else {
                 return;
             };
-            let expected =
-                on_the_cpu(Stored::F32, &[(&x, &[1, columns])], &dy, |x| x[0].broadcast_batch(times));
+            let expected = on_the_cpu(Stored::F32, &[(&x, &[1, columns])], &dy, |x| x[0].broadcast_batch(times));
             assert_eq!(y, expected[0]);
             assert_close("dx", &dx, &expected[1], 2e-5);
         }
@@ -272,7 +276,8 @@ fn cross_entropy_of_bits_is_that_of_the_cpu_forward_and_backward() {
     for count in [1, 100, 5000] {
         let logits: Vec<f32> = noise(count, 1).into_iter().map(|value| value * 40.).collect();
         // The ends, and what lies between.
-        let targets: Vec<f32> = noise(count, 2).into_iter().map(|value| (value * 3.).clamp(-1., 1.) / 2. + 0.5).collect();
+        let targets: Vec<f32> =
+            noise(count, 2).into_iter().map(|value| (value * 3.).clamp(-1., 1.) / 2. + 0.5).collect();
         let Some([mean, dlogits]) = emulated(|queue| {
             let [logits, targets, gradient] = [&logits[..], &targets, &[0.7]].map(|values| queue.f32(values));
             let mean = loss::binary_cross_entropy(queue, logits.view(), targets.view()).unwrap();
@@ -308,9 +313,8 @@ fn three_steps_of_adam_and_of_amsgrad_are_those_of_the_cpu() {
     const OPTIONS: Adam = Adam { learning_rate: 0.1, betas: [0.5, 0.9], epsilon: 1e-7 };
     for count in [1, 255, 1000] {
         // The second one is the largest, so that its moment has to be remembered.
-        let gradients = [1f32, 5., 0.1].map(|factor| {
-            noise(count, factor as usize).into_iter().map(|value| value * factor).collect::<Vec<f32>>()
-        });
+        let gradients = [1f32, 5., 0.1]
+            .map(|factor| noise(count, factor as usize).into_iter().map(|value| value * factor).collect::<Vec<f32>>());
         for keeps_largest in [false, true] {
             let Some(found) = emulated(|queue| {
                 let parameter = queue.f32(&noise(count, 3));

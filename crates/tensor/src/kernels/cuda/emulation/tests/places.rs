@@ -25,11 +25,8 @@ fn channels_put_side_by_side_and_taken_apart_are_those_of_the_cpu() {
             }) else {
                 return;
             };
-            let constants: Vec<Var> = parts
-                .iter()
-                .zip(widths)
-                .map(|(part, &width)| Var::constant(tensor(part, &[rows, width])))
-                .collect();
+            let constants: Vec<Var> =
+                parts.iter().zip(widths).map(|(part, &width)| Var::constant(tensor(part, &[rows, width]))).collect();
             let expected = Var::concat_channels(&constants.iter().collect::<Vec<_>>()).unwrap();
             assert_eq!(joined, values(expected.tensor()), "{widths:?}");
             assert_eq!(taken, parts, "{widths:?}");
