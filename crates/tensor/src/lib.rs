@@ -21,7 +21,8 @@
 //! - with the feature `cuda`, tensors may be on an NVIDIA GPU ([`device`]), in `f32` or, activations and the weights of
 //!   convolutions and linear layers, `bf16`. All arguments of an operation are on one device, and so is its result. What a
 //!   training step of a convolutional network needs is there: convolution, batch norm, ReLU, pooling, the linear layer,
-//!   cross-entropy, sums of gradients, SGD; other operations refuse a tensor on a GPU.
+//!   cross-entropy, SGD; and arithmetic, sums and norms, sigmoid and tanh, channels and pixels at other places, the losses of
+//!   values and of bits, Adam; other operations refuse a tensor on a GPU.
 //!
 //! ```
 //! use tsbd_tensor::{Device, Tape, Tensor};

@@ -9,8 +9,8 @@ use std::fmt;
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, GridPadding, GridSample, Placement, Result, Sgd, Statistics,
-    Tape, Var, augment, sgd_step, upload,
+    Adam, BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, GridPadding, GridSample, Placement, Result, Sgd,
+    Statistics, Tape, Var, adam_step, amsgrad_step, augment, sgd_step, upload,
 };
 
 /// One operation at one shape, in one element type.
@@ -140,10 +140,13 @@ impl List<'_> {
         self.global_average_pool("odd", 5, 3);
         self.linear("odd", 7, 13, 3);
         self.rectified("odd", 3, 5);
+        self.arithmetic("odd", [3, 5, 4, 3]);
+        self.arithmetic("odd", [2, 1, 3, 66]);
         if self.dtype == DType::F32 {
             self.cross_entropy("odd", 3);
             self.augment("odd", 7);
             self.sgd("odd", &[3, 3, 5, 7]);
+            self.adam("odd", &[3, 3, 5, 7]);
         }
     }
 
@@ -171,10 +174,12 @@ impl List<'_> {
         }
         self.global_average_pool(NETWORK, channels, size);
         self.linear(NETWORK, 128, channels, 10);
+        self.arithmetic(NETWORK, [BATCH, 32, 32, 64]);
         if self.dtype == DType::F32 {
             self.cross_entropy(NETWORK, 10);
             self.augment(NETWORK, 32);
             self.sgd(NETWORK, &[3, 3, 256, 256]);
+            self.adam(NETWORK, &[3, 3, 256, 256]);
         }
     }
 
@@ -458,6 +463,71 @@ impl List<'_> {
         });
     }
 
+    /// What attacks and defenses compute beside a network: element by element, over rows and channels, and copied to other
+    /// places. The inputs of most are two tensors of these sizes, moved by a number.
+    fn arithmetic(&mut self, network: &str, dims: [usize; 4]) {
+        type Function = fn(&[Var]) -> Result<Var>;
+        let shape = format!("{network}, {dims:?}");
+        let functions: [(&'static str, f64, Function); 18] = [
+            ("sub", 0., |x| x[0].sub(&x[1])),
+            ("mul", 0., |x| x[0].mul(&x[1])),
+            ("div", 1.5, |x| x[0].div(&x[1])),
+            ("sqrt", 1.5, |x| x[0].sqrt()),
+            ("abs", 0., |x| x[0].abs()),
+            ("offset", 0., |x| x[0].offset(0.7)),
+            ("scale", 0., |x| x[0].scale(-0.3)),
+            ("sigmoid", 0., |x| x[0].sigmoid()),
+            ("tanh", 0., |x| x[0].tanh()),
+            ("sum", 0.5, |x| x[0].sum()),
+            ("mean", 0.5, |x| x[0].mean()),
+            ("mean_per_sample", 0.5, |x| x[0].mean_per_sample()),
+            ("divide_by_norm", 0., |x| x[0].divide_by_norm(1e-3)),
+            ("channel_products", 0.5, |x| x[0].channel_products(&x[1])),
+            ("concat_channels", 0., |x| Var::concat_channels(&[&x[0], &x[1], &x[0]])),
+            ("upsample_nearest", 0., |x| x[0].upsample_nearest(3)),
+            ("pad_zeros", 0., |x| x[0].pad_zeros([1, 0, 2, 3])),
+            ("mean_squared_error", 0., |x| x[0].mean_squared_error(&x[1])),
+        ];
+        for (operation, moved, function) in functions {
+            self.push(operation, shape.clone(), move |place| {
+                let inputs = [Input::new("dx", &dims, 1)?.plus(moved)?, Input::new("dother", &dims, 2)?.plus(moved)?];
+                place.compare(&inputs, None, function)
+            });
+        }
+        let [images, height, width, channels] = dims;
+        self.push("broadcast_batch", shape.clone(), move |place| {
+            place
+                .compare(&[Input::new("dx", &[1, height, width, channels], 1)?], None, |x| x[0].broadcast_batch(images))
+        });
+        self.push("scale_channels", shape.clone(), move |place| {
+            let vectors = [Input::new("dscale", &[channels], 2)?.plus(0.5)?, Input::new("dshift", &[channels], 3)?];
+            let [scale, shift] = vectors;
+            place.compare(&[Input::new("dx", &dims, 1)?, scale, shift], None, |x| {
+                x[0].scale_channels(&x[1], Some(&x[2]))?.add(&x[0].scale_channels(&x[1], None)?)
+            })
+        });
+        if self.dtype != DType::F32 {
+            return;
+        }
+        self.push("tangent", shape.clone(), move |place| {
+            place.compare(&[Input::new("dx", &dims, 1)?, Input::new("ddirection", &dims, 2)?], None, |x| {
+                let moving = x[0].with_tangent(&x[1])?;
+                let square = moving.mul(&moving)?.sub(&moving)?.offset(0.3)?.scale(-1.7)?.pad_zeros([1, 1, 0, 0])?;
+                let joined = Var::concat_channels(&[&square, &square.detach()])?.upsample_nearest(2)?;
+                let means = joined.mean_per_sample()?;
+                Ok(means.tangent().expect("every operation has carried it on").clone())
+            })
+        });
+        self.push("binary_cross_entropy", shape, move |place| {
+            let targets = ((noise(&dims, 2)? + 1.)? * 0.5)?;
+            place.compare(&[Input::new("dlogits", &dims, 1)?.scaled(5.)?], None, |logits| {
+                let logits = &logits[0];
+                let targets = targets.to_dtype(logits.tensor().dtype())?.to_device(logits.tensor().device())?;
+                logits.binary_cross_entropy(&targets)
+            })
+        });
+    }
+
     /// Two steps.
     fn sgd(&mut self, network: &str, dims: &[usize]) {
         let dims = dims.to_vec();
@@ -476,6 +546,40 @@ impl List<'_> {
             let pairs = ["parameter", "velocity"].into_iter().zip(found.iter().zip(&expected));
             pairs.map(|(what, (found, expected))| Finding::of(what, found, expected)).collect()
         });
+    }
+
+    /// Two steps of Adam and of AMSGrad, of which the second has the smaller gradient.
+    fn adam(&mut self, network: &str, dims: &[usize]) {
+        const NAMES: [&str; 4] = ["parameter", "first_moment", "second_moment", "largest"];
+        for (operation, keeps_largest) in [("adam_step", false), ("amsgrad_step", true)] {
+            let dims = dims.to_vec();
+            self.push(operation, format!("{network}, {dims:?}"), move |place| {
+                let steps = |dtype: DType, device: &Device| -> Result<Vec<Tensor>> {
+                    let at =
+                        |values: Tensor| -> Result<Tensor> { Ok(values.to_dtype(dtype)?.to_device(device)?.copy()?) };
+                    let mut kept = vec![at(noise(&dims, 1)?)?];
+                    for _ in &NAMES[1..] {
+                        kept.push(kept[0].zeros_like()?);
+                    }
+                    for (step, size) in [(1, 1.), (2, 0.1)] {
+                        let gradient = at((noise(&dims, 2 + step as usize)? * size)?)?;
+                        let options = Adam { learning_rate: 0.1, betas: [0.5, 0.9], epsilon: 1e-3 };
+                        let [parameter, first, second, largest] = &kept[..] else { unreachable!("four are kept") };
+                        if keeps_largest {
+                            amsgrad_step(parameter, first, second, largest, &gradient, step, options)?;
+                        } else {
+                            adam_step(parameter, first, second, &gradient, step, options)?;
+                        }
+                    }
+                    kept.truncate(if keeps_largest { NAMES.len() } else { NAMES.len() - 1 });
+                    Ok(kept)
+                };
+                let expected = steps(DType::F64, &Device::Cpu)?;
+                let found = steps(place.dtype, &place.device)?;
+                let pairs = NAMES.into_iter().zip(found.iter().zip(&expected));
+                pairs.map(|(what, (found, expected))| Finding::of(what, found, expected)).collect()
+            });
+        }
     }
 }
 
@@ -610,7 +714,7 @@ mod tests {
                 assert!(error <= check.tolerance(&Device::Cpu), "{check:?}, {what}: {error:e}");
             }
         }
-        assert_eq!(operations.len(), 18, "{operations:?}");
+        assert_eq!(operations.len(), 42, "{operations:?}");
     }
 
     #[test]

@@ -42,34 +42,20 @@ impl Var {
     }
 
     /// The mean over all elements of the binary cross-entropy of the logits `self` with `targets` of the same shape and
-    /// element type, each in `[0, 1]`: a scalar (shape `[]`). PyTorch's `binary_cross_entropy_with_logits`.
+    /// element type, each in `[0, 1]`: a scalar (shape `[]`). PyTorch's `binary_cross_entropy_with_logits`. On a GPU a target
+    /// that is no probability makes it not a number, where the CPU refuses it.
     pub fn binary_cross_entropy(&self, targets: &Tensor) -> Result<Var> {
         const OPERATION: &str = "binary_cross_entropy";
         let logits = self.tensor();
         exact(OPERATION, "targets", targets, logits.dims(), "the shape of the logits")?;
-        let count = logits.elem_count();
-        if count == 0 {
+        if logits.elem_count() == 0 {
             return Err(Error::shape(OPERATION, "self", "at least one element", logits.dims()));
         }
-        let value = by_element!(OPERATION, "logits", logits, T => {
-            let wanted = Operand::<T>::read(OPERATION, "targets", targets)?;
-            if let Some(wrong) = wanted.iter().find(|target| !(0. ..=1.).contains(*target)) {
-                return Err(Error::value(OPERATION, "targets", wrong, "a target is a probability; use 0 to 1"));
-            }
-            let sum = loss::binary_cross_entropy(&Operand::<T>::read(OPERATION, "logits", logits)?, &wanted);
-            tensor(vec![(sum / count as f64) as T], &[])
-        })?;
-        Var::computed(OPERATION, value, &[self], || {
+        Var::computed(OPERATION, mean_of_bits(OPERATION, logits, targets)?, &[self], || {
             let (node, logits, targets) = (self.node(), logits.clone(), targets.clone());
-            Box::new(move |gradient, flow| {
-                let Some(node) = node else { return Ok(()) };
-                let dx = by_element!(OPERATION, "logits", logits, T => {
-                    let factor = Operand::<T>::read(OPERATION, "gradient", &gradient)?[0].to_f64() / count as f64;
-                    let values = Operand::<T>::read(OPERATION, "logits", &logits)?;
-                    let wanted = Operand::<T>::read(OPERATION, "targets", &targets)?;
-                    tensor(loss::binary_cross_entropy_backward(&values, &wanted, factor), logits.dims())
-                })?;
-                flow.add(node, dx)
+            Box::new(move |gradient, flow| match node {
+                Some(node) => flow.add(node, bits_gradient(OPERATION, &gradient, &logits, &targets)?),
+                None => Ok(()),
             })
         })
     }
@@ -118,6 +104,29 @@ fn losses(
             Reduction::Mean => tensor(vec![(losses.iter().sum::<f64>() / rows as f64) as T], &[]),
             Reduction::Nothing => tensor(losses.into_iter().map(|loss| loss as T).collect(), &[rows]),
         }
+    })
+}
+
+/// The mean cross-entropy of bits.
+fn mean_of_bits(operation: &'static str, logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    on_gpu!(logits, gpu => super::cuda::binary_cross_entropy(&gpu, logits, targets));
+    by_element!(operation, "logits", logits, T => {
+        let wanted = Operand::<T>::read(operation, "targets", targets)?;
+        if let Some(wrong) = wanted.iter().find(|target| !(0. ..=1.).contains(*target)) {
+            return Err(Error::value(operation, "targets", wrong, "a target is a probability; use 0 to 1"));
+        }
+        let sum = loss::binary_cross_entropy(&Operand::<T>::read(operation, "logits", logits)?, &wanted);
+        tensor(vec![(sum / wanted.len() as f64) as T], &[])
+    })
+}
+
+fn bits_gradient(operation: &'static str, gradient: &Tensor, logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    on_gpu!(logits, gpu => super::cuda::binary_cross_entropy_backward(&gpu, gradient, logits, targets));
+    by_element!(operation, "logits", logits, T => {
+        let values = Operand::<T>::read(operation, "logits", logits)?;
+        let wanted = Operand::<T>::read(operation, "targets", targets)?;
+        let factor = Operand::<T>::read(operation, "gradient", gradient)?[0].to_f64() / values.len() as f64;
+        tensor(loss::binary_cross_entropy_backward(&values, &wanted, factor), logits.dims())
     })
 }
 

@@ -15,7 +15,6 @@ use std::sync::{Mutex, OnceLock};
 use super::{Argument, Memory, Queue, Stored, View};
 use crate::error::Result;
 
-mod beyond_training;
 mod tests;
 
 /// As `Argument` in `emulator.cpp`.

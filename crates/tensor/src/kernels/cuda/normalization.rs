@@ -144,17 +144,18 @@ pub(crate) fn of_running<Q: Queue>(
 }
 
 /// `x · scale + shift` per channel, and a ReLU if wanted.
-pub(crate) fn apply<Q: Queue>(queue: &Q, x: View, scale: View, shift: View, relu: bool) -> Result<Q::Memory> {
+pub(crate) fn apply<Q: Queue>(queue: &Q, x: View, scale: View, shift: Option<View>, relu: bool) -> Result<Q::Memory> {
     const OPERATION: &str = "batch_norm";
     let channels = scale.count();
     let y = queue.allocate(x.element(), x.count())?;
-    let width = width(channels, &[x, scale, shift]);
+    let views: Vec<View> = [Some(x), Some(scale), shift].into_iter().flatten().collect();
+    let width = width(channels, &views);
     let packs = x.count() / width;
     let arguments = [
         Read(x),
         Write(y.view()),
         Read(scale),
-        Read(shift),
+        Maybe(shift),
         Integer(relu.into()),
         Natural(natural(OPERATION, packs)?),
         Integer(integer(OPERATION, channels)?),

@@ -2,38 +2,25 @@
 
 use super::Argument::{self, Double, Integer, Read, Write};
 use super::normalization::Cut;
-use super::{Memory, Queue, Stored, THREADS, View, integer, named, natural, width};
+use super::rows::Rows;
+use super::{Memory, Queue, Stored, View, integer, named, width};
 use crate::error::Result;
 
-/// How many threads share a row, and how many rows a block has; see `row_normalization.cuh`. Depends on the shape alone.
-struct Shares {
-    width: usize,
-    grid: [u32; 2],
-    sizes: [Argument<'static>; 3],
-}
-
-impl Shares {
-    /// Packs that a thread should have: each step over the threads of a row costs all of them a barrier.
-    const PACKS: usize = 4;
-
-    /// Of rows that all `views` have, or one of which they have.
-    fn of(operation: &'static str, columns: usize, views: &[View]) -> Result<Self> {
-        let (rows, width) = (views[0].count() / columns, width(columns, views));
-        let lanes = (columns / width).div_ceil(Self::PACKS).next_power_of_two().min(THREADS);
-        let sizes = [integer(operation, rows)?, integer(operation, columns)?, integer(operation, lanes)?];
-        let grid = [natural(operation, rows.div_ceil(THREADS / lanes))?, 1];
-        Ok(Self { width, grid, sizes: sizes.map(Integer) })
-    }
-
-    /// Launches a kernel whose last parameters are rows, columns and threads per row.
-    ///
-    /// # Safety
-    /// As [`Queue::launch`]; the large arrays must have the rows that these shares are of.
-    unsafe fn launch<Q: Queue>(&self, queue: &Q, kernel: &str, element: Stored, others: &[Argument]) -> Result<()> {
-        let arguments: Vec<Argument> = others.iter().chain(&self.sizes).copied().collect();
-        // SAFETY: as the caller vouches.
-        unsafe { queue.launch(&named(kernel, element, self.width), self.grid, &arguments) }
-    }
+/// Launches a kernel of `row_normalization.cuh` on rows that all `views` have, or one of which they have.
+///
+/// # Safety
+/// As [`Queue::launch`]; `others` are the kernel's arguments but for the last, which say how rows are given to threads.
+unsafe fn launch<Q: Queue>(
+    queue: &Q,
+    kernel: &'static str,
+    columns: usize,
+    views: &[View],
+    others: &[Argument],
+) -> Result<()> {
+    let rows = Rows::of(kernel, columns, views)?;
+    let arguments: Vec<Argument> = others.iter().chain(&rows.sizes).copied().collect();
+    // SAFETY: as the caller vouches.
+    unsafe { queue.launch(&named(kernel, views[0].element(), rows.width), rows.grid, &arguments) }
 }
 
 /// The softmax of every row of `columns` elements, or its logarithm.
@@ -41,7 +28,7 @@ pub(crate) fn softmax<Q: Queue>(queue: &Q, x: View, columns: usize, logarithm: b
     let y = queue.allocate(x.element(), x.count())?;
     let arguments = [Read(x), Write(y.view()), Integer(logarithm.into())];
     // SAFETY: `x` and `y` have the same whole rows.
-    unsafe { Shares::of("softmax", columns, &[x])?.launch(queue, "softmax", x.element(), &arguments)? };
+    unsafe { launch(queue, "softmax", columns, &[x], &arguments)? };
     Ok(y)
 }
 
@@ -55,9 +42,8 @@ pub(crate) fn softmax_backward<Q: Queue>(
 ) -> Result<Q::Memory> {
     let dx = queue.allocate(y.element(), y.count())?;
     let arguments = [Read(y), Read(dy), Write(dx.view()), Integer(logarithm.into())];
-    let shares = Shares::of("softmax backward", columns, &[y, dy])?;
     // SAFETY: all three have the same whole rows.
-    unsafe { shares.launch(queue, "softmax_backward", y.element(), &arguments)? };
+    unsafe { launch(queue, "softmax_backward", columns, &[y, dy], &arguments)? };
     Ok(dx)
 }
 
@@ -89,9 +75,8 @@ pub(crate) fn layer_norm<Q: Queue>(
         Write(normalized.inverse.view()),
         Double(epsilon),
     ];
-    let shares = Shares::of("layer_norm", columns, &[x, weight, bias])?;
     // SAFETY: `x` and `y` have the same whole rows, of as many elements as `weight` and `bias`.
-    unsafe { shares.launch(queue, "layer_norm", x.element(), &arguments)? };
+    unsafe { launch(queue, "layer_norm", columns, &[x, weight, bias], &arguments)? };
     Ok(normalized)
 }
 
@@ -104,9 +89,8 @@ pub(crate) fn layer_norm_backward<Q: Queue>(
 ) -> Result<Q::Memory> {
     let dx = queue.allocate(x.element(), x.count())?;
     let arguments = [Read(x), Read(dy), Read(weight), Read(mean), Read(inverse), Write(dx.view())];
-    let shares = Shares::of("layer_norm backward", weight.count(), &[x, dy, weight])?;
     // SAFETY: the large arrays have the same whole rows, for each of which there is a mean and a deviation.
-    unsafe { shares.launch(queue, "layer_norm_backward", x.element(), &arguments)? };
+    unsafe { launch(queue, "layer_norm_backward", weight.count(), &[x, dy, weight], &arguments)? };
     Ok(dx)
 }
 

@@ -4,6 +4,14 @@
 //! module of the operation, and here is only what is computed. The others are whole. Rules for tangents need nothing but
 //! operations on a GPU again.
 
+pub(super) mod arithmetic;
+pub(super) mod conv_transpose;
+pub(super) mod curvature;
+pub(crate) mod optimizer;
+pub(super) mod places;
+pub(super) mod resampling;
+pub(super) mod row_normalization;
+
 use candle_core::{DType, Tensor};
 
 use super::batch_norm_tangent::{Normalized, Source};
@@ -13,56 +21,36 @@ use crate::error::{Error, Result};
 use crate::kernels::convolution::Geometry;
 use crate::kernels::cuda::gpu::{Allocation, Gpu};
 use crate::kernels::cuda::{
-    Memory, Stored, View, augmentation, convolution, elementwise, gelu as gelus, loss, normalization, pooling,
+    Memory, Stored, View, augmentation, convolution, elementwise, loss, normalization, pooling,
 };
 use crate::kernels::pooling::Windows;
 use crate::operand::exact;
 use crate::ops::ConvolutionAlgorithm;
-use crate::sgd::Sgd;
 use crate::tape::{Backward, Var};
 
-pub(super) mod conv_transpose;
-pub(super) mod curvature;
-pub(super) mod resampling;
-pub(super) mod row_normalization;
-
-pub(crate) fn add(gpu: &Gpu, operation: &'static str, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    exact(operation, "other", b, a.dims(), "the shape of the first operand")?;
-    let left = gpu.activations(operation, "self", a)?;
-    let right = gpu.like(operation, "other", b, &left)?;
-    Ok(gpu.tensor(elementwise::add(gpu, left.view(), right.view())?, a.dims()))
+/// What `kernel` makes of one tensor of activations, which has a name.
+pub(super) fn from_one(
+    gpu: &Gpu,
+    operation: &'static str,
+    (name, x): (&'static str, &Tensor),
+    dims: &[usize],
+    kernel: impl FnOnce(View) -> Result<Allocation>,
+) -> Result<Tensor> {
+    let values = gpu.activations(operation, name, x)?;
+    Ok(gpu.tensor(kernel(values.view())?, dims))
 }
 
-pub(super) fn relu(gpu: &Gpu, x: &Tensor) -> Result<Tensor> {
-    let values = gpu.activations("relu", "x", x)?;
-    Ok(gpu.tensor(elementwise::relu(gpu, values.view())?, x.dims()))
-}
-
-pub(super) fn relu_backward(gpu: &Gpu, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
-    const OPERATION: &str = "relu backward";
-    let values = gpu.activations(OPERATION, "x", x)?;
-    let gradient = gpu.like(OPERATION, "dy", dy, &values)?;
-    Ok(gpu.tensor(elementwise::relu_backward(gpu, gradient.view(), values.view())?, x.dims()))
-}
-
-pub(super) fn gelu(gpu: &Gpu, x: &Tensor) -> Result<Tensor> {
-    let values = gpu.activations("gelu", "x", x)?;
-    Ok(gpu.tensor(gelus::gelu(gpu, values.view())?, x.dims()))
-}
-
-pub(super) fn gelu_backward(gpu: &Gpu, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
-    const OPERATION: &str = "gelu backward";
-    let values = gpu.activations(OPERATION, "x", x)?;
-    let gradient = gpu.like(OPERATION, "dy", dy, &values)?;
-    Ok(gpu.tensor(gelus::backward(gpu, gradient.view(), values.view())?, x.dims()))
-}
-
-/// `Σ x` per channel, in the element type of `x`.
-pub(super) fn channel_sums(gpu: &Gpu, operation: &'static str, x: &Tensor) -> Result<Tensor> {
-    let channels = x.dim(candle_core::D::Minus1)?;
-    let values = gpu.activations(operation, "x", x)?;
-    let sums = gpu.tensor(elementwise::column_sums(gpu, values.view(), channels)?, &[channels]);
-    Ok(sums.to_dtype(x.dtype())?)
+/// What `kernel` makes of two tensors of equal shapes and element types, each of which has a name.
+pub(super) fn from_two(
+    gpu: &Gpu,
+    operation: &'static str,
+    [(first_name, first), (second_name, second)]: [(&'static str, &Tensor); 2],
+    kernel: impl FnOnce(View, View) -> Result<Allocation>,
+) -> Result<Tensor> {
+    exact(operation, second_name, second, first.dims(), "the shape of the first operand")?;
+    let left = gpu.activations(operation, first_name, first)?;
+    let right = gpu.like(operation, second_name, second, &left)?;
+    Ok(gpu.tensor(kernel(left.view(), right.view())?, first.dims()))
 }
 
 // --- convolution and the linear layer ---
@@ -171,33 +159,26 @@ pub(super) fn linear_input_gradient(dy: &Tensor, weight: &Tensor) -> Result<Tens
 
 // --- pooling ---
 
-fn pooled(
-    gpu: &Gpu,
-    operation: &'static str,
-    x: &Tensor,
-    dims: &[usize],
-    pool: impl FnOnce(View) -> Result<Allocation>,
-) -> Result<Tensor> {
-    let values = gpu.activations(operation, "x", x)?;
-    Ok(gpu.tensor(pool(values.view())?, dims))
-}
-
 pub(super) fn average_pool(gpu: &Gpu, w: &Windows, x: &Tensor, dims: &[usize]) -> Result<Tensor> {
-    pooled(gpu, "avg_pool2d", x, dims, |x| pooling::average(gpu, w, x))
+    from_one(gpu, "avg_pool2d", ("x", x), dims, |x| pooling::average(gpu, w, x))
 }
 
 pub(super) fn average_pool_backward(gpu: &Gpu, w: &Windows, dy: &Tensor, dims: &[usize]) -> Result<Tensor> {
-    pooled(gpu, "avg_pool2d", dy, dims, |dy| pooling::average_backward(gpu, w, dy))
+    from_one(gpu, "avg_pool2d", ("dy", dy), dims, |dy| pooling::average_backward(gpu, w, dy))
 }
 
 pub(super) fn global_average_pool(gpu: &Gpu, x: &Tensor, [images, pixels, channels]: [usize; 3]) -> Result<Tensor> {
-    pooled(gpu, "global_average_pool", x, &[images, channels], |x| pooling::global_average(gpu, x, pixels, channels))
+    from_one(gpu, "global_average_pool", ("x", x), &[images, channels], |x| {
+        pooling::global_average(gpu, x, pixels, channels)
+    })
 }
 
 pub(super) fn global_average_pool_backward(gpu: &Gpu, dy: &Tensor, dims: &[usize; 4]) -> Result<Tensor> {
     let &[_, height, width, channels] = dims;
     let pixels = height * width;
-    pooled(gpu, "global_average_pool", dy, dims, |dy| pooling::global_average_backward(gpu, dy, pixels, channels))
+    from_one(gpu, "global_average_pool", ("dy", dy), dims, |dy| {
+        pooling::global_average_backward(gpu, dy, pixels, channels)
+    })
 }
 
 /// The maximum of every window, and its place in its image (`u32`).
@@ -221,7 +202,7 @@ pub(super) fn max_pool_gather(
     from: &Tensor,
 ) -> Result<Tensor> {
     let places = gpu.read(operation, "from", from, &[Stored::U32])?;
-    pooled(gpu, operation, x, from.dims(), |x| pooling::gather(gpu, w, x, places.view()))
+    from_one(gpu, operation, ("x", x), from.dims(), |x| pooling::gather(gpu, w, x, places.view()))
 }
 
 pub(super) fn max_pool_backward(
@@ -233,7 +214,7 @@ pub(super) fn max_pool_backward(
     dims: &[usize],
 ) -> Result<Tensor> {
     let places = gpu.read(operation, "from", from, &[Stored::U32])?;
-    pooled(gpu, operation, dy, dims, |dy| pooling::max_backward(gpu, w, dy, places.view()))
+    from_one(gpu, operation, ("dy", dy), dims, |dy| pooling::max_backward(gpu, w, dy, places.view()))
 }
 
 // --- batch normalisation ---
@@ -285,7 +266,7 @@ pub(super) fn batch_norm(
         }
     };
     let (scale, shift) = (coefficients.scale.view(), coefficients.shift.view());
-    let y = gpu.tensor(normalization::apply(gpu, values.view(), scale, shift, options.relu)?, x.dims());
+    let y = gpu.tensor(normalization::apply(gpu, values.view(), scale, Some(shift), options.relu)?, x.dims());
     let [inverse, scale, shift] = [coefficients.inverse, coefficients.scale, coefficients.shift].map(vector);
     let nodes = [x, weight, bias].map(Var::node);
     let (epsilon, relu) = (options.epsilon, options.relu);
@@ -387,7 +368,7 @@ pub(super) fn augment(
     Ok(gpu.tensor(augmentation::augment(gpu, views, [dims[1], dims[2]])?, &dims))
 }
 
-// --- losses and the optimiser ---
+// --- losses ---
 
 /// The losses or their mean. A label that is no class makes its loss not a number: to refuse it, the host would have to wait
 /// for the GPU.
@@ -425,32 +406,25 @@ pub(super) fn cross_entropy_backward(
     Ok(gpu.tensor(dlogits, logits.dims()))
 }
 
-/// [`crate::sgd_step`].
-pub(crate) fn sgd_step(
+/// The mean loss of [`Var::binary_cross_entropy`]. A target that is no probability makes it not a number, as a label that is
+/// no class does.
+pub(super) fn binary_cross_entropy(gpu: &Gpu, logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    const OPERATION: &str = "binary_cross_entropy";
+    let logits = gpu.numbers(OPERATION, "logits", logits)?;
+    let targets = gpu.numbers(OPERATION, "targets", targets)?;
+    Ok(gpu.tensor(loss::binary_cross_entropy(gpu, logits.view(), targets.view())?, &[]))
+}
+
+pub(super) fn binary_cross_entropy_backward(
     gpu: &Gpu,
-    parameter: &Tensor,
-    velocity: &Tensor,
     gradient: &Tensor,
-    options: Sgd,
-) -> Result<()> {
-    const OPERATION: &str = "sgd_step";
-    const NAMES: [&str; 3] = ["parameter", "velocity", "gradient"];
-    let tensors = [parameter, velocity, gradient];
-    for (name, tensor) in NAMES.into_iter().zip(tensors) {
-        exact(OPERATION, name, tensor, parameter.dims(), "the shape of the parameter")?;
-    }
-    let operands = [
-        gpu.numbers(OPERATION, NAMES[0], parameter)?,
-        gpu.numbers(OPERATION, NAMES[1], velocity)?,
-        gpu.numbers(OPERATION, NAMES[2], gradient)?,
-    ];
-    let views = operands.each_ref().map(|operand| operand.view());
-    for (a, b) in [(0, 1), (0, 2), (1, 2)] {
-        if views[a].overlaps(&views[b]) {
-            return Err(Error::SharedStorage { operation: OPERATION, first: NAMES[a], second: NAMES[b] });
-        }
-    }
-    let coefficients = [options.learning_rate, options.momentum, options.weight_decay].map(|value| value as f32);
-    let [parameter, velocity, gradient] = views;
-    elementwise::sgd(gpu, parameter, velocity, gradient, coefficients)
+    logits: &Tensor,
+    targets: &Tensor,
+) -> Result<Tensor> {
+    const OPERATION: &str = "binary_cross_entropy backward";
+    let gradient = gpu.numbers(OPERATION, "gradient", gradient)?;
+    let values = gpu.numbers(OPERATION, "logits", logits)?;
+    let targets = gpu.numbers(OPERATION, "targets", targets)?;
+    let dlogits = loss::binary_cross_entropy_backward(gpu, gradient.view(), values.view(), targets.view())?;
+    Ok(gpu.tensor(dlogits, logits.dims()))
 }

@@ -1,38 +1,42 @@
-use super::super::{augmentation, elementwise, loss, normalization, pooling};
+use super::super::{augmentation, elementwise, loss, normalization, optimizer, pooling};
 use super::*;
 use crate::{BatchNorm, CrossEntropy, Device, Sgd, Statistics, Tape, Tensor, Var, sgd_step};
 
+mod arithmetic;
+mod beyond_training;
+mod places;
+
 /// What `run` gives, with the threads of every block in both orders; nothing where kernels cannot be emulated.
-pub(super) fn emulated<R: PartialEq + std::fmt::Debug>(run: impl Fn(&Emulator) -> R) -> Option<R> {
+fn emulated<R: PartialEq + std::fmt::Debug>(run: impl Fn(&Emulator) -> R) -> Option<R> {
     let [forward, reversed] = Emulator::both()?.map(|emulator| run(&emulator));
     assert_eq!(forward, reversed, "the order of threads decides");
     Some(forward)
 }
 
 /// Numbers in no visible order, spread evenly over -1..1; other numbers for another `start`.
-pub(super) fn noise(count: usize, start: usize) -> Vec<f32> {
+fn noise(count: usize, start: usize) -> Vec<f32> {
     let value = |index: usize| ((start * 7919 + index) as f64 * 0.754_877_666_246_692_8).fract() * 2. - 1.;
     (0..count).map(|index| value(index) as f32).collect()
 }
 
 /// The same, as they are stored.
-pub(super) fn stored(element: Stored, values: Vec<f32>) -> Vec<f32> {
+fn stored(element: Stored, values: Vec<f32>) -> Vec<f32> {
     match element {
         Stored::Bf16 => values.into_iter().map(|value| f32::from_bits(u32::from(to_bf16(value)) << 16)).collect(),
         _ => values,
     }
 }
 
-pub(super) fn tensor(values: &[f32], dims: &[usize]) -> Tensor {
+fn tensor(values: &[f32], dims: &[usize]) -> Tensor {
     Tensor::from_slice(values, dims, &Device::Cpu).unwrap()
 }
 
-pub(super) fn values(tensor: &Tensor) -> Vec<f32> {
+fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 #[track_caller]
-pub(super) fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
+fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let largest = expected.iter().fold(1e-3f32, |largest, value| largest.max(value.abs()));
     for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
@@ -42,14 +46,13 @@ pub(super) fn assert_close(what: &str, found: &[f32], expected: &[f32], toleranc
 }
 
 /// Of `f32`, and of `bf16` outputs.
-pub(super) fn tolerance(element: Stored) -> f32 {
+fn tolerance(element: Stored) -> f32 {
     if element == Stored::Bf16 { 5e-3 } else { 2e-5 }
 }
 
 /// Rows and channels: less than a pack, whole packs, odd ones, more channels than a block has threads for, many blocks.
-pub(super) const ROWS: [(usize, usize); 8] =
-    [(2, 1), (30, 3), (37, 4), (517, 8), (1000, 64), (70, 515), (9, 1100), (5, 2080)];
-pub(super) const ELEMENTS: [Stored; 2] = [Stored::F32, Stored::Bf16];
+const ROWS: [(usize, usize); 8] = [(2, 1), (30, 3), (37, 4), (517, 8), (1000, 64), (70, 515), (9, 1100), (5, 2080)];
+const ELEMENTS: [Stored; 2] = [Stored::F32, Stored::Bf16];
 
 /// Output, mean, unbiased variance; the gradients of input (plus what exists), weight and bias.
 type Normalization = [Vec<f32>; 6];
@@ -76,7 +79,7 @@ fn normalized(
         }
     };
     let (scale, shift) = (coefficients.scale.view(), coefficients.shift.view());
-    let y = normalization::apply(queue, x.view(), scale, shift, relu).unwrap();
+    let y = normalization::apply(queue, x.view(), scale, Some(shift), relu).unwrap();
     let (inverse, from_batch) = (coefficients.inverse.view(), running.is_none());
     let seen = normalization::Normalized { x: x.view(), mean: mean.view(), inverse, scale, shift, relu, from_batch };
     let sums = normalization::gradient_sums(queue, &seen, dy.view()).unwrap();
@@ -361,7 +364,7 @@ fn two_steps_of_sgd_are_those_of_the_cpu() {
             let (parameter, velocity) = (queue.f32(&noise(count, 3)), queue.f32(&vec![0.; count]));
             for gradient in &gradients {
                 let gradient = queue.f32(gradient);
-                elementwise::sgd(queue, parameter.view(), velocity.view(), gradient.view(), [0.1, 0.9, 5e-4]).unwrap();
+                optimizer::sgd(queue, parameter.view(), velocity.view(), gradient.view(), [0.1, 0.9, 5e-4]).unwrap();
             }
             [&parameter, &velocity].map(Array::numbers)
         }) else {

@@ -13,6 +13,8 @@
 #include "curvature.cuh"
 #include "optimizer.cuh"
 #include "augmentation.cuh"
+#include "binary_cross_entropy.cuh"
+#include "row.cuh"
 
 namespace f32x4 {
 typedef float T;
@@ -20,9 +22,10 @@ constexpr int V = 4;
 #define NAME(kernel) kernel##_f32x4
 #include "elementwise.cuh"
 #include "normalization.cuh"
-#include "row_normalization.cuh"
-#include "gelu.cuh"
+#include "places.cuh"
 #include "resize.cuh"
+#include "rows.cuh"
+#include "row_normalization.cuh"
 #undef NAME
 }
 
@@ -32,9 +35,10 @@ constexpr int V = 1;
 #define NAME(kernel) kernel##_f32x1
 #include "elementwise.cuh"
 #include "normalization.cuh"
-#include "row_normalization.cuh"
-#include "gelu.cuh"
+#include "places.cuh"
 #include "resize.cuh"
+#include "rows.cuh"
+#include "row_normalization.cuh"
 #include "pooling.cuh"
 #include "transpose.cuh"
 #include "grid_sample.cuh"
@@ -47,9 +51,10 @@ constexpr int V = 8;
 #define NAME(kernel) kernel##_bf16x8
 #include "elementwise.cuh"
 #include "normalization.cuh"
-#include "row_normalization.cuh"
-#include "gelu.cuh"
+#include "places.cuh"
 #include "resize.cuh"
+#include "rows.cuh"
+#include "row_normalization.cuh"
 #undef NAME
 }
 
@@ -59,9 +64,10 @@ constexpr int V = 1;
 #define NAME(kernel) kernel##_bf16x1
 #include "elementwise.cuh"
 #include "normalization.cuh"
-#include "row_normalization.cuh"
-#include "gelu.cuh"
+#include "places.cuh"
 #include "resize.cuh"
+#include "rows.cuh"
+#include "row_normalization.cuh"
 #include "pooling.cuh"
 #include "transpose.cuh"
 #include "grid_sample.cuh"

@@ -1,12 +1,11 @@
 //! Operations that networks and methods beyond the training step of a convolutional network need.
 
-use super::super::{curvature, gelu, pooling, resampling, row_normalization};
-use super::tests::{ELEMENTS, ROWS, assert_close, emulated, noise, stored, tensor, tolerance, values};
+use super::super::super::{curvature, elementwise, pooling, resampling, row_normalization};
 use super::*;
 use crate::kernels::grid_sample::Sampling;
 use crate::kernels::pooling::Windows;
 use crate::kernels::resize::Resize;
-use crate::{CrossEntropy, Device, GridPadding, GridSample, Tape, Tensor, Var};
+use crate::{GridPadding, GridSample};
 
 /// What an operation gives on the CPU: its value, and the gradients of its inputs when `dy` is that of the value.
 fn on_the_cpu<const N: usize>(
@@ -114,8 +113,8 @@ fn gelu_is_that_of_the_cpu_forward_and_backward_also_in_the_tail() {
             let dy = stored(element, noise(count, 2));
             let Some([y, dx]) = emulated(|queue| {
                 let [x, dy] = [&x, &dy].map(|values| queue.stored(element, values));
-                let y = gelu::gelu(queue, x.view()).unwrap();
-                let dx = gelu::backward(queue, dy.view(), x.view()).unwrap();
+                let y = elementwise::gelu(queue, x.view()).unwrap();
+                let dx = elementwise::gelu_backward(queue, dy.view(), x.view()).unwrap();
                 [&y, &dx].map(Array::numbers)
             }) else {
                 return;
@@ -126,7 +125,9 @@ fn gelu_is_that_of_the_cpu_forward_and_backward_also_in_the_tail() {
         }
     }
     let x = [-5.5, -4., -9., 0., f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
-    let Some(found) = emulated(|queue| gelu::gelu(queue, queue.f32(&x).view()).unwrap().read::<u32>()) else { return };
+    let Some(found) = emulated(|queue| elementwise::gelu(queue, queue.f32(&x).view()).unwrap().read::<u32>()) else {
+        return;
+    };
     let expected = values(Var::constant(tensor(&x, &[7])).gelu().unwrap().tensor());
     for ((found, expected), x) in found.into_iter().map(f32::from_bits).zip(expected).zip(x) {
         let close = found == expected || (found / expected - 1.).abs() < 2e-5 || found.is_nan() && expected.is_nan();
