@@ -416,12 +416,11 @@ fn outer_gradients(
 }
 
 fn is_finite(model: &Model) -> Result<bool, Error> {
-    for (_, parameter) in model.state.parameters() {
-        if !scalar(&parameter.to_dtype(DType::F64)?.sum_all()?)?.is_finite() {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    let sum = |(_, parameter): (_, &Tensor)| Ok(Var::constant(parameter.clone()).sum()?.tensor().clone());
+    let sums = model.state.parameters().map(sum).collect::<Result<Vec<_>, Error>>()?;
+    // Read together: a GPU is waited for once.
+    let sums = Tensor::stack(&sums, 0)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    Ok(sums.iter().all(|sum| sum.is_finite()))
 }
 
 fn norm(tensor: &Tensor) -> Result<f64, Error> {

@@ -96,12 +96,13 @@ impl Model {
 
     /// The loss of a batch and its gradients.
     pub fn gradients(&self, batch: &Batch, mode: Mode, loss: &LossOptions) -> Result<Step> {
-        let mut correct = 0;
+        let mut seen = None;
         let (value, gradients, statistics) = self.differentiate(mode, &[], |pass| {
             let logits = pass.forward(&batch.images)?;
-            correct = count_correct(logits.tensor(), &batch.labels)?;
+            seen = Some(logits.tensor().clone());
             Ok(logits.cross_entropy(&batch.labels, CrossEntropy { label_smoothing: loss.label_smoothing })?)
         })?;
+        let correct = seen.map_or(Ok(0), |logits| count_correct(&logits, &batch.labels))?;
         let gradients = if loss.scale == 1.0 { gradients } else { gradients.scale(loss.scale)? };
         Ok(Step { loss: value, correct, gradients, statistics })
     }
@@ -120,9 +121,10 @@ impl Model {
             let value = loss(&pass)?;
             (value, pass.leaves(), pass.take_statistics())
         };
-        let number = scalar(value.tensor())?;
         let mut gradients = tape.backward(&value)?;
-        Ok((number, gradients_of(&self.state, &leaves, &mut gradients)?, statistics))
+        let gradients = gradients_of(&self.state, &leaves, &mut gradients)?;
+        // Read last: a GPU has got all of its work before the host waits for it.
+        Ok((scalar(value.tensor())?, gradients, statistics))
     }
 
     /// Moves the running estimates towards what a pass met; see [`StateDict::absorb`].
@@ -131,9 +133,9 @@ impl Model {
     }
 }
 
-/// A tensor's only number.
+/// A tensor's only number, converted where the host has it.
 fn scalar(tensor: &Tensor) -> Result<f64> {
-    Ok(tensor.to_dtype(DType::F64)?.reshape(())?.to_scalar::<f64>()?)
+    Ok(tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.reshape(())?.to_scalar::<f64>()?)
 }
 
 /// The class with the largest logit for each image; the first of equals, as PyTorch.

@@ -225,9 +225,13 @@ impl StateDict {
         })
     }
 
-    /// A copy on another device.
+    /// A copy on another device. Counters stay on the CPU, where they are counted: to read one from a GPU, every step would
+    /// wait for it.
     pub fn to_device(&self, device: &Device) -> Result<StateDict> {
-        self.map(|entry| owned(&entry.tensor.to_device(device)?))
+        self.map(|entry| match entry.role {
+            Role::Counter => owned(&entry.tensor.to_device(&Device::Cpu)?),
+            _ => owned(&entry.tensor.to_device(device)?),
+        })
     }
 
     fn map(&self, convert: impl Fn(&Entry) -> Result<Tensor>) -> Result<StateDict> {

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::in_place::{self, slice, slice_mut};
 use crate::kernels::Element;
 use crate::kernels::elementwise::{self, AdamCoefficients};
-use crate::operand::by_element;
+use crate::operand::{by_element, on_gpu};
 
 /// Options of [`adam_step`], as PyTorch's `torch.optim.Adam`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,32 +60,30 @@ fn take_step(
     step: u64,
     options: Adam,
 ) -> Result<()> {
-    let Adam { learning_rate, betas, epsilon } = options;
     if step == 0 {
         return Err(Error::value(operation, "step", step, "the first step is 1"));
     }
-    if betas.iter().any(|beta| !(0. ..1.).contains(beta)) {
-        return Err(Error::value(operation, "betas", format!("{betas:?}"), "use numbers of at least 0 and below 1"));
+    if options.betas.iter().any(|beta| !(0. ..1.).contains(beta)) {
+        let betas = format!("{:?}", options.betas);
+        return Err(Error::value(operation, "betas", betas, "use numbers of at least 0 and below 1"));
     }
     if parameter.elem_count() == 0 {
         return Ok(());
     }
-    let correction = betas.map(|beta| 1. - beta.powf(step as f64));
+    let mut tensors = vec![
+        ("parameter", parameter),
+        ("first_moment", first_moment),
+        ("second_moment", second_moment),
+        ("gradient", gradient),
+    ];
+    tensors.extend(largest.map(|largest| ("largest", largest)));
+    on_gpu!(parameter, gpu => {
+        let coefficients = AdamCoefficients::of_step(step, options);
+        crate::ops::cuda::optimizer::adam_step(&gpu, operation, &tensors, coefficients)
+    });
     by_element!(operation, "parameter", parameter, T => {
-        let mut tensors = vec![
-            ("parameter", parameter),
-            ("first_moment", first_moment),
-            ("second_moment", second_moment),
-            ("gradient", gradient),
-        ];
-        tensors.extend(largest.map(|largest| ("largest", largest)));
         in_place::check::<T>(operation, &tensors)?;
-        let coefficients = AdamCoefficients {
-            step_size: (learning_rate / correction[0]) as T,
-            betas: betas.map(|beta| beta as T),
-            root_correction: correction[1].sqrt() as T,
-            epsilon: epsilon as T,
-        };
+        let coefficients = AdamCoefficients::<T>::of_step(step, options);
         Ok(first_moment.inplace_op1(&WithFirst { second_moment, largest, parameter, gradient, coefficients })?)
     })
 }

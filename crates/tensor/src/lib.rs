@@ -19,9 +19,7 @@
 //! - kernels use the widest instructions that the machine has (on AMX with 16 bits of each factor of a convolution);
 //!   `TSBD_SIMD=avx512`, `avx2` or `portable` chooses narrower ones ([`InstructionSet`]);
 //! - with the feature `cuda`, tensors may be on an NVIDIA GPU ([`device`]), in `f32` or, activations and the weights of
-//!   convolutions and linear layers, `bf16`. All arguments of an operation are on one device, and so is its result. What a
-//!   training step of a convolutional network needs is there: convolution, batch norm, ReLU, pooling, the linear layer,
-//!   cross-entropy, sums of gradients, SGD; other operations refuse a tensor on a GPU.
+//!   convolutions and linear layers, `bf16`. All arguments of an operation are on one device, and so is its result.
 //!
 //! ```
 //! use tsbd_tensor::{Device, Tape, Tensor};

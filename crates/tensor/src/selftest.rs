@@ -9,7 +9,8 @@ use std::fmt;
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    BatchNorm, Conv2d, CrossEntropy, Placement, Result, Sgd, Statistics, Tape, Var, augment, sgd_step, upload,
+    Adam, BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, GridPadding, GridSample, Placement, Result, Sgd,
+    Statistics, Tape, Var, adam_step, amsgrad_step, augment, sgd_step, upload,
 };
 
 /// One operation at one shape, in one element type.
@@ -102,6 +103,7 @@ pub fn checks(device: &Device) -> Vec<Check> {
         list.residual_network();
         list.vgg();
         list.vision_transformer();
+        list.beyond_training();
     }
     checks
 }
@@ -138,10 +140,13 @@ impl List<'_> {
         self.global_average_pool("odd", 5, 3);
         self.linear("odd", 7, 13, 3);
         self.rectified("odd", 3, 5);
+        self.arithmetic("odd", [3, 5, 4, 3]);
+        self.arithmetic("odd", [2, 1, 3, 66]);
         if self.dtype == DType::F32 {
             self.cross_entropy("odd", 3);
             self.augment("odd", 7);
             self.sgd("odd", &[3, 3, 5, 7]);
+            self.adam("odd", &[3, 3, 5, 7]);
         }
     }
 
@@ -169,10 +174,12 @@ impl List<'_> {
         }
         self.global_average_pool(NETWORK, channels, size);
         self.linear(NETWORK, 128, channels, 10);
+        self.arithmetic(NETWORK, [BATCH, 32, 32, 64]);
         if self.dtype == DType::F32 {
             self.cross_entropy(NETWORK, 10);
             self.augment(NETWORK, 32);
             self.sgd(NETWORK, &[3, 3, 256, 256]);
+            self.adam(NETWORK, &[3, 3, 256, 256]);
         }
     }
 
@@ -193,6 +200,124 @@ impl List<'_> {
         self.convolution(NETWORK, 3, 768, 224, Conv2d { stride: 16, padding: 0 }, 16, Addend::Bias);
         self.linear(NETWORK, 197, 768, 3072);
         self.linear(NETWORK, 197, 3072, 768);
+    }
+
+    /// What attacks, defenses and other networks need beyond the training step of a convolutional one.
+    fn beyond_training(&mut self) {
+        for (network, rows, columns) in [("odd", 7, 3), ("odd", 5, 1100), ("vit-b-16", 591, 197)] {
+            let shape = format!("{network}, {rows} rows of {columns}");
+            let inputs = move || -> Result<[Input; 1]> { Ok([Input::new("dx", &[rows, columns], 1)?.scaled(3.)?]) };
+            self.push("softmax", shape.clone(), move |place| place.compare(&inputs()?, None, |x| x[0].softmax()));
+            self.push("log_softmax", shape, move |place| place.compare(&inputs()?, None, |x| x[0].log_softmax()));
+        }
+        for (network, rows, columns) in [("odd", 7, 3), ("odd", 5, 1100), ("vit-b-16", 788, 768)] {
+            self.push("layer_norm", format!("{network}, {rows} rows of {columns}"), move |place| {
+                let inputs = [
+                    Input::new("dx", &[rows, columns], 1)?.plus(0.5)?,
+                    Input::new("dweight", &[columns], 2)?.single(),
+                    Input::new("dbias", &[columns], 3)?.single(),
+                ];
+                place.compare(&inputs, None, |v| v[0].layer_norm(&v[1], &v[2], 1e-5))
+            });
+        }
+        for (network, rows, columns) in [("odd", 3, 5), ("vit-b-16", 197, 3072)] {
+            self.push("gelu", format!("{network}, {rows}x{columns}"), move |place| {
+                place.compare(&[Input::new("dx", &[rows, columns], 1)?.scaled(4.)?], None, |x| x[0].gelu())
+            });
+        }
+        for (network, channels, from, to) in
+            [("odd", 3, [5, 7], [11, 10]), ("odd", 4, [9, 6], [4, 3]), ("input-aware", 128, [8, 8], [16, 16])]
+        {
+            for align_corners in [false, true] {
+                let shape = format!("{network}, {channels}, {from:?} to {to:?}, corners aligned {align_corners}");
+                self.push("resize_bilinear", shape, move |place| {
+                    let inputs = [Input::new("dx", &[BATCH, from[0], from[1], channels], 1)?];
+                    place.compare(&inputs, None, |x| x[0].resize_bilinear(to[0], to[1], align_corners))
+                });
+            }
+        }
+        for (network, channels, from, to) in [("odd", 5, [5, 7], [3, 4]), ("wanet", 3, [32, 32], [32, 32])] {
+            for (padding, align_corners) in [(GridPadding::Zeros, false), (GridPadding::Border, true)] {
+                let shape = format!("{network}, {channels}, {from:?} at {to:?}, {padding:?} outside");
+                self.push("grid_sample", shape, move |place| {
+                    let inputs = [
+                        Input::new("dx", &[BATCH, from[0], from[1], channels], 1)?,
+                        Input::new("dgrid", &[BATCH, to[0], to[1], 2], 2)?.scaled(1.2)?.single(),
+                    ];
+                    place.compare(&inputs, None, |v| v[0].grid_sample(&v[1], GridSample { padding, align_corners }))
+                });
+            }
+        }
+        for (network, inputs, outputs, size, kernel, stride, padding, output_padding) in
+            [("odd", 5, 3, 4, 3, 2, 1, 1), ("odd", 3, 7, 5, 4, 3, 0, 0), ("decoder", 64, 3, 16, 4, 2, 1, 0)]
+        {
+            let shape = format!("{network}, {inputs} to {outputs}, {size}x{size}, {kernel}x{kernel} stride {stride}");
+            self.push("conv_transpose2d", shape, move |place| {
+                let scale = 1. / ((kernel * kernel * inputs) as f64 / (stride * stride) as f64).sqrt();
+                let list = [
+                    Input::new("dx", &[BATCH, size, size, inputs], 1)?,
+                    Input::new("dweight", &[kernel, kernel, outputs, inputs], 2)?.scaled(scale)?,
+                    Input::new("dbias", &[outputs], 3)?,
+                ];
+                let options = ConvTranspose2d { stride, padding, output_padding };
+                // The input twice: its gradients are added.
+                place.compare(&list, None, |v| {
+                    let twice = v[0].conv_transpose2d(&v[1], Some(&v[2]), options)?;
+                    v[0].conv_transpose2d(&v[1], None, options)?.add(&twice)
+                })
+            });
+        }
+        if self.dtype == DType::F32 {
+            self.second_derivatives();
+        }
+    }
+
+    /// The slope of a small network's loss when a pattern that is added to all images moves, and its gradients: with respect
+    /// to the pattern the product of the Hessian and the direction, with respect to the direction the gradient of the loss.
+    /// These numbers were chosen so that rounding decides nothing: of what is rectified nothing is closer to 0 than 2e-3, and
+    /// of what competes for a maximum no two are closer.
+    fn second_derivatives(&mut self) {
+        for given in [false, true] {
+            let statistics = if given { "given" } else { "the batch's" };
+            self.push("hessian_vector_product", format!("odd, {statistics} statistics"), move |place| {
+                let (size, channels, classes) = (5, 4, 4);
+                let inputs = [
+                    Input::new("dpattern", &[1, size, size, 3], 351)?,
+                    Input::new("ddirection", &[1, size, size, 3], 352)?,
+                    Input::new("dimages", &[BATCH, size, size, 3], 353)?,
+                    Input::new("dfirst", &[3, 3, 3, channels], 354)?,
+                    Input::new("dscale", &[channels], 355)?,
+                    Input::new("dshift", &[channels], 356)?,
+                    Input::new("dsecond", &[3, 3, channels, channels], 357)?,
+                    Input::new("dthird", &[1, 1, channels, channels], 358)?,
+                    Input::new("dweight", &[classes, channels], 359)?,
+                    Input::new("dbias", &[classes], 360)?,
+                ];
+                place.compare(&inputs, None, move |inputs| {
+                    let [pattern, direction, images, first, scale, shift, second, third, weight, bias] = inputs else {
+                        unreachable!("ten inputs")
+                    };
+                    let device = pattern.tensor().device();
+                    let labels = Tensor::new(&[1u32, 3, 0, 2], device)?;
+                    let (mean, variance) = (shift.tensor().affine(0.5, 0.1)?, scale.tensor().sqr()?.affine(1., 0.5)?);
+                    let statistics = match given {
+                        true => Statistics::Running { mean: &mean, variance: &variance },
+                        false => Statistics::Batch,
+                    };
+                    let options = BatchNorm { statistics, epsilon: 1e-3, relu: true };
+                    let (same, pointwise) = (Conv2d { stride: 1, padding: 1 }, Conv2d { stride: 1, padding: 0 });
+                    let moving = pattern.with_tangent(direction)?;
+                    let x = moving.broadcast_batch(BATCH)?.add(images)?.conv2d(first, None, same)?;
+                    let y = x.batch_norm(scale, shift, options)?.0.conv2d_add(second, same, &x)?;
+                    let y = y.batch_norm(shift, scale, BatchNorm { relu: false, ..options })?.0.relu()?;
+                    let pooled = y.max_pool2d(2, 2, 1)?.avg_pool2d(2, 1, 0)?.conv2d(third, None, pointwise)?;
+                    let logits = pooled.global_average_pool()?.linear(weight, Some(bias))?;
+                    let loss = logits.cross_entropy(&labels, CrossEntropy { label_smoothing: 0.1 })?;
+                    let loss = loss.add(&moving.mul(&moving)?.mean()?)?;
+                    Ok(loss.tangent().expect("the pattern moves").clone())
+                })
+            });
+        }
     }
 
     fn push(&mut self, operation: &'static str, shape: String, run: impl Fn(&Place) -> Result<Vec<Finding>> + 'static) {
@@ -338,6 +463,71 @@ impl List<'_> {
         });
     }
 
+    /// What attacks and defenses compute beside a network: element by element, over rows and channels, and copied to other
+    /// places. The inputs of most are two tensors of these sizes, moved by a number.
+    fn arithmetic(&mut self, network: &str, dims: [usize; 4]) {
+        type Function = fn(&[Var]) -> Result<Var>;
+        let shape = format!("{network}, {dims:?}");
+        let functions: [(&'static str, f64, Function); 18] = [
+            ("sub", 0., |x| x[0].sub(&x[1])),
+            ("mul", 0., |x| x[0].mul(&x[1])),
+            ("div", 1.5, |x| x[0].div(&x[1])),
+            ("sqrt", 1.5, |x| x[0].sqrt()),
+            ("abs", 0., |x| x[0].abs()),
+            ("offset", 0., |x| x[0].offset(0.7)),
+            ("scale", 0., |x| x[0].scale(-0.3)),
+            ("sigmoid", 0., |x| x[0].sigmoid()),
+            ("tanh", 0., |x| x[0].tanh()),
+            ("sum", 0.5, |x| x[0].sum()),
+            ("mean", 0.5, |x| x[0].mean()),
+            ("mean_per_sample", 0.5, |x| x[0].mean_per_sample()),
+            ("divide_by_norm", 0., |x| x[0].divide_by_norm(1e-3)),
+            ("channel_products", 0.5, |x| x[0].channel_products(&x[1])),
+            ("concat_channels", 0., |x| Var::concat_channels(&[&x[0], &x[1], &x[0]])),
+            ("upsample_nearest", 0., |x| x[0].upsample_nearest(3)),
+            ("pad_zeros", 0., |x| x[0].pad_zeros([1, 0, 2, 3])),
+            ("mean_squared_error", 0., |x| x[0].mean_squared_error(&x[1])),
+        ];
+        for (operation, moved, function) in functions {
+            self.push(operation, shape.clone(), move |place| {
+                let inputs = [Input::new("dx", &dims, 1)?.plus(moved)?, Input::new("dother", &dims, 2)?.plus(moved)?];
+                place.compare(&inputs, None, function)
+            });
+        }
+        let [images, height, width, channels] = dims;
+        self.push("broadcast_batch", shape.clone(), move |place| {
+            place
+                .compare(&[Input::new("dx", &[1, height, width, channels], 1)?], None, |x| x[0].broadcast_batch(images))
+        });
+        self.push("scale_channels", shape.clone(), move |place| {
+            let vectors = [Input::new("dscale", &[channels], 2)?.plus(0.5)?, Input::new("dshift", &[channels], 3)?];
+            let [scale, shift] = vectors;
+            place.compare(&[Input::new("dx", &dims, 1)?, scale, shift], None, |x| {
+                x[0].scale_channels(&x[1], Some(&x[2]))?.add(&x[0].scale_channels(&x[1], None)?)
+            })
+        });
+        if self.dtype != DType::F32 {
+            return;
+        }
+        self.push("tangent", shape.clone(), move |place| {
+            place.compare(&[Input::new("dx", &dims, 1)?, Input::new("ddirection", &dims, 2)?], None, |x| {
+                let moving = x[0].with_tangent(&x[1])?;
+                let square = moving.mul(&moving)?.sub(&moving)?.offset(0.3)?.scale(-1.7)?.pad_zeros([1, 1, 0, 0])?;
+                let joined = Var::concat_channels(&[&square, &square.detach()])?.upsample_nearest(2)?;
+                let means = joined.mean_per_sample()?;
+                Ok(means.tangent().expect("every operation has carried it on").clone())
+            })
+        });
+        self.push("binary_cross_entropy", shape, move |place| {
+            let targets = ((noise(&dims, 2)? + 1.)? * 0.5)?;
+            place.compare(&[Input::new("dlogits", &dims, 1)?.scaled(5.)?], None, |logits| {
+                let logits = &logits[0];
+                let targets = targets.to_dtype(logits.tensor().dtype())?.to_device(logits.tensor().device())?;
+                logits.binary_cross_entropy(&targets)
+            })
+        });
+    }
+
     /// Two steps.
     fn sgd(&mut self, network: &str, dims: &[usize]) {
         let dims = dims.to_vec();
@@ -356,6 +546,40 @@ impl List<'_> {
             let pairs = ["parameter", "velocity"].into_iter().zip(found.iter().zip(&expected));
             pairs.map(|(what, (found, expected))| Finding::of(what, found, expected)).collect()
         });
+    }
+
+    /// Two steps of Adam and of AMSGrad, of which the second has the smaller gradient.
+    fn adam(&mut self, network: &str, dims: &[usize]) {
+        const NAMES: [&str; 4] = ["parameter", "first_moment", "second_moment", "largest"];
+        for (operation, keeps_largest) in [("adam_step", false), ("amsgrad_step", true)] {
+            let dims = dims.to_vec();
+            self.push(operation, format!("{network}, {dims:?}"), move |place| {
+                let steps = |dtype: DType, device: &Device| -> Result<Vec<Tensor>> {
+                    let at =
+                        |values: Tensor| -> Result<Tensor> { Ok(values.to_dtype(dtype)?.to_device(device)?.copy()?) };
+                    let mut kept = vec![at(noise(&dims, 1)?)?];
+                    for _ in &NAMES[1..] {
+                        kept.push(kept[0].zeros_like()?);
+                    }
+                    for (step, size) in [(1, 1.), (2, 0.1)] {
+                        let gradient = at((noise(&dims, 2 + step as usize)? * size)?)?;
+                        let options = Adam { learning_rate: 0.1, betas: [0.5, 0.9], epsilon: 1e-3 };
+                        let [parameter, first, second, largest] = &kept[..] else { unreachable!("four are kept") };
+                        if keeps_largest {
+                            amsgrad_step(parameter, first, second, largest, &gradient, step, options)?;
+                        } else {
+                            adam_step(parameter, first, second, &gradient, step, options)?;
+                        }
+                    }
+                    kept.truncate(if keeps_largest { NAMES.len() } else { NAMES.len() - 1 });
+                    Ok(kept)
+                };
+                let expected = steps(DType::F64, &Device::Cpu)?;
+                let found = steps(place.dtype, &place.device)?;
+                let pairs = NAMES.into_iter().zip(found.iter().zip(&expected));
+                pairs.map(|(what, (found, expected))| Finding::of(what, found, expected)).collect()
+            });
+        }
     }
 }
 
@@ -490,7 +714,7 @@ mod tests {
                 assert!(error <= check.tolerance(&Device::Cpu), "{check:?}, {what}: {error:e}");
             }
         }
-        assert_eq!(operations.len(), 10, "{operations:?}");
+        assert_eq!(operations.len(), 42, "{operations:?}");
     }
 
     #[test]

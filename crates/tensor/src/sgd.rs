@@ -31,7 +31,7 @@ pub fn sgd_step(parameter: &Tensor, velocity: &Tensor, gradient: &Tensor, option
     if parameter.elem_count() == 0 {
         return Ok(());
     }
-    on_gpu!(parameter, gpu => crate::ops::cuda::sgd_step(&gpu, parameter, velocity, gradient, options));
+    on_gpu!(parameter, gpu => crate::ops::cuda::optimizer::sgd_step(&gpu, parameter, velocity, gradient, options));
     by_element!(OPERATION, "parameter", parameter, T => {
         in_place::check::<T>(OPERATION, &[("parameter", parameter), ("velocity", velocity), ("gradient", gradient)])?;
         let coefficients = [options.learning_rate as T, options.momentum as T, options.weight_decay as T];

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::simd::multiversion;
 use super::{Element, written};
+use crate::adam::Adam;
 
 /// Elements per piece of work.
 const PIECE: usize = 32 * 1024;
@@ -158,7 +159,11 @@ pub(crate) fn row_sums<T: Element>(a: &[T], columns: usize) -> Vec<f64> {
 
 /// Rows of `columns` elements, each filled with its value.
 pub(crate) fn filled_rows<T: Element>(values: &[T], columns: usize) -> Vec<T> {
-    values.iter().flat_map(|&value| std::iter::repeat_n(value, columns)).collect()
+    let mut rows = Vec::with_capacity(values.len() * columns);
+    for &value in values {
+        rows.extend(std::iter::repeat_n(value, columns));
+    }
+    rows
 }
 
 /// The sum over the rows of a matrix with rows of `columns` elements.
@@ -219,6 +224,20 @@ pub(crate) struct AdamCoefficients<T> {
     pub root_correction: T,
     /// Added to the root of the second moment.
     pub epsilon: T,
+}
+
+impl<T: Element> AdamCoefficients<T> {
+    /// Of the step of this number, the first of which is 1.
+    pub fn of_step(step: u64, options: Adam) -> Self {
+        let Adam { learning_rate, betas, epsilon } = options;
+        let correction = betas.map(|beta| 1. - beta.powf(step as f64));
+        Self {
+            step_size: T::from_f64(learning_rate / correction[0]),
+            betas: betas.map(T::from_f64),
+            root_correction: T::from_f64(correction[1].sqrt()),
+            epsilon: T::from_f64(epsilon),
+        }
+    }
 }
 
 /// One step of Adam, as PyTorch's `Adam` without weight decay and AMSGrad:

@@ -17,41 +17,40 @@ struct Between {
 }
 
 /// All sizes of one change of size.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Resize {
-    height: usize,
-    width: usize,
-    channels: usize,
-    rows: Vec<Between>,
-    columns: Vec<Between>,
+    pub height: usize,
+    pub width: usize,
+    pub channels: usize,
+    pub out_height: usize,
+    pub out_width: usize,
+    /// Whether the middles of the outermost pixels coincide, rather than their outer edges.
+    pub align_corners: bool,
 }
 
 impl Resize {
-    /// From `[height, width]` to another size. With `align_corners` the middles of the outermost pixels coincide,
-    /// otherwise their outer edges.
-    pub fn new([height, width]: [usize; 2], channels: usize, to: [usize; 2], align_corners: bool) -> Self {
-        let (rows, columns) = (axis(height, to[0], align_corners), axis(width, to[1], align_corners));
-        Self { height, width, channels, rows, columns }
-    }
-
-    fn image(&self) -> usize {
+    pub fn image(&self) -> usize {
         self.height * self.width * self.channels
     }
 
     fn out_row(&self) -> usize {
-        self.columns.len() * self.channels
+        self.out_width * self.channels
     }
 
-    fn out_image(&self) -> usize {
-        self.rows.len() * self.out_row()
+    pub fn out_image(&self) -> usize {
+        self.out_height * self.out_row()
     }
 
     /// Calls `visit` with the taps of every output row.
     fn for_each_row(&self, mut visit: impl FnMut(usize, &[Taps])) {
-        let mut taps = Vec::with_capacity(self.columns.len());
-        for (index, row) in self.rows.iter().enumerate() {
+        let (rows, columns) = (
+            axis(self.height, self.out_height, self.align_corners),
+            axis(self.width, self.out_width, self.align_corners),
+        );
+        let mut taps = Vec::with_capacity(columns.len());
+        for (index, row) in rows.iter().enumerate() {
             taps.clear();
-            taps.extend(self.columns.iter().map(|column| {
+            taps.extend(columns.iter().map(|column| {
                 let place = |y, x| Some((y * self.width + x) * self.channels);
                 let (above, below) = (row.low, row.high);
                 let (left, right) = (column.low, column.high);

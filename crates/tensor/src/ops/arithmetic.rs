@@ -8,32 +8,50 @@ use crate::operand::{Operand, by_element, exact, on_gpu, tensor};
 use crate::tangent::sum_of;
 use crate::tape::{Backward, Var};
 
-macro_rules! same_shape {
-    ($operation:expr, $kernel:ident, $a:expr, $b:expr) => {{
-        let (a, b): (&Tensor, &Tensor) = ($a, $b);
-        exact($operation, "other", b, a.dims(), "the shape of the first operand")?;
-        by_element!($operation, "self", a, T => {
-            let (x, y) = (Operand::<T>::read($operation, "self", a)?, Operand::<T>::read($operation, "other", b)?);
-            tensor(elementwise::$kernel(&x, &y), a.dims())
-        })
-    }};
+/// A function of one tensor, or of one and a number: the loop of this module of [`crate::kernels`], on a GPU the kernel of
+/// the same name.
+macro_rules! of_one {
+    ($name:ident($argument:literal $(, $number:ident)?), $operation:literal, $module:ident::$kernel:ident) => {
+        fn $name(x: &Tensor $(, $number: f64)?) -> Result<Tensor> {
+            on_gpu!(x, gpu => crate::ops::cuda::from_one(&gpu, $operation, ($argument, x), x.dims(), |x| {
+                crate::kernels::cuda::elementwise::$kernel(&gpu, x $(, $number as f32)?)
+            }));
+            by_element!($operation, $argument, x, T => {
+                let values = Operand::<T>::read($operation, $argument, x)?;
+                tensor(crate::kernels::$module::$kernel(&values $(, $number as T)?), x.dims())
+            })
+        }
+    };
 }
+pub(super) use of_one;
 
-pub(crate) fn add_tensors(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    on_gpu!(a, gpu => super::cuda::add(&gpu, "add", a, b));
-    same_shape!("add", add, a, b)
+/// The same of two tensors, of equal shapes.
+macro_rules! of_two {
+    ($visibility:vis $name:ident($first:literal, $second:literal), $operation:literal, $kernel:ident) => {
+        $visibility fn $name(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+            on_gpu!(a, gpu => crate::ops::cuda::from_two(&gpu, $operation, [($first, a), ($second, b)], |a, b| {
+                crate::kernels::cuda::elementwise::$kernel(&gpu, a, b)
+            }));
+            exact($operation, $second, b, a.dims(), "the shape of the first operand")?;
+            by_element!($operation, $first, a, T => {
+                let (x, y) = (Operand::<T>::read($operation, $first, a)?, Operand::<T>::read($operation, $second, b)?);
+                tensor(crate::kernels::elementwise::$kernel(&x, &y), a.dims())
+            })
+        }
+    };
 }
+pub(super) use of_two;
 
-fn multiply_tensors(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    same_shape!("mul", multiply, a, b)
-}
-
-fn scale_tensor(a: &Tensor, factor: f64) -> Result<Tensor> {
-    const OPERATION: &str = "scale";
-    by_element!(OPERATION, "self", a, T => {
-        tensor(elementwise::scale(&Operand::<T>::read(OPERATION, "self", a)?, factor as T), a.dims())
-    })
-}
+of_two!(pub(crate) add_tensors("self", "other"), "add", add);
+of_two!(subtract_tensors("self", "other"), "sub", subtract);
+of_two!(multiply_tensors("self", "other"), "mul", multiply);
+of_two!(divide_tensors("self", "other"), "div", divide);
+of_two!(square_root_backward("dy", "y"), "sqrt backward", square_root_backward);
+of_two!(absolute_backward("dy", "x"), "abs backward", absolute_backward);
+of_one!(scale_tensor("self", factor), "scale", elementwise::scale);
+of_one!(offset_tensor("self", term), "offset", elementwise::offset);
+of_one!(square_root("self"), "sqrt", elementwise::square_root);
+of_one!(absolute("self"), "abs", elementwise::absolute);
 
 impl Var {
     /// `self + other`, of equal shape.
@@ -54,7 +72,7 @@ impl Var {
 
     /// `self - other`, of equal shape.
     pub fn sub(&self, other: &Var) -> Result<Var> {
-        let difference = same_shape!("sub", subtract, self.tensor(), other.tensor())?;
+        let difference = subtract_tensors(self.tensor(), other.tensor())?;
         let nodes = (self.node(), other.node());
         let backward = || -> Backward {
             Box::new(move |gradient, flow| {
@@ -94,12 +112,12 @@ impl Var {
 
     /// `self / other`, element by element, of equal shape. Division by 0 gives what IEEE 754 says.
     pub fn div(&self, other: &Var) -> Result<Var> {
-        let ratio = same_shape!("div", divide, self.tensor(), other.tensor())?;
+        let ratio = divide_tensors(self.tensor(), other.tensor())?;
         let nodes = (self.node(), other.node());
         let (kept, divisor) = (ratio.clone(), other.tensor().clone());
         Var::computed("div", ratio, &[self, other], || {
             Box::new(move |gradient, flow| {
-                let share = same_shape!("div backward", divide, &gradient, &divisor)?;
+                let share = divide_tensors(&gradient, &divisor)?;
                 if let Some(node) = nodes.1 {
                     flow.add(node, scale_tensor(&multiply_tensors(&share, &kept)?, -1.)?)?;
                 }
@@ -110,15 +128,11 @@ impl Var {
 
     /// The square root of every element; of numbers below 0 it is not a number. The gradient at 0 is infinite.
     pub fn sqrt(&self) -> Result<Var> {
-        const OPERATION: &str = "sqrt";
-        let x = self.tensor();
-        let root = by_element!(OPERATION, "self", x, T => {
-            tensor(elementwise::square_root(&Operand::<T>::read(OPERATION, "self", x)?), x.dims())
-        })?;
+        let root = square_root(self.tensor())?;
         let (node, kept) = (self.node(), root.clone());
-        Var::computed(OPERATION, root, &[self], || {
+        Var::computed("sqrt", root, &[self], || {
             Box::new(move |gradient, flow| match node {
-                Some(node) => flow.add(node, same_shape!("sqrt backward", square_root_backward, &gradient, &kept)?),
+                Some(node) => flow.add(node, square_root_backward(&gradient, &kept)?),
                 None => Ok(()),
             })
         })
@@ -126,15 +140,10 @@ impl Var {
 
     /// The absolute value of every element. The gradient at 0 is 0, as in PyTorch.
     pub fn abs(&self) -> Result<Var> {
-        const OPERATION: &str = "abs";
-        let x = self.tensor();
-        let value = by_element!(OPERATION, "self", x, T => {
-            tensor(elementwise::absolute(&Operand::<T>::read(OPERATION, "self", x)?), x.dims())
-        })?;
-        Var::computed(OPERATION, value, &[self], || {
-            let (node, x) = (self.node(), x.clone());
+        Var::computed("abs", absolute(self.tensor())?, &[self], || {
+            let (node, x) = (self.node(), self.tensor().clone());
             Box::new(move |gradient, flow| match node {
-                Some(node) => flow.add(node, same_shape!("abs backward", absolute_backward, &gradient, &x)?),
+                Some(node) => flow.add(node, absolute_backward(&gradient, &x)?),
                 None => Ok(()),
             })
         })
@@ -142,15 +151,11 @@ impl Var {
 
     /// `self + term`, the same number for every element.
     pub fn offset(&self, term: f64) -> Result<Var> {
-        const OPERATION: &str = "offset";
-        let x = self.tensor();
-        let sum = by_element!(OPERATION, "self", x, T => {
-            tensor(elementwise::offset(&Operand::<T>::read(OPERATION, "self", x)?, term as T), x.dims())
-        })?;
+        let sum = offset_tensor(self.tensor(), term)?;
         let node = self.node();
         let backward =
             || -> Backward { Box::new(move |gradient, flow| node.map_or(Ok(()), |node| flow.add(node, gradient))) };
-        Var::computed_with_tangent(OPERATION, sum, &[self], backward, || Ok(self.tangent().cloned()))
+        Var::computed_with_tangent("offset", sum, &[self], backward, || Ok(self.tangent().cloned()))
     }
 
     /// `self · factor`.
@@ -181,21 +186,11 @@ impl Var {
 
     /// `factor` times the sum of all elements.
     fn total(&self, operation: &'static str, factor: f64) -> Result<Var> {
-        let x = self.tensor();
-        let value = by_element!(operation, "self", x, T => {
-            let sum = elementwise::sum(&Operand::<T>::read(operation, "self", x)?);
-            tensor(vec![(sum * factor) as T], &[])
-        })?;
-        let (node, dims) = (self.node(), x.dims().to_vec());
+        let value = total(operation, self.tensor(), factor)?;
+        let (node, dims) = (self.node(), self.dims().to_vec());
         let backward = || -> Backward {
             Box::new(move |gradient, flow| {
-                let Some(node) = node else { return Ok(()) };
-                let count = dims.iter().product();
-                let spread = by_element!(operation, "gradient", gradient, T => {
-                    let each = Operand::<T>::read(operation, "gradient", &gradient)?[0] * factor as T;
-                    tensor(vec![each; count], &dims)
-                })?;
-                flow.add(node, spread)
+                node.map_or(Ok(()), |node| flow.add(node, filled(operation, &gradient, factor, &dims)?))
             })
         };
         Var::computed_with_tangent(operation, value, &[self], backward, || {
@@ -212,19 +207,11 @@ impl Var {
             return Err(Error::shape(OPERATION, "self", "[batch, ...], none of them zero", x.dims()));
         };
         let size = count / batch;
-        let means = by_element!(OPERATION, "self", x, T => {
-            let sums = elementwise::row_sums(&Operand::<T>::read(OPERATION, "self", x)?, size);
-            tensor(sums.into_iter().map(|sum| (sum / size as f64) as T).collect(), &[batch])
-        })?;
+        let means = row_means(OPERATION, x, size)?;
         let (node, dims) = (self.node(), x.dims().to_vec());
         let backward = || -> Backward {
             Box::new(move |gradient, flow| {
-                let Some(node) = node else { return Ok(()) };
-                let spread = by_element!(OPERATION, "gradient", gradient, T => {
-                    let shares = elementwise::scale(&Operand::<T>::read(OPERATION, "gradient", &gradient)?, 1. / size as T);
-                    tensor(elementwise::filled_rows(&shares, size), &dims)
-                })?;
-                flow.add(node, spread)
+                node.map_or(Ok(()), |node| flow.add(node, filled(OPERATION, &gradient, 1. / size as f64, &dims)?))
             })
         };
         Var::computed_with_tangent(OPERATION, means, &[self], backward, || {
@@ -245,20 +232,10 @@ impl Var {
             return Err(Error::value(OPERATION, "epsilon", epsilon, "zeros would be divided by 0; use more than 0"));
         }
         let size = count / batch;
-        let y = by_element!(OPERATION, "self", x, T => {
-            let values = Operand::<T>::read(OPERATION, "self", x)?;
-            tensor(elementwise::normalized_rows(&values, size, epsilon), x.dims())
-        })?;
-        Var::computed(OPERATION, y, &[self], || {
+        Var::computed(OPERATION, directions(OPERATION, x, size, epsilon)?, &[self], || {
             let (node, x) = (self.node(), x.clone());
             Box::new(move |dy, flow| {
-                let Some(node) = node else { return Ok(()) };
-                let dx = by_element!(OPERATION, "self", x, T => {
-                    let (dy, x_values) =
-                        (Operand::<T>::read(OPERATION, "dy", &dy)?, Operand::<T>::read(OPERATION, "self", &x)?);
-                    tensor(elementwise::normalized_rows_backward(&dy, &x_values, size, epsilon), x.dims())
-                })?;
-                flow.add(node, dx)
+                node.map_or(Ok(()), |node| flow.add(node, directions_backward(OPERATION, &dy, &x, size, epsilon)?))
             })
         })
     }
@@ -286,4 +263,51 @@ impl Var {
             self.tangent().map(|tangent| tangent.reshape(dims)).transpose()
         })
     }
+}
+
+/// `factor` times the sum of all elements, a scalar.
+fn total(operation: &'static str, x: &Tensor, factor: f64) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::arithmetic::total(&gpu, operation, x, factor));
+    by_element!(operation, "self", x, T => {
+        let sum = elementwise::sum(&Operand::<T>::read(operation, "self", x)?);
+        tensor(vec![(sum * factor) as T], &[])
+    })
+}
+
+/// The mean of each row of `size` elements.
+fn row_means(operation: &'static str, x: &Tensor, size: usize) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::arithmetic::row_means(&gpu, operation, x, size));
+    by_element!(operation, "self", x, T => {
+        let sums = elementwise::row_sums(&Operand::<T>::read(operation, "self", x)?, size);
+        let means: Vec<T> = sums.into_iter().map(|sum| (sum / size as f64) as T).collect();
+        let rows = [means.len()];
+        tensor(means, &rows)
+    })
+}
+
+/// `factor` times each number of `gradient`, at all places of as many rows in `dims`.
+fn filled(operation: &'static str, gradient: &Tensor, factor: f64, dims: &[usize]) -> Result<Tensor> {
+    on_gpu!(gradient, gpu => super::cuda::arithmetic::filled(&gpu, operation, gradient, factor, dims));
+    let columns = dims.iter().product::<usize>() / gradient.elem_count();
+    by_element!(operation, "gradient", gradient, T => {
+        let shares = elementwise::scale(&Operand::<T>::read(operation, "gradient", gradient)?, factor as T);
+        tensor(elementwise::filled_rows(&shares, columns), dims)
+    })
+}
+
+/// Each row of `size` elements divided by its norm plus `epsilon`.
+fn directions(operation: &'static str, x: &Tensor, size: usize, epsilon: f64) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::arithmetic::divide_by_norm(&gpu, operation, x, size, epsilon));
+    by_element!(operation, "self", x, T => {
+        let values = Operand::<T>::read(operation, "self", x)?;
+        tensor(elementwise::normalized_rows(&values, size, epsilon), x.dims())
+    })
+}
+
+fn directions_backward(operation: &'static str, dy: &Tensor, x: &Tensor, size: usize, epsilon: f64) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::arithmetic::divide_by_norm_backward(&gpu, operation, dy, x, size, epsilon));
+    by_element!(operation, "self", x, T => {
+        let (dy, values) = (Operand::<T>::read(operation, "dy", dy)?, Operand::<T>::read(operation, "self", x)?);
+        tensor(elementwise::normalized_rows_backward(&dy, &values, size, epsilon), x.dims())
+    })
 }

@@ -1,8 +1,10 @@
 //! One value for many places.
 
+use candle_core::Tensor;
+
 use crate::error::{Error, Result};
 use crate::kernels::elementwise;
-use crate::operand::{Operand, by_element, tensor};
+use crate::operand::{Operand, by_element, on_gpu, tensor};
 use crate::tape::{Backward, Var};
 
 impl Var {
@@ -21,18 +23,10 @@ impl Var {
         let in_dims = x.dims().to_vec();
         let mut out_dims = in_dims.clone();
         out_dims[0] = batch;
-        let y = by_element!(OPERATION, "self", x, T => {
-            tensor(Operand::<T>::read(OPERATION, "self", x)?.repeat(batch), &out_dims)
-        })?;
+        let y = repeated(OPERATION, x, batch, &out_dims)?;
         let backward = || -> Backward {
             let node = self.node();
-            Box::new(move |dy, flow| {
-                let Some(node) = node else { return Ok(()) };
-                let dx = by_element!(OPERATION, "dy", dy, T => {
-                    tensor(elementwise::column_sums(&Operand::<T>::read(OPERATION, "dy", &dy)?, size), &in_dims)
-                })?;
-                flow.add(node, dx)
-            })
+            Box::new(move |dy, flow| node.map_or(Ok(()), |node| flow.add(node, column_sums(OPERATION, &dy, &in_dims)?)))
         };
         Var::computed_with_tangent(OPERATION, y, &[self], backward, || {
             self.tangent().map(|tangent| tangent.broadcast_batch(batch)).transpose()
@@ -45,4 +39,19 @@ impl Var {
         let rows = dims.iter().product::<usize>() / channels;
         self.reshape(&[1, channels])?.broadcast_batch(rows)?.reshape(dims)
     }
+}
+
+/// `x: [1, ...]` as often as `batch` says.
+fn repeated(operation: &'static str, x: &Tensor, batch: usize, dims: &[usize]) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::arithmetic::repeated(&gpu, operation, x, dims));
+    by_element!(operation, "self", x, T => tensor(Operand::<T>::read(operation, "self", x)?.repeat(batch), dims))
+}
+
+/// The sum over all blocks of `dy` of as many elements as `dims` has.
+fn column_sums(operation: &'static str, dy: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    on_gpu!(dy, gpu => super::cuda::arithmetic::column_sums(&gpu, operation, dy, dims));
+    let size = dims.iter().product();
+    by_element!(operation, "dy", dy, T => {
+        tensor(elementwise::column_sums(&Operand::<T>::read(operation, "dy", dy)?, size), dims)
+    })
 }

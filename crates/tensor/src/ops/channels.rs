@@ -70,6 +70,7 @@ fn wide<T: Copy + Into<f64>>(values: &[T]) -> Vec<f64> {
 
 /// `x · scale + shift` per channel.
 pub(super) fn scaled(operation: &'static str, x: &Tensor, scale: &Tensor, shift: Option<&Tensor>) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::arithmetic::scale_channels(&gpu, operation, x, scale, shift));
     let channels = scale.elem_count();
     by_element!(operation, "x", x, T => {
         let values = Operand::<T>::read(operation, "x", x)?;
@@ -85,6 +86,7 @@ pub(super) fn scaled(operation: &'static str, x: &Tensor, scale: &Tensor, shift:
 /// `Σ a · b` per channel.
 fn products(operation: &'static str, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     exact(operation, "other", b, a.dims(), "the shape of the first operand")?;
+    on_gpu!(a, gpu => super::cuda::arithmetic::channel_products(&gpu, operation, a, b));
     let channels = a.dim(candle_core::D::Minus1)?;
     by_element!(operation, "self", a, T => {
         let (a, b) = (Operand::<T>::read(operation, "self", a)?, Operand::<T>::read(operation, "other", b)?);
@@ -97,8 +99,8 @@ fn products(operation: &'static str, a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// `Σ x` per channel: also the gradient of a bias.
 pub(super) fn channel_sums(operation: &'static str, x: &Tensor) -> Result<Tensor> {
-    on_gpu!(x, gpu => super::cuda::channel_sums(&gpu, operation, x));
     let channels = x.dim(candle_core::D::Minus1)?;
+    on_gpu!(x, gpu => super::cuda::arithmetic::column_sums(&gpu, operation, x, &[channels]));
     by_element!(operation, "x", x, T => {
         tensor(elementwise::column_sums(&Operand::<T>::read(operation, "x", x)?, channels), &[channels])
     })

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::kernels::convolution::{self, Geometry, Start};
-use crate::operand::{Operand, by_element, dims4, exact, tensor};
+use crate::operand::{Operand, by_element, dims4, exact, on_gpu, tensor};
 use crate::ops::ConvolutionAlgorithm;
 use crate::ops::channels::channel_sums;
 use crate::ops::convolution::weight_gradient;
@@ -42,19 +42,7 @@ impl Var {
         if let Some(bias) = bias {
             exact(OPERATION, "bias", bias.tensor(), &[g.in_channels], "[out]")?;
         }
-        let y = by_element!(OPERATION, "x", self.tensor(), T => {
-            let x = Operand::<T>::read(OPERATION, "x", self.tensor())?;
-            let filter = Operand::<T>::read(OPERATION, "weight", weight.tensor())?;
-            let start = match bias {
-                Some(bias) => {
-                    let bias = Operand::<T>::read(OPERATION, "bias", bias.tensor())?;
-                    Some(bias.repeat(g.images * g.height * g.width))
-                }
-                None => None,
-            };
-            let y = convolution::backward_input(&g, algorithm, &x, &filter, start.as_deref());
-            tensor(y, &[g.images, g.height, g.width, g.in_channels])
-        })?;
+        let y = products(OPERATION, &g, algorithm, [self, weight].map(Var::tensor), bias.map(Var::tensor))?;
         let mut inputs = vec![self, weight];
         inputs.extend(bias);
         Var::computed(OPERATION, y, &inputs, || {
@@ -120,6 +108,29 @@ fn geometry(operation: &'static str, x: &Tensor, weight: &Tensor, options: ConvT
     })
 }
 
+/// The value of a transposed convolution.
+fn products(
+    operation: &'static str,
+    g: &Geometry,
+    algorithm: ConvolutionAlgorithm,
+    [x, weight]: [&Tensor; 2],
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::conv_transpose::products(&gpu, operation, g, algorithm, [x, weight], bias));
+    by_element!(operation, "x", x, T => {
+        let (x, filter) = (Operand::<T>::read(operation, "x", x)?, Operand::<T>::read(operation, "weight", weight)?);
+        let start = match bias {
+            Some(bias) => {
+                let bias = Operand::<T>::read(operation, "bias", bias)?;
+                Some(bias.repeat(g.images * g.height * g.width))
+            }
+            None => None,
+        };
+        let y = convolution::backward_input(g, algorithm, &x, &filter, start.as_deref());
+        tensor(y, &[g.images, g.height, g.width, g.in_channels])
+    })
+}
+
 const BACKWARD: &str = "conv_transpose2d backward";
 
 fn input_gradient(
@@ -129,6 +140,7 @@ fn input_gradient(
     weight: &Tensor,
     existing: Option<Tensor>,
 ) -> Result<Tensor> {
+    on_gpu!(dy, gpu => super::cuda::conv_transpose::input_gradient(&gpu, BACKWARD, g, dy, weight, existing));
     by_element!(BACKWARD, "dy", dy, T => {
         let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;
         let weight = Operand::<T>::read(BACKWARD, "weight", weight)?;

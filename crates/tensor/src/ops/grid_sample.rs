@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::kernels::grid_sample::{self, Sampling};
-use crate::operand::{Operand, by_element, dims4, tensor};
+use crate::operand::{Operand, by_element, dims4, on_gpu, tensor};
 use crate::tape::Var;
 
 /// Options of [`Var::grid_sample`].
@@ -33,6 +33,9 @@ impl Var {
     ///
     /// A coordinate that is not a number gives NaN; so does an infinite one with [`GridPadding::Zeros`]. PyTorch agrees
     /// for zeros; for the border it reads the first row or column instead, which would hide the mistake.
+    ///
+    /// On a GPU the grid is `f32` also of `bf16` images. There the gradient of the images looks at every point for each of
+    /// their elements: a use for images of tens of pixels a side.
     pub fn grid_sample(&self, grid: &Var, options: GridSample) -> Result<Var> {
         const OPERATION: &str = "grid_sample";
         let (x, points) = (self.tensor(), grid.tensor());
@@ -51,11 +54,7 @@ impl Var {
             align_corners: options.align_corners,
             clamp: options.padding == GridPadding::Border,
         };
-        let y = by_element!(OPERATION, "x", x, T => {
-            let values = Operand::<T>::read(OPERATION, "x", x)?;
-            let points = Operand::<T>::read(OPERATION, "grid", points)?;
-            tensor(grid_sample::sample(&sampling, &values, &points), &[images, out_height, out_width, channels])
-        })?;
+        let y = sampled(OPERATION, &sampling, x, points, &[images, out_height, out_width, channels])?;
         Var::computed(OPERATION, y, &[self, grid], || {
             let (x_node, grid_node) = (self.node(), grid.node());
             let points = points.clone();
@@ -75,9 +74,18 @@ impl Var {
     }
 }
 
+fn sampled(operation: &'static str, s: &Sampling, x: &Tensor, grid: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::resampling::sample(&gpu, operation, s, x, grid, dims));
+    by_element!(operation, "x", x, T => {
+        let (x, points) = (Operand::<T>::read(operation, "x", x)?, Operand::<T>::read(operation, "grid", grid)?);
+        tensor(grid_sample::sample(s, &x, &points), dims)
+    })
+}
+
 const BACKWARD: &str = "grid_sample backward";
 
 fn grid_gradient(sampling: &Sampling, x: &Tensor, grid: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    on_gpu!(dy, gpu => super::cuda::resampling::sample_backward_grid(&gpu, BACKWARD, sampling, x, grid, dy));
     by_element!(BACKWARD, "dy", dy, T => {
         let x = Operand::<T>::read(BACKWARD, "x", x)?;
         let points = Operand::<T>::read(BACKWARD, "grid", grid)?;
@@ -87,6 +95,7 @@ fn grid_gradient(sampling: &Sampling, x: &Tensor, grid: &Tensor, dy: &Tensor) ->
 }
 
 fn image_gradient(sampling: &Sampling, grid: &Tensor, dy: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    on_gpu!(dy, gpu => super::cuda::resampling::sample_backward_images(&gpu, BACKWARD, sampling, grid, dy, dims));
     by_element!(BACKWARD, "dy", dy, T => {
         let points = Operand::<T>::read(BACKWARD, "grid", grid)?;
         let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;

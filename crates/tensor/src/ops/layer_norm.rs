@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::kernels::layer_norm::{self, RowMoments};
-use crate::operand::{Operand, by_element, exact, tensor};
+use crate::operand::{Operand, by_element, exact, on_gpu, tensor};
 use crate::tape::{Flow, Var};
 
 impl Var {
@@ -23,6 +23,7 @@ impl Var {
         if !(epsilon >= 0. && epsilon.is_finite()) {
             return Err(Error::value(OPERATION, "epsilon", epsilon, "use a small number, 0 or more"));
         }
+        on_gpu!(x, gpu => super::cuda::row_normalization::layer_norm(&gpu, self, weight, bias, epsilon));
         let (y, moments) = by_element!(OPERATION, "x", x, T => {
             let values = Operand::<T>::read(OPERATION, "x", x)?;
             let scale = Operand::<T>::read(OPERATION, "weight", weight.tensor())?;

@@ -5,6 +5,7 @@ use candle_core::{Tensor, WithDType};
 use crate::error::{Error, Result};
 use crate::kernels::normalization::{self, Affine, InputGradient, Moments, ThroughStatistics};
 use crate::operand::{Operand, by_element, exact, on_gpu, tensor};
+use crate::ops::batch_norm_tangent::{Normalized, Source};
 use crate::tape::{Backward, Var};
 
 /// Options of [`Var::batch_norm`].
@@ -93,7 +94,7 @@ impl Var {
                 Box::new(move |dy, flow| saved.backward(&dy, nodes, flow))
             };
             let output = Var::computed_with_tangent(OPERATION, y.clone(), &[self, weight, bias], backward, || {
-                let tangent = normalization.tangent(self, weight, bias)?;
+                let tangent = normalization.as_the_tangent_sees_it::<T>()?.along(self, weight, bias)?;
                 if options.relu { tangent.map(|tangent| tangent.where_positive(&y)).transpose() } else { Ok(tangent) }
             })?;
             Ok((output, statistics))
@@ -133,13 +134,30 @@ struct Nodes {
 
 /// How one batch was normalised.
 #[derive(Clone)]
-pub(super) struct Normalization {
-    pub epsilon: f64,
-    pub moments: Moments,
+struct Normalization {
+    epsilon: f64,
+    moments: Moments,
     /// `1 / √(variance + epsilon)` per channel.
-    pub inverse_deviation: Vec<f64>,
+    inverse_deviation: Vec<f64>,
     /// Whether the moments are those of the input itself.
-    pub from_batch: bool,
+    from_batch: bool,
+}
+
+impl Normalization {
+    fn as_the_tangent_sees_it<T: WithDType>(&self) -> Result<Normalized> {
+        let channels = [self.moments.mean.len()];
+        let vector = |values: &mut dyn Iterator<Item = f64>| tensor::<T>(values.map(T::from_f64).collect(), &channels);
+        let (inverse, mean) = (&self.inverse_deviation, &self.moments.mean);
+        let source = if self.from_batch {
+            let count = self.moments.count;
+            let slope: Vec<f64> = inverse.iter().map(|inverse| -inverse.powi(3) / count as f64).collect();
+            let shift = vector(&mut slope.iter().zip(mean).map(|(slope, mean)| -slope * mean))?;
+            Source::Batch { count, slope: vector(&mut slope.into_iter())?, shift }
+        } else {
+            Source::Given { shift: vector(&mut mean.iter().zip(inverse).map(|(mean, inverse)| -mean * inverse))? }
+        };
+        Ok(Normalized { epsilon: self.epsilon, inverse: vector(&mut inverse.iter().copied())?, source })
+    }
 }
 
 /// What the backward pass needs. The ReLU's mask is not kept but computed again from `x`.

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::kernels::places::{self, Frame};
-use crate::operand::{Operand, by_element, dims4, tensor};
+use crate::operand::{Operand, by_element, dims4, on_gpu, tensor};
 use crate::tape::{Backward, Var};
 
 impl Var {
@@ -60,20 +60,13 @@ impl Var {
             return Err(Error::value(OPERATION, "factor", factor, "no pixel would be left; use at least 1"));
         }
         let [images, height, width, channels] = in_dims;
-        let y = by_element!(OPERATION, "x", x, T => {
-            let values = Operand::<T>::read(OPERATION, "x", x)?;
-            let repeated = places::repeat_pixels(&values, width, channels, factor);
-            tensor(repeated, &[images, height * factor, width * factor, channels])
-        })?;
+        let image = [height, width, channels];
+        let y = repeated(OPERATION, x, image, factor, &[images, height * factor, width * factor, channels])?;
         let backward = || -> Backward {
             let node = self.node();
             Box::new(move |dy, flow| {
                 let Some(node) = node else { return Ok(()) };
-                let dx = by_element!(OPERATION, "dy", dy, T => {
-                    let values = Operand::<T>::read(OPERATION, "dy", &dy)?;
-                    tensor(places::repeat_pixels_backward(&values, width, channels, factor), &in_dims)
-                })?;
-                flow.add(node, dx)
+                flow.add(node, repeated_backward(OPERATION, &dy, image, factor, &in_dims)?)
             })
         };
         Var::computed_with_tangent(OPERATION, y, &[self], backward, || {
@@ -88,19 +81,12 @@ impl Var {
         let [images, height, width, channels] = dims4(OPERATION, "x", x, "[batch, height, width, channels]")?;
         let frame = Frame { inner: [height, width, channels], border };
         let [outer_height, outer_width, _] = frame.outer();
-        let y = by_element!(OPERATION, "x", x, T => {
-            let padded = places::pad(&Operand::<T>::read(OPERATION, "x", x)?, frame);
-            tensor(padded, &[images, outer_height, outer_width, channels])
-        })?;
+        let y = framed(OPERATION, x, frame, &[images, outer_height, outer_width, channels])?;
         let backward = || -> Backward {
             let node = self.node();
             Box::new(move |dy, flow| {
                 let Some(node) = node else { return Ok(()) };
-                let dx = by_element!(OPERATION, "dy", dy, T => {
-                    let within = places::cut(&Operand::<T>::read(OPERATION, "dy", &dy)?, frame);
-                    tensor(within, &[images, height, width, channels])
-                })?;
-                flow.add(node, dx)
+                flow.add(node, unframed(OPERATION, &dy, frame, &[images, height, width, channels])?)
             })
         };
         Var::computed_with_tangent(OPERATION, y, &[self], backward, || {
@@ -114,6 +100,7 @@ fn join(operation: &'static str, parts: &[&Tensor], widths: &[usize]) -> Result<
     if let Some(channels) = dims.last_mut() {
         *channels = widths.iter().sum();
     }
+    on_gpu!(parts[0], gpu => super::cuda::places::join(&gpu, operation, parts, widths, &dims));
     by_element!(operation, "parts", parts[0], T => {
         let operands = parts.iter().map(|part| Operand::<T>::read(operation, "parts", part)).collect::<Result<Vec<_>>>()?;
         let slices: Vec<(&[T], usize)> = operands.iter().zip(widths).map(|(part, &width)| (&**part, width)).collect();
@@ -127,7 +114,41 @@ fn columns(dy: &Tensor, start: usize, width: usize) -> Result<Tensor> {
     let mut dims = dy.dims().to_vec();
     let Some(channels) = dims.last_mut() else { unreachable!("what was joined has channels") };
     let all = std::mem::replace(channels, width);
+    on_gpu!(dy, gpu => super::cuda::places::columns(&gpu, OPERATION, dy, all, [start, width], &dims));
     by_element!(OPERATION, "dy", dy, T => {
         tensor(places::take_columns(&Operand::<T>::read(OPERATION, "dy", dy)?, all, start, width), &dims)
     })
+}
+
+/// Every pixel of images of this height, this width and these channels as a square of `factor` by `factor`.
+fn repeated(operation: &'static str, x: &Tensor, image: [usize; 3], factor: usize, dims: &[usize]) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::places::repeat_pixels(&gpu, operation, x, image, factor, dims));
+    let [_, width, channels] = image;
+    by_element!(operation, "x", x, T => {
+        tensor(places::repeat_pixels(&Operand::<T>::read(operation, "x", x)?, width, channels, factor), dims)
+    })
+}
+
+fn repeated_backward(
+    operation: &'static str,
+    dy: &Tensor,
+    image: [usize; 3],
+    factor: usize,
+    dims: &[usize],
+) -> Result<Tensor> {
+    on_gpu!(dy, gpu => super::cuda::places::repeat_pixels_backward(&gpu, operation, dy, image, factor, dims));
+    let [_, width, channels] = image;
+    by_element!(operation, "dy", dy, T => {
+        tensor(places::repeat_pixels_backward(&Operand::<T>::read(operation, "dy", dy)?, width, channels, factor), dims)
+    })
+}
+
+fn framed(operation: &'static str, x: &Tensor, frame: Frame, dims: &[usize]) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::places::pad(&gpu, operation, x, frame, dims));
+    by_element!(operation, "x", x, T => tensor(places::pad(&Operand::<T>::read(operation, "x", x)?, frame), dims))
+}
+
+fn unframed(operation: &'static str, dy: &Tensor, frame: Frame, dims: &[usize]) -> Result<Tensor> {
+    on_gpu!(dy, gpu => super::cuda::places::cut(&gpu, operation, dy, frame, dims));
+    by_element!(operation, "dy", dy, T => tensor(places::cut(&Operand::<T>::read(operation, "dy", dy)?, frame), dims))
 }

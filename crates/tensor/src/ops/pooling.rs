@@ -1,8 +1,6 @@
 //! Pooling. Windows are square; rows and columns that do not fill a window are left out, as PyTorch does by
 //! default.
 
-use std::rc::Rc;
-
 use candle_core::Tensor;
 
 use crate::error::{Error, Result};
@@ -24,29 +22,18 @@ impl Var {
         if u32::try_from(w.image()).is_err() {
             return Err(Error::shape(OPERATION, "x", "images of fewer than 2^32 elements", x.dims()));
         }
-        on_gpu!(x, gpu => super::cuda::max_pool(&gpu, self, w, in_dims, out_dims));
-        let (y, from) = by_element!(OPERATION, "x", x, T => {
-            let (y, from) = pooling::max(&w, &Operand::<T>::read(OPERATION, "x", x)?);
-            Ok::<_, Error>((tensor(y, &out_dims)?, from))
-        })?;
-        let from = Rc::new(from);
-        let scatter = {
-            let from = from.clone();
-            || scattered(w, in_dims, self.node(), from)
-        };
+        let (y, from) = maxima(OPERATION, &w, x, &out_dims)?;
+        let scatter = || scattered(w, in_dims, self.node(), from.clone());
         Var::computed_with_tangent(OPERATION, y, &[self], scatter, || {
-            self.tangent().map(|tangent| tangent.gather(w, in_dims, out_dims, from)).transpose()
+            self.tangent().map(|tangent| tangent.gather(w, in_dims, &from)).transpose()
         })
     }
 
     /// The elements at the places `from` of every image: the tangent of [`Self::max_pool2d`].
-    fn gather(&self, w: Windows, in_dims: [usize; 4], out_dims: [usize; 4], from: Rc<Vec<u32>>) -> Result<Var> {
+    fn gather(&self, w: Windows, in_dims: [usize; 4], from: &Tensor) -> Result<Var> {
         const OPERATION: &str = "max_pool2d tangent";
-        let x = self.tensor();
-        let y = by_element!(OPERATION, "x", x, T => {
-            tensor(pooling::gather(&w, &Operand::<T>::read(OPERATION, "x", x)?, &from), &out_dims)
-        })?;
-        Var::computed(OPERATION, y, &[self], || scattered(w, in_dims, self.node(), from))
+        let y = gathered(OPERATION, &w, self.tensor(), from)?;
+        Var::computed(OPERATION, y, &[self], || scattered(w, in_dims, self.node(), from.clone()))
     }
 
     /// The mean of every window; shapes as [`Self::max_pool2d`]. The padding counts as zeros (PyTorch's
@@ -87,6 +74,32 @@ impl Var {
     }
 }
 
+/// The maximum of every window, and its place in its image (`u32`).
+fn maxima(operation: &'static str, w: &Windows, x: &Tensor, dims: &[usize]) -> Result<(Tensor, Tensor)> {
+    on_gpu!(x, gpu => super::cuda::max_pool(&gpu, operation, w, x, dims));
+    by_element!(operation, "x", x, T => {
+        let (y, from) = pooling::max(w, &Operand::<T>::read(operation, "x", x)?);
+        Ok((tensor(y, dims)?, tensor(from, dims)?))
+    })
+}
+
+fn gathered(operation: &'static str, w: &Windows, x: &Tensor, from: &Tensor) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::max_pool_gather(&gpu, operation, w, x, from));
+    let places = Operand::<u32>::read(operation, "from", from)?;
+    by_element!(operation, "x", x, T => {
+        tensor(pooling::gather(w, &Operand::<T>::read(operation, "x", x)?, &places), from.dims())
+    })
+}
+
+fn maxima_backward(w: &Windows, dy: &Tensor, from: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    const OPERATION: &str = "max_pool2d backward";
+    on_gpu!(dy, gpu => super::cuda::max_pool_backward(&gpu, OPERATION, w, dy, from, dims));
+    let places = Operand::<u32>::read(OPERATION, "from", from)?;
+    by_element!(OPERATION, "dy", dy, T => {
+        tensor(pooling::max_backward(w, &Operand::<T>::read(OPERATION, "dy", dy)?, &places), dims)
+    })
+}
+
 fn averages(operation: &'static str, w: Windows, x: &Tensor, dims: &[usize]) -> Result<Tensor> {
     on_gpu!(x, gpu => super::cuda::average_pool(&gpu, &w, x, dims));
     by_element!(operation, "x", x, T => tensor(pooling::average(&w, &Operand::<T>::read(operation, "x", x)?), dims))
@@ -119,15 +132,10 @@ fn global_averages_backward(operation: &'static str, dy: &Tensor, in_dims: [usiz
 }
 
 /// The backward pass of an operation that picks elements: each gradient goes to where its element came from.
-fn scattered(w: Windows, in_dims: [usize; 4], node: Option<usize>, from: Rc<Vec<u32>>) -> Backward {
-    const OPERATION: &str = "max_pool2d backward";
-    Box::new(move |dy, flow| {
-        let Some(node) = node else { return Ok(()) };
-        let dx = by_element!(OPERATION, "dy", dy, T => {
-            let dy = Operand::<T>::read(OPERATION, "dy", &dy)?;
-            tensor(pooling::max_backward(&w, &dy, &from), &in_dims)
-        })?;
-        flow.add(node, dx)
+fn scattered(w: Windows, in_dims: [usize; 4], node: Option<usize>, from: Tensor) -> Backward {
+    Box::new(move |dy, flow| match node {
+        Some(node) => flow.add(node, maxima_backward(&w, &dy, &from, &in_dims)?),
+        None => Ok(()),
     })
 }
 

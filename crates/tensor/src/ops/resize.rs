@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::kernels::resize::{self, Resize};
-use crate::operand::{Operand, by_element, dims4, tensor};
+use crate::operand::{Operand, by_element, dims4, on_gpu, tensor};
 use crate::tape::Var;
 
 impl Var {
@@ -22,11 +22,9 @@ impl Var {
             }
         }
         let [images, in_height, in_width, channels] = in_dims;
-        let change = Resize::new([in_height, in_width], channels, [height, width], align_corners);
-        let y = by_element!(OPERATION, "x", x, T => {
-            let values = Operand::<T>::read(OPERATION, "x", x)?;
-            tensor(resize::resize(&change, &values), &[images, height, width, channels])
-        })?;
+        let (out_height, out_width) = (height, width);
+        let change = Resize { height: in_height, width: in_width, channels, out_height, out_width, align_corners };
+        let y = resized(OPERATION, &change, x, &[images, height, width, channels])?;
         let node = self.node();
         Var::computed(OPERATION, y, &[self], || {
             Box::new(move |dy, flow| match node {
@@ -37,8 +35,16 @@ impl Var {
     }
 }
 
+fn resized(operation: &'static str, change: &Resize, x: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::resampling::resize(&gpu, operation, change, x, dims));
+    by_element!(operation, "x", x, T => {
+        tensor(resize::resize(change, &Operand::<T>::read(operation, "x", x)?), dims)
+    })
+}
+
 fn input_gradient(change: &Resize, dy: &Tensor, dims: &[usize]) -> Result<Tensor> {
     const OPERATION: &str = "resize_bilinear backward";
+    on_gpu!(dy, gpu => super::cuda::resampling::resize_backward(&gpu, OPERATION, change, dy, dims));
     by_element!(OPERATION, "dy", dy, T => {
         tensor(resize::resize_backward(change, &Operand::<T>::read(OPERATION, "dy", dy)?), dims)
     })

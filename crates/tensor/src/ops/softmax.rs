@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::kernels::softmax;
-use crate::operand::{Operand, by_element, tensor};
+use crate::operand::{Operand, by_element, on_gpu, tensor};
 use crate::tape::Var;
 
 impl Var {
@@ -27,9 +27,7 @@ fn compute(operation: &'static str, input: &Var, logarithm: bool) -> Result<Var>
         &[.., classes] if x.elem_count() > 0 => classes,
         found => return Err(Error::shape(operation, "x", "[..., classes], none of them zero", found)),
     };
-    let y = by_element!(operation, "x", x, T => {
-        tensor(softmax::softmax(&Operand::<T>::read(operation, "x", x)?, classes, logarithm), x.dims())
-    })?;
+    let y = normalized(operation, x, classes, logarithm)?;
     let (node, output) = (input.node(), y.clone());
     Var::computed(operation, y, &[input], || {
         Box::new(move |dy, flow| match node {
@@ -39,7 +37,15 @@ fn compute(operation: &'static str, input: &Var, logarithm: bool) -> Result<Var>
     })
 }
 
+fn normalized(operation: &'static str, x: &Tensor, classes: usize, logarithm: bool) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::row_normalization::softmax(&gpu, operation, x, classes, logarithm));
+    by_element!(operation, "x", x, T => {
+        tensor(softmax::softmax(&Operand::<T>::read(operation, "x", x)?, classes, logarithm), x.dims())
+    })
+}
+
 fn input_gradient(operation: &'static str, y: &Tensor, dy: &Tensor, classes: usize, logarithm: bool) -> Result<Tensor> {
+    on_gpu!(y, gpu => super::cuda::row_normalization::softmax_backward(&gpu, operation, y, dy, classes, logarithm));
     by_element!(operation, "dy", dy, T => {
         let (values, dy) = (Operand::<T>::read(operation, "y", y)?, Operand::<T>::read(operation, "dy", dy)?);
         tensor(softmax::softmax_backward(&values, &dy, classes, logarithm), y.dims())

@@ -1,36 +1,81 @@
-//! Element by element, sums over rows, transposed matrices, and the optimiser's step.
+//! Element by element, sums over all rows of a matrix, transposed matrices.
 
-use super::Argument::{Natural, Read, Single, Write};
+use super::Argument::{Maybe, Natural, Read, Single, Write};
 use super::normalization::Cut;
 use super::{Argument, Memory, Queue, Stored, View, integer, named, natural, one_each, width};
 use crate::error::Result;
 
-/// A kernel of elements that all lie at the same place of their arrays.
-fn elementwise<Q: Queue>(queue: &Q, kernel: &'static str, inputs: &[View]) -> Result<Q::Memory> {
+/// A kernel of elements that all lie at the same place of their arrays, and of some numbers.
+fn elementwise<Q: Queue>(
+    queue: &Q,
+    kernel: &'static str,
+    inputs: &[View],
+    numbers: &[Argument<'static>],
+) -> Result<Q::Memory> {
     let (element, count) = (inputs[0].element(), inputs[0].count());
     let result = queue.allocate(element, count)?;
     let width = width(count, inputs);
     let packs = count / width;
     let mut arguments: Vec<Argument> = inputs.iter().copied().map(Read).collect();
     arguments.extend([Write(result.view()), Natural(natural(kernel, packs)?)]);
+    arguments.extend(numbers);
     // SAFETY: all arrays have `count` elements, packs of `width` of them; the result is fresh.
     unsafe { queue.launch(&named(kernel, element, width), one_each(packs), &arguments)? };
     Ok(result)
 }
 
-/// `a + b`, of equal lengths and element types.
-pub(crate) fn add<Q: Queue>(queue: &Q, a: View, b: View) -> Result<Q::Memory> {
-    elementwise(queue, "add", &[a, b])
+/// The kernels of one or two arrays, of equal lengths and element types, and perhaps a number.
+macro_rules! maps {
+    ($($(#[$attribute:meta])* $name:ident($first:ident $(, $second:ident)?) $(of $number:ident)?;)*) => {$(
+        $(#[$attribute])*
+        pub(crate) fn $name<Q: Queue>(
+            queue: &Q,
+            $first: View,
+            $($second: View,)?
+            $($number: f32,)?
+        ) -> Result<Q::Memory> {
+            elementwise(queue, stringify!($name), &[$first $(, $second)?], &[$(Single($number))?])
+        }
+    )*};
 }
 
-/// `max(x, 0)`.
-pub(crate) fn relu<Q: Queue>(queue: &Q, x: View) -> Result<Q::Memory> {
-    elementwise(queue, "relu", &[x])
-}
-
-/// `dy` where `x` is above 0.
-pub(crate) fn relu_backward<Q: Queue>(queue: &Q, dy: View, x: View) -> Result<Q::Memory> {
-    elementwise(queue, "relu_backward", &[dy, x])
+maps! {
+    /// `a + b`
+    add(a, b);
+    /// `a - b`
+    subtract(a, b);
+    /// `a * b`
+    multiply(a, b);
+    /// `a / b`
+    divide(a, b);
+    /// `x * factor`
+    scale(x) of factor;
+    /// `x + term`
+    offset(x) of term;
+    /// The square root.
+    square_root(x);
+    /// The gradient of [`square_root`], of its result `root`.
+    square_root_backward(dy, root);
+    /// `|x|`
+    absolute(x);
+    /// The gradient of [`absolute`]: 0 where `x` is.
+    absolute_backward(dy, x);
+    /// `max(x, 0)`; what is not a number stays so.
+    relu(x);
+    /// `dy` where `x` is above 0 (or is not a number).
+    relu_backward(dy, x);
+    /// `1 / (1 + exp(-x))`
+    sigmoid(x);
+    /// The gradient of [`sigmoid`], of its result `y`.
+    sigmoid_backward(dy, y);
+    /// `tanh x`
+    tanh(x);
+    /// The gradient of [`tanh`], of its result `y`.
+    tanh_backward(dy, y);
+    /// `x * P(X < x)` for a standard normal `X`.
+    gelu(x);
+    /// The gradient of [`gelu`].
+    gelu_backward(dy, x);
 }
 
 /// `x + bias` for every row of `x`.
@@ -54,14 +99,24 @@ pub(crate) fn add_bias<Q: Queue>(queue: &Q, x: View, bias: View) -> Result<Q::Me
 
 /// The sum over all rows of `channels` elements, `f32`.
 pub(crate) fn column_sums<Q: Queue>(queue: &Q, x: View, channels: usize) -> Result<Q::Memory> {
+    sum_columns(queue, x, None, channels)
+}
+
+/// The sum of `a * b` over all rows of `channels` elements, `f32`.
+pub(crate) fn column_products<Q: Queue>(queue: &Q, a: View, b: View, channels: usize) -> Result<Q::Memory> {
+    sum_columns(queue, a, Some(b), channels)
+}
+
+fn sum_columns<Q: Queue>(queue: &Q, x: View, factor: Option<View>, channels: usize) -> Result<Q::Memory> {
     const OPERATION: &str = "column_sums";
-    let cut = Cut::of(OPERATION, x.count(), channels, width(channels, &[x]))?;
+    let views: Vec<View> = [Some(x), factor].into_iter().flatten().collect();
+    let cut = Cut::of(OPERATION, x.count(), channels, width(channels, &views))?;
     let partial = queue.allocate(Stored::F32, cut.blocks * channels)?;
     let result = queue.allocate(Stored::F32, channels)?;
     let [rows, channels, rows_per_block] = cut.sizes();
-    // SAFETY: a line of `partial` for every block, rows that `x` has, and a result for every channel.
+    // SAFETY: a line of `partial` for every block, rows that `x` and `factor` have, and a result for every channel.
     unsafe {
-        let arguments = [Read(x), Write(partial.view()), rows, channels, rows_per_block];
+        let arguments = [Read(x), Maybe(factor), Write(partial.view()), rows, channels, rows_per_block];
         queue.launch(&named(OPERATION, x.element(), cut.width), cut.grid(), &arguments)?;
         let arguments = [Read(partial.view()), cut.lines(), channels, Write(result.view())];
         queue.launch("column_sums_finish", cut.channel_grid(), &arguments)?;
@@ -80,33 +135,4 @@ pub(crate) fn transpose<Q: Queue>(queue: &Q, x: View, rows: usize, columns: usiz
     // SAFETY: both matrices have `rows * columns` elements.
     unsafe { queue.launch(&named(OPERATION, x.element(), 1), grid, &arguments)? };
     Ok(result)
-}
-
-/// `velocity = momentum·velocity + gradient + weight_decay·parameter`, then `parameter -= learning_rate·velocity`, in
-/// place, for everybody who holds them; coefficients in this order: learning rate, momentum, weight decay.
-///
-/// # Panics
-/// If the three differ in length, or overlap.
-pub(crate) fn sgd<Q: Queue>(
-    queue: &Q,
-    parameter: View,
-    velocity: View,
-    gradient: View,
-    [learning_rate, momentum, weight_decay]: [f32; 3],
-) -> Result<()> {
-    let count = parameter.count();
-    assert!(velocity.count() == count && gradient.count() == count);
-    let overlap = parameter.overlaps(&velocity) || parameter.overlaps(&gradient) || velocity.overlaps(&gradient);
-    assert!(!overlap);
-    let arguments = [
-        Write(parameter),
-        Write(velocity),
-        Read(gradient),
-        Single(learning_rate),
-        Single(momentum),
-        Single(weight_decay),
-        Natural(natural("sgd_step", count)?),
-    ];
-    // SAFETY: three arrays of `count` elements; what else is launched with them runs before or after.
-    unsafe { queue.launch("sgd", one_each(count), &arguments) }
 }

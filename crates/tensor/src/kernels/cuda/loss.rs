@@ -1,10 +1,10 @@
-//! Softmax cross-entropy of `f32` logits `[rows, classes]`.
+//! Cross-entropy of `f32` logits: of the softmax of rows `[rows, classes]`, and of single bits.
 //!
-//! Labels are not looked at by the host, which would have to wait for the GPU: one that is no class makes its loss not a
-//! number.
+//! Labels and targets are not looked at by the host, which would have to wait for the GPU: one that is no class, or no
+//! probability, makes its loss not a number.
 
-use super::Argument::{Double, Integer, Read, Write};
-use super::{Memory, Queue, Stored, View, integer, one_each};
+use super::Argument::{Double, Integer, Natural, Read, Write};
+use super::{Memory, Queue, Stored, View, integer, natural, one_each, rows};
 use crate::error::Result;
 
 const OPERATION: &str = "cross_entropy";
@@ -59,5 +59,39 @@ pub(crate) fn cross_entropy_backward<Q: Queue>(
     ];
     // SAFETY: a label for every row of the logits, and a gradient, unless there is one for all.
     unsafe { queue.launch("cross_entropy_backward", one_each(rows), &arguments)? };
+    Ok(dlogits)
+}
+
+/// The mean loss of bits, by their logits and as many targets.
+pub(crate) fn binary_cross_entropy<Q: Queue>(queue: &Q, logits: View, targets: View) -> Result<Q::Memory> {
+    const OPERATION: &str = "binary_cross_entropy";
+    let count = logits.count();
+    let losses = queue.allocate(Stored::F32, count)?;
+    let arguments = [Read(logits), Read(targets), Write(losses.view()), Natural(natural(OPERATION, count)?)];
+    // SAFETY: arrays of `count` elements.
+    unsafe { queue.launch(OPERATION, one_each(count), &arguments)? };
+    rows::total(queue, losses.view(), 1. / count as f64)
+}
+
+/// The gradient of the logits from that of [`binary_cross_entropy`], one number.
+pub(crate) fn binary_cross_entropy_backward<Q: Queue>(
+    queue: &Q,
+    gradient: View,
+    logits: View,
+    targets: View,
+) -> Result<Q::Memory> {
+    const OPERATION: &str = "binary_cross_entropy_backward";
+    let count = logits.count();
+    let dlogits = queue.allocate(Stored::F32, count)?;
+    let arguments = [
+        Read(gradient),
+        Read(logits),
+        Read(targets),
+        Write(dlogits.view()),
+        Natural(natural(OPERATION, count)?),
+        Double(1. / count as f64),
+    ];
+    // SAFETY: arrays of `count` elements, but for the one gradient.
+    unsafe { queue.launch(OPERATION, one_each(count), &arguments)? };
     Ok(dlogits)
 }

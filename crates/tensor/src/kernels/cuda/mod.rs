@@ -9,7 +9,8 @@
 //! Candle's CUDA code nor the modules below are compiled, but in tests.
 //!
 //! - `sources/*.cu`: the kernels, one module of machine code, compiled when this crate is built;
-//! - the families [`normalization`], [`pooling`], [`loss`], [`elementwise`], [`augmentation`]: which kernels an operation
+//! - the families [`normalization`], [`pooling`], [`loss`], [`curvature`], [`elementwise`], [`rows`],
+//!   [`row_normalization`], [`places`], [`resampling`], [`optimizer`], [`augmentation`]: which kernels an operation
 //!   launches, over how many blocks, with which arguments. They see memory and a [`Queue`] and know nothing of CUDA;
 //! - `gpu` and `convolution` (feature `cuda`): the queue of a real GPU; Candle's tensors as [`View`]s; cuDNN;
 //! - `emulation` (tests): a queue that runs the very kernels on the CPU. Each family is tested through it, launch by
@@ -31,6 +32,7 @@ use crate::error::{Error, Result};
 pub(crate) mod augmentation;
 #[cfg(feature = "cuda")]
 pub(crate) mod convolution;
+pub(crate) mod curvature;
 pub(crate) mod elementwise;
 #[cfg(all(test, target_os = "linux"))]
 mod emulation;
@@ -38,7 +40,12 @@ mod emulation;
 pub(crate) mod gpu;
 pub(crate) mod loss;
 pub(crate) mod normalization;
+pub(crate) mod optimizer;
+pub(crate) mod places;
 pub(crate) mod pooling;
+pub(crate) mod resampling;
+pub(crate) mod row_normalization;
+pub(crate) mod rows;
 
 /// Threads of every block, as in `common.cuh`.
 const THREADS: usize = 256;

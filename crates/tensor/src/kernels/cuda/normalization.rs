@@ -42,7 +42,12 @@ impl Cut {
     }
 
     pub fn channel_grid(&self) -> [u32; 2] {
-        [(self.channels as u32).div_ceil(Self::COLUMNS as u32), 1]
+        Self::column_grid(self.channels as usize)
+    }
+
+    /// The blocks of `coefficients.cuh` for lines of so many partial results.
+    pub fn column_grid(columns: usize) -> [u32; 2] {
+        [columns.div_ceil(Self::COLUMNS) as u32, 1]
     }
 
     /// Rows, channels and rows per block, as the kernels take them.
@@ -139,17 +144,18 @@ pub(crate) fn of_running<Q: Queue>(
 }
 
 /// `x · scale + shift` per channel, and a ReLU if wanted.
-pub(crate) fn apply<Q: Queue>(queue: &Q, x: View, scale: View, shift: View, relu: bool) -> Result<Q::Memory> {
+pub(crate) fn apply<Q: Queue>(queue: &Q, x: View, scale: View, shift: Option<View>, relu: bool) -> Result<Q::Memory> {
     const OPERATION: &str = "batch_norm";
     let channels = scale.count();
     let y = queue.allocate(x.element(), x.count())?;
-    let width = width(channels, &[x, scale, shift]);
+    let views: Vec<View> = [Some(x), Some(scale), shift].into_iter().flatten().collect();
+    let width = width(channels, &views);
     let packs = x.count() / width;
     let arguments = [
         Read(x),
         Write(y.view()),
         Read(scale),
-        Read(shift),
+        Maybe(shift),
         Integer(relu.into()),
         Natural(natural(OPERATION, packs)?),
         Integer(integer(OPERATION, channels)?),

@@ -53,6 +53,18 @@ pub(crate) fn max_backward<Q: Queue>(queue: &Q, w: &Windows, dy: View, from: Vie
     Ok(dx)
 }
 
+/// The elements of `x` at the places `from` that [`max`] has found; [`max_backward`] is the gradient of this too.
+pub(crate) fn gather<Q: Queue>(queue: &Q, w: &Windows, x: View, from: View) -> Result<Q::Memory> {
+    let count = from.count();
+    let y = queue.allocate(x.element(), count)?;
+    let sizes = [w.image(), w.out_image()].map(|size| Ok(Integer(integer(OPERATION, size)?)));
+    let sizes: Vec<Argument> = sizes.into_iter().collect::<Result<_>>()?;
+    let arrays = [Read(x), Read(from), Write(y.view())];
+    // SAFETY: as above; every place is one in its image.
+    unsafe { launch(queue, "max_pool_gather", x.element(), &arrays, count, &sizes)? };
+    Ok(y)
+}
+
 /// The mean of every window.
 pub(crate) fn average<Q: Queue>(queue: &Q, w: &Windows, x: View) -> Result<Q::Memory> {
     let count = x.count() / w.image() * w.out_image();

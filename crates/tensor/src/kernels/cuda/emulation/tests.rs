@@ -1,6 +1,10 @@
-use super::super::{augmentation, elementwise, loss, normalization, pooling};
+use super::super::{augmentation, elementwise, loss, normalization, optimizer, pooling};
 use super::*;
 use crate::{BatchNorm, CrossEntropy, Device, Sgd, Statistics, Tape, Tensor, Var, sgd_step};
+
+mod arithmetic;
+mod beyond_training;
+mod places;
 
 /// What `run` gives, with the threads of every block in both orders; nothing where kernels cannot be emulated.
 fn emulated<R: PartialEq + std::fmt::Debug>(run: impl Fn(&Emulator) -> R) -> Option<R> {
@@ -75,7 +79,7 @@ fn normalized(
         }
     };
     let (scale, shift) = (coefficients.scale.view(), coefficients.shift.view());
-    let y = normalization::apply(queue, x.view(), scale, shift, relu).unwrap();
+    let y = normalization::apply(queue, x.view(), scale, Some(shift), relu).unwrap();
     let (inverse, from_batch) = (coefficients.inverse.view(), running.is_none());
     let seen = normalization::Normalized { x: x.view(), mean: mean.view(), inverse, scale, shift, relu, from_batch };
     let sums = normalization::gradient_sums(queue, &seen, dy.view()).unwrap();
@@ -360,7 +364,7 @@ fn two_steps_of_sgd_are_those_of_the_cpu() {
             let (parameter, velocity) = (queue.f32(&noise(count, 3)), queue.f32(&vec![0.; count]));
             for gradient in &gradients {
                 let gradient = queue.f32(gradient);
-                elementwise::sgd(queue, parameter.view(), velocity.view(), gradient.view(), [0.1, 0.9, 5e-4]).unwrap();
+                optimizer::sgd(queue, parameter.view(), velocity.view(), gradient.view(), [0.1, 0.9, 5e-4]).unwrap();
             }
             [&parameter, &velocity].map(Array::numbers)
         }) else {

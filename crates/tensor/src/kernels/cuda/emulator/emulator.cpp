@@ -155,25 +155,36 @@ template <typename... P> static Bound bind(void (*kernel)(P...)) {
 
 static const std::map<std::string, Bound> &kernels() {
 #define KERNEL(name) {#name, bind(name)}
+#define KIND(name, kind) {#name "_" #kind, bind(kind::name##_##kind)}
 #define ROWS(kind)                                                                                                  \
-    {"add_" #kind, bind(kind::add_##kind)}, {"relu_" #kind, bind(kind::relu_##kind)},                               \
-        {"relu_backward_" #kind, bind(kind::relu_backward_##kind)}, {"moments_" #kind, bind(kind::moments_##kind)}, \
-        {"add_bias_" #kind, bind(kind::add_bias_##kind)}, {"column_sums_" #kind, bind(kind::column_sums_##kind)},   \
-        {"affine_" #kind, bind(kind::affine_##kind)},       \
-        {"gradient_sums_" #kind, bind(kind::gradient_sums_##kind)},                                                 \
-        {"input_gradient_" #kind, bind(kind::input_gradient_##kind)}
+    KIND(moments, kind), KIND(add_bias, kind), KIND(column_sums, kind), KIND(affine, kind),                         \
+        KIND(gradient_sums, kind), KIND(input_gradient, kind), KIND(row_sums, kind), KIND(normalized_rows, kind),   \
+        KIND(normalized_rows_backward, kind), KIND(filled_rows, kind), KIND(repeated_row, kind)
+#define MAPS(kind)                                                                                                  \
+    KIND(add, kind), KIND(subtract, kind), KIND(multiply, kind), KIND(divide, kind), KIND(scale, kind),             \
+        KIND(offset, kind), KIND(square_root, kind), KIND(square_root_backward, kind), KIND(absolute, kind),        \
+        KIND(absolute_backward, kind), KIND(relu, kind), KIND(relu_backward, kind), KIND(sigmoid, kind),            \
+        KIND(sigmoid_backward, kind), KIND(tanh, kind), KIND(tanh_backward, kind), KIND(gelu, kind),                 \
+        KIND(gelu_backward, kind)
+#define NORMALIZED(kind)                                                                                            \
+    KIND(softmax, kind), KIND(softmax_backward, kind), KIND(layer_norm, kind), KIND(layer_norm_backward, kind),     \
+        KIND(layer_norm_sums, kind)
+#define SAMPLES(kind)                                                                                               \
+    KIND(grid_sample, kind), KIND(grid_sample_grid_gradient, kind), KIND(grid_sample_image_gradient, kind)
+#define PLACES(kind)                                                                                                \
+    KIND(copy_columns, kind), KIND(place_images, kind), KIND(repeat_pixels, kind), KIND(repeat_pixels_backward, kind), \
+        KIND(resize, kind), KIND(resize_backward, kind)
 #define ELEMENTS(kind)                                                                                              \
-    {"max_pool_" #kind, bind(kind::max_pool_##kind)},                                                               \
-        {"max_pool_backward_" #kind, bind(kind::max_pool_backward_##kind)},                                         \
-        {"average_pool_" #kind, bind(kind::average_pool_##kind)},                                                   \
-        {"average_pool_backward_" #kind, bind(kind::average_pool_backward_##kind)},                                 \
-        {"global_average_pool_" #kind, bind(kind::global_average_pool_##kind)},                                     \
-        {"global_average_pool_backward_" #kind, bind(kind::global_average_pool_backward_##kind)},                   \
-        {"transpose_" #kind, bind(kind::transpose_##kind)}
+    KIND(max_pool, kind), KIND(max_pool_backward, kind), KIND(max_pool_gather, kind), KIND(average_pool, kind), KIND(average_pool_backward, kind), \
+        KIND(global_average_pool, kind), KIND(global_average_pool_backward, kind), KIND(transpose, kind)
+#define WIDTHS(kernels) kernels(f32x4), kernels(f32x1), kernels(bf16x8), kernels(bf16x1)
     static const std::map<std::string, Bound> all = {
-        ROWS(f32x4), ROWS(f32x1), ROWS(bf16x8), ROWS(bf16x1), ELEMENTS(f32x1), ELEMENTS(bf16x1),
+        WIDTHS(ROWS), WIDTHS(MAPS), WIDTHS(NORMALIZED), WIDTHS(PLACES), ELEMENTS(f32x1), ELEMENTS(bf16x1),
+        SAMPLES(f32x1), SAMPLES(bf16x1),
         KERNEL(column_sums_finish), KERNEL(moments_finish), KERNEL(running_coefficients), KERNEL(gradient_finish),
-        KERNEL(cross_entropy), KERNEL(cross_entropy_backward), KERNEL(mean), KERNEL(sgd), KERNEL(augment),
+        KERNEL(cross_entropy), KERNEL(cross_entropy_backward), KERNEL(cross_entropy_tangent),
+        KERNEL(cross_entropy_curvature), KERNEL(mean), KERNEL(sgd), KERNEL(adam), KERNEL(amsgrad),
+        KERNEL(binary_cross_entropy), KERNEL(binary_cross_entropy_backward), KERNEL(augment),
     };
     return all;
 }

@@ -41,5 +41,16 @@ template <typename T, int V> __device__ __forceinline__ void store(T *to, size_t
 // ReLU as everywhere in this project: what is not a number stays so.
 __device__ __forceinline__ float rectified(float value) { return value <= 0.f ? 0.f : value; }
 
+// 1 / (1 + exp(-x)), by the exponential of a number that is not above 0; what is not a number stays so.
+__device__ __forceinline__ float logistic(float value) {
+    const float decayed = expf(-fabsf(value));
+    return (value < 0.f ? decayed : 1.f) / (1.f + decayed);
+}
+
+// P(X < x) for a standard normal X, by the complementary error function, which keeps its digits in the lower tail; and the
+// density at x.
+__device__ __forceinline__ float probability_below(float x) { return 0.5f * erfcf(-0.70710678f * x); }
+__device__ __forceinline__ float density(float x) { return 0.39894228f * expf(-0.5f * x * x); }
+
 // The number of this thread among all of the grid, along x.
 __device__ __forceinline__ unsigned global_index() { return blockIdx.x * THREADS + threadIdx.x; }

@@ -10,8 +10,11 @@
 
 #include "coefficients.cuh"
 #include "loss.cuh"
+#include "curvature.cuh"
 #include "optimizer.cuh"
 #include "augmentation.cuh"
+#include "binary_cross_entropy.cuh"
+#include "row.cuh"
 
 namespace f32x4 {
 typedef float T;
@@ -19,6 +22,10 @@ constexpr int V = 4;
 #define NAME(kernel) kernel##_f32x4
 #include "elementwise.cuh"
 #include "normalization.cuh"
+#include "places.cuh"
+#include "resize.cuh"
+#include "rows.cuh"
+#include "row_normalization.cuh"
 #undef NAME
 }
 
@@ -28,8 +35,13 @@ constexpr int V = 1;
 #define NAME(kernel) kernel##_f32x1
 #include "elementwise.cuh"
 #include "normalization.cuh"
+#include "places.cuh"
+#include "resize.cuh"
+#include "rows.cuh"
+#include "row_normalization.cuh"
 #include "pooling.cuh"
 #include "transpose.cuh"
+#include "grid_sample.cuh"
 #undef NAME
 }
 
@@ -39,6 +51,10 @@ constexpr int V = 8;
 #define NAME(kernel) kernel##_bf16x8
 #include "elementwise.cuh"
 #include "normalization.cuh"
+#include "places.cuh"
+#include "resize.cuh"
+#include "rows.cuh"
+#include "row_normalization.cuh"
 #undef NAME
 }
 
@@ -48,7 +64,12 @@ constexpr int V = 1;
 #define NAME(kernel) kernel##_bf16x1
 #include "elementwise.cuh"
 #include "normalization.cuh"
+#include "places.cuh"
+#include "resize.cuh"
+#include "rows.cuh"
+#include "row_normalization.cuh"
 #include "pooling.cuh"
 #include "transpose.cuh"
+#include "grid_sample.cuh"
 #undef NAME
 }

@@ -131,15 +131,23 @@ __device__ __forceinline__ void sum_lanes(float (&sums)[Q][V], const Cut &cut, f
     }
 }
 
-// partial: [blocks][1][channels]
-extern "C" __global__ void NAME(column_sums)(const T *x, float *partial, int rows, int channels, int rows_per_block) {
+// partial: [blocks][1][channels], sums of x, or of x * factor (null: of x alone).
+extern "C" __global__ void NAME(column_sums)(const T *x, const T *factor, float *partial, int rows, int channels,
+                                             int rows_per_block) {
     const Cut cut(rows, channels, rows_per_block);
     float sums[1][V] = {};
     if (cut.is_used()) {
 #pragma unroll 4
         for (int row = cut.first + cut.lane; row < cut.end; row += cut.lanes) {
+            const size_t place = (size_t)row * (channels / V) + cut.group;
             float values[V];
-            load<T, V>(x, (size_t)row * (channels / V) + cut.group, values);
+            load<T, V>(x, place, values);
+            if (factor) {
+                float factors[V];
+                load<T, V>(factor, place, factors);
+#pragma unroll
+                for (int k = 0; k < V; k++) values[k] *= factors[k];
+            }
 #pragma unroll
             for (int k = 0; k < V; k++) sums[0][k] += values[k];
         }
@@ -147,16 +155,17 @@ extern "C" __global__ void NAME(column_sums)(const T *x, float *partial, int row
     sum_lanes<1>(sums, cut, partial, channels);
 }
 
-// y = x * scale + shift per channel, and a ReLU. The backward kernels compute the same expression to know its sign.
+// y = x * scale + shift (null: of 0) per channel, and a ReLU. The backward kernels compute the same expression to know its
+// sign.
 extern "C" __global__ void NAME(affine)(const T *x, T *y, const float *scale, const float *shift, int relu,
                                         unsigned count, int channels) {
     const unsigned i = global_index();
     if (i >= count) return;
     const unsigned group = i % (unsigned)(channels / V);
-    float values[V], factor[V], offset[V];
+    float values[V], factor[V], offset[V] = {};
     load<T, V>(x, i, values);
     load<float, V>(scale, group, factor);
-    load<float, V>(shift, group, offset);
+    if (shift) load<float, V>(shift, group, offset);
 #pragma unroll
     for (int k = 0; k < V; k++) {
         values[k] = fmaf(values[k], factor[k], offset[k]);

@@ -65,6 +65,14 @@ extern "C" __global__ void NAME(max_pool_backward)(const T *dy, const uint32_t *
     dx[i] = Narrow<T>::of(sum);
 }
 
+// The elements at the places of the maxima, in arrays whose images have `image` elements, and their results `out_image`.
+extern "C" __global__ void NAME(max_pool_gather)(const T *x, const uint32_t *from, T *y, unsigned count, int image,
+                                                 int out_image) {
+    const unsigned i = global_index();
+    if (i >= count) return;
+    y[i] = x[(size_t)(i / out_image) * image + from[i]];
+}
+
 extern "C" __global__ void NAME(average_pool)(const T *x, T *y, unsigned count, WINDOWS) {
     const unsigned i = global_index();
     if (i >= count) return;

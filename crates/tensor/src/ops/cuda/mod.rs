@@ -1,11 +1,21 @@
 //! The operations on a GPU: what [`crate::kernels::cuda`] has kernels for, from tensors to tensors.
 //!
 //! Where an operation keeps for its backward pass what its counterpart on the CPU keeps, the two share one body in the
-//! module of the operation, and here is only what is computed. The others are whole. None of these has a rule for
-//! tangents that needs anything but operations on a GPU again; those that would, refuse values that carry one.
+//! module of the operation, and here is only what is computed. The others are whole. Rules for tangents need nothing but
+//! operations on a GPU again.
 
-use candle_core::Tensor;
+pub(super) mod arithmetic;
+pub(super) mod conv_transpose;
+pub(super) mod curvature;
+pub(crate) mod optimizer;
+pub(super) mod places;
+pub(super) mod resampling;
+pub(super) mod row_normalization;
 
+use candle_core::{DType, Tensor};
+
+use super::batch_norm_tangent::{Normalized, Source};
+use super::loss::Reduction;
 use super::normalization::{BatchNorm, BatchStatistics, Statistics};
 use crate::error::{Error, Result};
 use crate::kernels::convolution::Geometry;
@@ -16,34 +26,31 @@ use crate::kernels::cuda::{
 use crate::kernels::pooling::Windows;
 use crate::operand::exact;
 use crate::ops::ConvolutionAlgorithm;
-use crate::sgd::Sgd;
-use crate::tape::Var;
+use crate::tape::{Backward, Var};
 
-pub(crate) fn add(gpu: &Gpu, operation: &'static str, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    exact(operation, "other", b, a.dims(), "the shape of the first operand")?;
-    let left = gpu.activations(operation, "self", a)?;
-    let right = gpu.like(operation, "other", b, &left)?;
-    Ok(gpu.tensor(elementwise::add(gpu, left.view(), right.view())?, a.dims()))
+/// What `kernel` makes of one tensor of activations, which has a name.
+pub(super) fn from_one(
+    gpu: &Gpu,
+    operation: &'static str,
+    (name, x): (&'static str, &Tensor),
+    dims: &[usize],
+    kernel: impl FnOnce(View) -> Result<Allocation>,
+) -> Result<Tensor> {
+    let values = gpu.activations(operation, name, x)?;
+    Ok(gpu.tensor(kernel(values.view())?, dims))
 }
 
-pub(super) fn relu(gpu: &Gpu, x: &Tensor) -> Result<Tensor> {
-    let values = gpu.activations("relu", "x", x)?;
-    Ok(gpu.tensor(elementwise::relu(gpu, values.view())?, x.dims()))
-}
-
-pub(super) fn relu_backward(gpu: &Gpu, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
-    const OPERATION: &str = "relu backward";
-    let values = gpu.activations(OPERATION, "x", x)?;
-    let gradient = gpu.like(OPERATION, "dy", dy, &values)?;
-    Ok(gpu.tensor(elementwise::relu_backward(gpu, gradient.view(), values.view())?, x.dims()))
-}
-
-/// `Σ x` per channel, in the element type of `x`.
-pub(super) fn channel_sums(gpu: &Gpu, operation: &'static str, x: &Tensor) -> Result<Tensor> {
-    let channels = x.dim(candle_core::D::Minus1)?;
-    let values = gpu.activations(operation, "x", x)?;
-    let sums = gpu.tensor(elementwise::column_sums(gpu, values.view(), channels)?, &[channels]);
-    Ok(sums.to_dtype(x.dtype())?)
+/// What `kernel` makes of two tensors of equal shapes and element types, each of which has a name.
+pub(super) fn from_two(
+    gpu: &Gpu,
+    operation: &'static str,
+    [(first_name, first), (second_name, second)]: [(&'static str, &Tensor); 2],
+    kernel: impl FnOnce(View, View) -> Result<Allocation>,
+) -> Result<Tensor> {
+    exact(operation, second_name, second, first.dims(), "the shape of the first operand")?;
+    let left = gpu.activations(operation, first_name, first)?;
+    let right = gpu.like(operation, second_name, second, &left)?;
+    Ok(gpu.tensor(kernel(left.view(), right.view())?, first.dims()))
 }
 
 // --- convolution and the linear layer ---
@@ -65,6 +72,13 @@ fn written(gpu: &Gpu, fresh: Option<Allocation>, start: Option<Tensor>, dims: &[
         (None, Some(start)) => Ok(start),
         (None, None) => unreachable!("a convolution writes somewhere"),
     }
+}
+
+/// `y + bias` for every row of `y`.
+fn biased(gpu: &Gpu, operation: &'static str, y: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let products = gpu.activations(operation, "y", y)?;
+    let bias = gpu.like(operation, "bias", bias, &products)?;
+    Ok(gpu.tensor(elementwise::add_bias(gpu, products.view(), bias.view())?, y.dims()))
 }
 
 /// The convolution of `x`, plus a bias, or plus a residual.
@@ -91,10 +105,7 @@ pub(super) fn convolve(
         convolution::forward(gpu, g, image.view(), filter.view(), start)?
     };
     let y = written(gpu, fresh, start, &dims)?;
-    let Some(bias) = bias else { return Ok(y) };
-    let bias = gpu.like(OPERATION, "bias", bias, &image)?;
-    let products = gpu.like(OPERATION, "y", &y, &image)?;
-    Ok(gpu.tensor(elementwise::add_bias(gpu, products.view(), bias.view())?, &dims))
+    bias.map_or(Ok(y.clone()), |bias| biased(gpu, OPERATION, &y, bias))
 }
 
 pub(super) fn convolution_input_gradient(
@@ -135,9 +146,7 @@ pub(super) fn linear(gpu: &Gpu, x: &Tensor, weight: &Tensor, bias: Option<&Tenso
     let rows = gpu.activations(OPERATION, "x", x)?;
     gpu.like(OPERATION, "weight", weight, &rows)?;
     let products = product(x, &weight.t()?)?;
-    let Some(bias) = bias else { return Ok(products) };
-    let (y, bias) = (gpu.like(OPERATION, "y", &products, &rows)?, gpu.like(OPERATION, "bias", bias, &rows)?);
-    Ok(gpu.tensor(elementwise::add_bias(gpu, y.view(), bias.view())?, products.dims()))
+    bias.map_or(Ok(products.clone()), |bias| biased(gpu, OPERATION, &products, bias))
 }
 
 pub(super) fn linear_weight_gradient(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
@@ -150,50 +159,62 @@ pub(super) fn linear_input_gradient(dy: &Tensor, weight: &Tensor) -> Result<Tens
 
 // --- pooling ---
 
-fn pooled(
-    gpu: &Gpu,
-    operation: &'static str,
-    x: &Tensor,
-    dims: &[usize],
-    pool: impl FnOnce(View) -> Result<Allocation>,
-) -> Result<Tensor> {
-    let values = gpu.activations(operation, "x", x)?;
-    Ok(gpu.tensor(pool(values.view())?, dims))
-}
-
 pub(super) fn average_pool(gpu: &Gpu, w: &Windows, x: &Tensor, dims: &[usize]) -> Result<Tensor> {
-    pooled(gpu, "avg_pool2d", x, dims, |x| pooling::average(gpu, w, x))
+    from_one(gpu, "avg_pool2d", ("x", x), dims, |x| pooling::average(gpu, w, x))
 }
 
 pub(super) fn average_pool_backward(gpu: &Gpu, w: &Windows, dy: &Tensor, dims: &[usize]) -> Result<Tensor> {
-    pooled(gpu, "avg_pool2d", dy, dims, |dy| pooling::average_backward(gpu, w, dy))
+    from_one(gpu, "avg_pool2d", ("dy", dy), dims, |dy| pooling::average_backward(gpu, w, dy))
 }
 
 pub(super) fn global_average_pool(gpu: &Gpu, x: &Tensor, [images, pixels, channels]: [usize; 3]) -> Result<Tensor> {
-    pooled(gpu, "global_average_pool", x, &[images, channels], |x| pooling::global_average(gpu, x, pixels, channels))
+    from_one(gpu, "global_average_pool", ("x", x), &[images, channels], |x| {
+        pooling::global_average(gpu, x, pixels, channels)
+    })
 }
 
 pub(super) fn global_average_pool_backward(gpu: &Gpu, dy: &Tensor, dims: &[usize; 4]) -> Result<Tensor> {
     let &[_, height, width, channels] = dims;
     let pixels = height * width;
-    pooled(gpu, "global_average_pool", dy, dims, |dy| pooling::global_average_backward(gpu, dy, pixels, channels))
+    from_one(gpu, "global_average_pool", ("dy", dy), dims, |dy| {
+        pooling::global_average_backward(gpu, dy, pixels, channels)
+    })
 }
 
-/// [`Var::max_pool2d`].
-pub(super) fn max_pool(gpu: &Gpu, x: &Var, w: Windows, in_dims: [usize; 4], out_dims: [usize; 4]) -> Result<Var> {
-    const OPERATION: &str = "max_pool2d";
-    let values = gpu.activations(OPERATION, "x", x.tensor())?;
-    let (y, from) = pooling::max(gpu, &w, values.view())?;
-    let (y, from) = (gpu.tensor(y, &out_dims), gpu.tensor(from, &out_dims));
-    let node = x.node();
-    Var::computed(OPERATION, y, &[x], || {
-        Box::new(move |dy, flow| {
-            let (Some(node), Some(gpu)) = (node, Gpu::of(&dy)) else { return Ok(()) };
-            let from = gpu.read(OPERATION, "from", &from, &[Stored::U32])?;
-            let dx = pooled(&gpu, OPERATION, &dy, &in_dims, |dy| pooling::max_backward(&gpu, &w, dy, from.view()))?;
-            flow.add(node, dx)
-        })
-    })
+/// The maximum of every window, and its place in its image (`u32`).
+pub(super) fn max_pool(
+    gpu: &Gpu,
+    operation: &'static str,
+    w: &Windows,
+    x: &Tensor,
+    dims: &[usize],
+) -> Result<(Tensor, Tensor)> {
+    let values = gpu.activations(operation, "x", x)?;
+    let (y, from) = pooling::max(gpu, w, values.view())?;
+    Ok((gpu.tensor(y, dims), gpu.tensor(from, dims)))
+}
+
+pub(super) fn max_pool_gather(
+    gpu: &Gpu,
+    operation: &'static str,
+    w: &Windows,
+    x: &Tensor,
+    from: &Tensor,
+) -> Result<Tensor> {
+    let places = gpu.read(operation, "from", from, &[Stored::U32])?;
+    from_one(gpu, operation, ("x", x), from.dims(), |x| pooling::gather(gpu, w, x, places.view()))
+}
+
+pub(super) fn max_pool_backward(
+    gpu: &Gpu,
+    operation: &'static str,
+    w: &Windows,
+    dy: &Tensor,
+    from: &Tensor,
+    dims: &[usize],
+) -> Result<Tensor> {
+    let places = gpu.read(operation, "from", from, &[Stored::U32])?;
+    from_one(gpu, operation, ("dy", dy), dims, |dy| pooling::max_backward(gpu, w, dy, places.view()))
 }
 
 // --- batch normalisation ---
@@ -245,14 +266,45 @@ pub(super) fn batch_norm(
         }
     };
     let (scale, shift) = (coefficients.scale.view(), coefficients.shift.view());
-    let y = gpu.tensor(normalization::apply(gpu, values.view(), scale, shift, options.relu)?, x.dims());
+    let y = gpu.tensor(normalization::apply(gpu, values.view(), scale, Some(shift), options.relu)?, x.dims());
     let [inverse, scale, shift] = [coefficients.inverse, coefficients.scale, coefficients.shift].map(vector);
     let nodes = [x, weight, bias].map(Var::node);
-    let output = Var::computed(OPERATION, y, &[x, weight, bias], || {
-        let saved = Saved { x: x.tensor().clone(), mean, inverse, scale, shift, relu: options.relu, from_batch };
+    let (epsilon, relu) = (options.epsilon, options.relu);
+    let backward = || -> Backward {
+        let (mean, inverse) = (mean.clone(), inverse.clone());
+        let saved = Saved { x: x.tensor().clone(), mean, inverse, scale, shift, relu, from_batch };
         Box::new(move |dy, flow| saved.backward(&dy, nodes, flow))
+    };
+    let output = Var::computed_with_tangent(OPERATION, y.clone(), &[x, weight, bias], backward, || {
+        let tangent = as_the_tangent_sees_it(x.tensor(), [&mean, &inverse], epsilon, from_batch)?;
+        let tangent = tangent.along(x, weight, bias)?;
+        if relu { tangent.map(|tangent| tangent.where_positive(&y)).transpose() } else { Ok(tangent) }
     })?;
     Ok((output, statistics))
+}
+
+/// What the tangent of a normalisation of `x` is made of. It needs products of activations with numbers per channel, which
+/// are `f32`: so the activations have to be, too.
+fn as_the_tangent_sees_it(
+    x: &Tensor,
+    [mean, inverse]: [&Tensor; 2],
+    epsilon: f64,
+    from_batch: bool,
+) -> Result<Normalized> {
+    if x.dtype() != DType::F32 {
+        let (argument, expected) = ("x", "F32, of values that carry a tangent".to_owned());
+        return Err(Error::DType { operation: "batch_norm tangent", argument, expected, found: x.dtype() });
+    }
+    let [centre, deviation] = [mean, inverse].map(|vector| Var::constant(vector.clone()));
+    let source = if from_batch {
+        let count = x.elem_count() / inverse.elem_count();
+        let slope = deviation.mul(&deviation)?.mul(&deviation)?.scale(-1. / count as f64)?;
+        let shift = slope.mul(&centre)?.scale(-1.)?;
+        Source::Batch { count, slope: slope.tensor().clone(), shift: shift.tensor().clone() }
+    } else {
+        Source::Given { shift: centre.mul(&deviation)?.scale(-1.)?.tensor().clone() }
+    };
+    Ok(Normalized { epsilon, inverse: inverse.clone(), source })
 }
 
 impl Saved {
@@ -316,61 +368,63 @@ pub(super) fn augment(
     Ok(gpu.tensor(augmentation::augment(gpu, views, [dims[1], dims[2]])?, &dims))
 }
 
-// --- losses and the optimiser ---
+// --- losses ---
 
-/// [`Var::cross_entropy`], or with `per_sample` [`Var::cross_entropy_per_sample`]. A label that is no class makes the loss
-/// not a number: to refuse it, the host would have to wait for the GPU.
-pub(super) fn cross_entropy(gpu: &Gpu, logits: &Var, labels: &Tensor, smoothing: f64, per_sample: bool) -> Result<Var> {
-    const OPERATION: &str = "cross_entropy";
-    let rows = labels.elem_count();
-    let value = {
-        let logits = gpu.numbers(OPERATION, "logits", logits.tensor())?;
-        let labels = gpu.read(OPERATION, "labels", labels, &[Stored::U32])?;
-        let losses = loss::cross_entropy(gpu, logits.view(), labels.view(), smoothing)?;
-        if per_sample { gpu.tensor(losses.rows, &[rows]) } else { gpu.tensor(losses.mean, &[]) }
-    };
-    Var::computed(OPERATION, value, &[logits], || {
-        let (node, logits, labels) = (logits.node(), logits.tensor().clone(), labels.clone());
-        Box::new(move |gradient, flow| {
-            let (Some(node), Some(gpu)) = (node, Gpu::of(&gradient)) else { return Ok(()) };
-            let dlogits = {
-                let gradient = gpu.numbers(OPERATION, "gradient", &gradient)?;
-                let logits = gpu.numbers(OPERATION, "logits", &logits)?;
-                let labels = gpu.read(OPERATION, "labels", &labels, &[Stored::U32])?;
-                let (logits, labels) = (logits.view(), labels.view());
-                loss::cross_entropy_backward(&gpu, gradient.view(), !per_sample, logits, labels, smoothing)?
-            };
-            flow.add(node, gpu.tensor(dlogits, logits.dims()))
-        })
+/// The losses or their mean. A label that is no class makes its loss not a number: to refuse it, the host would have to wait
+/// for the GPU.
+pub(super) fn cross_entropy(
+    gpu: &Gpu,
+    operation: &'static str,
+    logits: &Tensor,
+    labels: &Tensor,
+    smoothing: f64,
+    reduction: Reduction,
+) -> Result<Tensor> {
+    let values = gpu.numbers(operation, "logits", logits)?;
+    let classes = gpu.read(operation, "labels", labels, &[Stored::U32])?;
+    let losses = loss::cross_entropy(gpu, values.view(), classes.view(), smoothing)?;
+    Ok(match reduction {
+        Reduction::Mean => gpu.tensor(losses.mean, &[]),
+        Reduction::Nothing => gpu.tensor(losses.rows, labels.dims()),
     })
 }
 
-/// [`crate::sgd_step`].
-pub(crate) fn sgd_step(
+pub(super) fn cross_entropy_backward(
     gpu: &Gpu,
-    parameter: &Tensor,
-    velocity: &Tensor,
+    operation: &'static str,
     gradient: &Tensor,
-    options: Sgd,
-) -> Result<()> {
-    const OPERATION: &str = "sgd_step";
-    const NAMES: [&str; 3] = ["parameter", "velocity", "gradient"];
-    let tensors = [parameter, velocity, gradient];
-    for (name, tensor) in NAMES.into_iter().zip(tensors) {
-        exact(OPERATION, name, tensor, parameter.dims(), "the shape of the parameter")?;
-    }
-    let operands = [
-        gpu.numbers(OPERATION, NAMES[0], parameter)?,
-        gpu.numbers(OPERATION, NAMES[1], velocity)?,
-        gpu.numbers(OPERATION, NAMES[2], gradient)?,
-    ];
-    let views = operands.each_ref().map(|operand| operand.view());
-    for (a, b) in [(0, 1), (0, 2), (1, 2)] {
-        if views[a].overlaps(&views[b]) {
-            return Err(Error::SharedStorage { operation: OPERATION, first: NAMES[a], second: NAMES[b] });
-        }
-    }
-    let coefficients = [options.learning_rate, options.momentum, options.weight_decay].map(|value| value as f32);
-    let [parameter, velocity, gradient] = views;
-    elementwise::sgd(gpu, parameter, velocity, gradient, coefficients)
+    logits: &Tensor,
+    labels: &Tensor,
+    smoothing: f64,
+) -> Result<Tensor> {
+    let of_mean = gradient.rank() == 0;
+    let gradient = gpu.numbers(operation, "gradient", gradient)?;
+    let values = gpu.numbers(operation, "logits", logits)?;
+    let classes = gpu.read(operation, "labels", labels, &[Stored::U32])?;
+    let (values, classes) = (values.view(), classes.view());
+    let dlogits = loss::cross_entropy_backward(gpu, gradient.view(), of_mean, values, classes, smoothing)?;
+    Ok(gpu.tensor(dlogits, logits.dims()))
+}
+
+/// The mean loss of [`Var::binary_cross_entropy`]. A target that is no probability makes it not a number, as a label that is
+/// no class does.
+pub(super) fn binary_cross_entropy(gpu: &Gpu, logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    const OPERATION: &str = "binary_cross_entropy";
+    let logits = gpu.numbers(OPERATION, "logits", logits)?;
+    let targets = gpu.numbers(OPERATION, "targets", targets)?;
+    Ok(gpu.tensor(loss::binary_cross_entropy(gpu, logits.view(), targets.view())?, &[]))
+}
+
+pub(super) fn binary_cross_entropy_backward(
+    gpu: &Gpu,
+    gradient: &Tensor,
+    logits: &Tensor,
+    targets: &Tensor,
+) -> Result<Tensor> {
+    const OPERATION: &str = "binary_cross_entropy backward";
+    let gradient = gpu.numbers(OPERATION, "gradient", gradient)?;
+    let values = gpu.numbers(OPERATION, "logits", logits)?;
+    let targets = gpu.numbers(OPERATION, "targets", targets)?;
+    let dlogits = loss::binary_cross_entropy_backward(gpu, gradient.view(), values.view(), targets.view())?;
+    Ok(gpu.tensor(dlogits, logits.dims()))
 }
