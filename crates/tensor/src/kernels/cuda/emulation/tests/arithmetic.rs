@@ -27,13 +27,17 @@ fn on_the_cpu(
 /// A kernel of one array, and one of two.
 type One = fn(&Emulator, View) -> Result<Array>;
 type Two = fn(&Emulator, View, View) -> Result<Array>;
+/// The loops that they are compared with.
+type LoopOverOne = fn(&[f32]) -> Vec<f32>;
+type LoopOverTwo = fn(&[f32], &[f32]) -> Vec<f32>;
+/// Those of a function and of its gradient.
+type Loops = (LoopOverOne, LoopOverTwo);
 
 #[test]
 fn functions_of_one_tensor_are_those_of_the_cpu_forward_and_backward() {
     use crate::kernels::{elementwise as cpu, sigmoid};
-    type OnTheCpu = (fn(&[f32]) -> Vec<f32>, fn(&[f32], &[f32]) -> Vec<f32>);
     // Whether the backward kernel takes the function's result, in place of its argument.
-    let cases: [(&str, One, Two, bool, OnTheCpu); 5] = [
+    let cases: [(&str, One, Two, bool, Loops); 5] = [
         (
             "sqrt",
             elementwise::square_root,
@@ -126,7 +130,7 @@ fn ends_of_the_range_zeros_and_what_is_not_a_number_give_what_they_give_on_the_c
             assert!(equal || near, "{what} of {pair:?}: {found}, expected {expected}");
         }
     };
-    let twos: [(&str, Two, fn(&[f32], &[f32]) -> Vec<f32>); 9] = {
+    let twos: [(&str, Two, LoopOverTwo); 9] = {
         use crate::kernels::elementwise as cpu;
         [
             ("add", elementwise::add, cpu::add),
@@ -148,7 +152,7 @@ fn ends_of_the_range_zeros_and_what_is_not_a_number_give_what_they_give_on_the_c
         let Some(found) = emulated(run) else { return };
         same(what, &found.into_iter().map(f32::from_bits).collect::<Vec<_>>(), &expected(&a, &b));
     }
-    let ones: [(&str, One, fn(&[f32]) -> Vec<f32>); 5] = [
+    let ones: [(&str, One, LoopOverOne); 5] = [
         ("square_root", elementwise::square_root, crate::kernels::elementwise::square_root),
         ("absolute", elementwise::absolute, crate::kernels::elementwise::absolute),
         ("relu", elementwise::relu, crate::kernels::elementwise::relu),
