@@ -172,6 +172,7 @@ template <typename T> void of_numbers(Table &all, const std::string &t) {
     all["ucopy_" + t] = unary<T>([](auto x) { return x; });
     all["uneg_" + t] = unary<T>([](auto x) { return -x; });
     all["uabs_" + t] = unary<T>([](auto x) { return x < 0 ? -x : x; });
+    all["usign_" + t] = unary<T>([](auto x) { return (x > 0) - (x < 0); });
     all["usqr_" + t] = unary<T>([](auto x) { return x * x; });
     all["usqrt_" + t] = unary<T>([](auto x) { return std::sqrt(x); });
     all["uexp_" + t] = unary<T>([](auto x) { return std::exp(x); });

@@ -236,7 +236,8 @@ impl TrainingControl for Control {
             others: loader("input-aware/others"),
             facts,
         };
-        Ok(Box::new(Training::new(setup, Networks::initial(parameters.generator_width, &self.streams)?)?))
+        let networks = Networks::initial(parameters.generator_width, &self.streams)?.to_device(&plan.device)?;
+        Ok(Box::new(Training::new(setup, networks)?))
     }
 
     fn learned(&self) -> Option<&dyn LearnedTrigger> {

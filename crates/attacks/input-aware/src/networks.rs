@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tsbd_data::{CHANNELS, Normalization};
 use tsbd_nn::{Mode, Network, Pass, Result, StateDict, Streams};
-use tsbd_tensor::{Tensor, Var};
+use tsbd_tensor::{Device, Tensor, Var};
 
 use crate::generator::{Generator, threshold};
 
@@ -40,6 +40,12 @@ impl Networks {
         let parts = [(PATTERN, pattern.modules()), (MASK, mask.modules())];
         let [pattern_state, mask_state] = StateDict::load_together(path, parts)?;
         Ok(Networks { pattern, pattern_state, mask, mask_state })
+    }
+
+    /// The same with their weights on another device.
+    pub fn to_device(&self, device: &Device) -> Result<Networks> {
+        let (pattern_state, mask_state) = (self.pattern_state.to_device(device)?, self.mask_state.to_device(device)?);
+        Ok(Networks { pattern_state, mask_state, ..self.clone() })
     }
 
     /// Writes both to the safetensors file `path`, with PyTorch's names and layouts.

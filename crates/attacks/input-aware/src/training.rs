@@ -271,8 +271,8 @@ impl StepRule for Training {
         // There are sums from the pattern generator's first step on.
         let summed = self.setup.parameters.generator_gradients == GeneratorGradients::Accumulated
             && self.pattern_adam.steps() > 0;
-        let sum = |(name, _): (&str, &Tensor)| match state.get(&format!("{SUM}{name}")) {
-            Some(sum) => Ok((name.to_owned(), sum.clone())),
+        let sum = |(name, parameter): (&str, &Tensor)| match state.get(&format!("{SUM}{name}")) {
+            Some(sum) => Ok((name.to_owned(), sum.to_device(parameter.device())?)),
             None => {
                 let example = state.keys().next().cloned().unwrap_or_default();
                 Err(tsbd_nn::Error::UnknownTensor { name: format!("{SUM}{name}"), example })

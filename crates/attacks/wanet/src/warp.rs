@@ -1,7 +1,7 @@
 //! The trigger: a fixed, smooth field of displacements along which an image is sampled.
 
 use tsbd_nn::{RandomStream, Result};
-use tsbd_tensor::{Device, GridPadding, GridSample, Tensor, Var};
+use tsbd_tensor::{GridPadding, GridSample, Tensor, Var};
 
 /// Cubic convolution's free parameter, as in PyTorch's bicubic interpolation.
 const A: f64 = -0.75;
@@ -73,7 +73,7 @@ impl Warp {
     }
 
     fn sample(&self, images: &Tensor, grid: Vec<f32>) -> Result<Tensor> {
-        let grid = Tensor::from_vec(grid, (images.dim(0)?, self.size, self.size, 2), &Device::Cpu)?;
+        let grid = Tensor::from_vec(grid, (images.dim(0)?, self.size, self.size, 2), images.device())?;
         let images = Var::constant(images.contiguous()?);
         Ok(images.grid_sample(&Var::constant(grid), SAMPLING)?.tensor().clone())
     }
