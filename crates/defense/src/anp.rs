@@ -115,12 +115,17 @@ impl Parameters {
         ParameterError::unless_between("validation_share", self.validation_share, 0.0, 1.0)
     }
 
-    /// One form for everything that means the same: a field that the selection does not use has its default.
+    /// One form for everything that means the same: a field that the selection does not use has its default, and iterations
+    /// are as many as are made.
     fn canonical(self) -> Parameters {
         let fields = |of: &Parameters| [of.validation_share, of.threshold, of.tolerance];
         let [validation_share, threshold, tolerance] =
             self.selection.effective(fields(&self), fields(&Parameters::default()));
-        Parameters { validation_share, threshold, tolerance, ..self }
+        let iterations = match self.iterations {
+            few @ ..=REPORTED => few,
+            more => more.next_multiple_of(REPORTED),
+        };
+        Parameters { validation_share, threshold, tolerance, iterations, ..self }
     }
 }
 
