@@ -192,28 +192,7 @@ fn weight_changes_order_the_features_of_a_network_only_where_each_comes_from_one
     if let Some(last) = modules.last_mut() {
         last.layer = Layer::Linear { in_features: 48, out_features: 3 };
     }
-    #[derive(Debug)]
-    struct Flattened(Vec<tsbd_nn::Module>);
-    impl Architecture for Flattened {
-        fn name(&self) -> &str {
-            "flattened"
-        }
-        fn modules(&self) -> &[tsbd_nn::Module] {
-            &self.0
-        }
-        fn classes(&self) -> usize {
-            3
-        }
-        fn head(&self) -> &str {
-            "linear"
-        }
-        fn features(&self) -> &str {
-            "features"
-        }
-        fn forward(&self, _: &tsbd_nn::Pass, _: &tsbd_tensor::Var) -> tsbd_nn::Result<tsbd_tensor::Var> {
-            unreachable!("only its modules are looked at")
-        }
-    }
-    let error = check(&Flattened(modules)).unwrap_err();
+    let flattened = tsbd_testing::network(modules, 3, |_, _| unreachable!("only its modules are looked at"));
+    let error = check(flattened.as_ref()).unwrap_err();
     assert_eq!((error.field.as_str(), error.value.as_str()), ("order", "\"nwc\""));
 }
