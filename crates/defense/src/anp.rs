@@ -292,14 +292,15 @@ impl Defense for Anp {
         require_batch_norms(architecture, ANP.name)
     }
 
-    fn scores_neurons(&self) -> bool {
-        true
+    fn scored_layers(&self, architecture: &dyn Architecture) -> Vec<String> {
+        batch_norms(architecture).map(|(norm, _)| norm.to_owned()).collect()
     }
 
-    /// An iteration takes the gradient of each step of the perturbation, and one with and one without it.
+    /// An iteration takes the gradient of each step of the perturbation, and one with and one without it; none of them those
+    /// of the weights.
     fn image_passes(&self, _: &DatasetFacts) -> f64 {
         let Parameters { iterations, perturbation_steps, .. } = self.parameters;
-        (iterations * (perturbation_steps + 2) * self.common.batch_size) as f64
+        (iterations * (perturbation_steps + 2) * self.common.batch_size) as f64 * 2.0 / 3.0
     }
 
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {

@@ -312,13 +312,15 @@ impl Defense for Rnp {
         require_batch_norms(architecture, RNP.name)
     }
 
-    fn scores_neurons(&self) -> bool {
-        true
+    fn scored_layers(&self, architecture: &dyn Architecture) -> Vec<String> {
+        batch_norms(architecture).map(|(norm, _)| norm.to_owned()).collect()
     }
 
+    /// Recovering takes no gradients of the weights.
     fn image_passes(&self, dataset: &DatasetFacts) -> f64 {
         let Parameters { clean_share, unlearning_epochs, recovering_epochs, .. } = self.parameters;
-        self.common.passes(dataset, clean_share * (unlearning_epochs + recovering_epochs) as f64)
+        let passes = unlearning_epochs as f64 + recovering_epochs as f64 * 2.0 / 3.0;
+        self.common.passes(dataset, clean_share * passes)
     }
 
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {

@@ -217,14 +217,21 @@ impl Defense for Tsbd {
         Some(self.parameters.unlearning(&self.common))
     }
 
-    /// Activeness-aware steps take two gradients. The unlearning is not part of the repair.
+    /// Activeness-aware steps take two gradients, and after each step the images go forward once more; a sweep fine-tunes for
+    /// each of its ratios. The unlearning is not part of the repair.
     fn image_passes(&self, dataset: &DatasetFacts) -> f64 {
-        let gradients = match self.parameters.fine_tuning {
-            FineTuning::None => 0,
-            FineTuning::Vanilla => 1,
-            FineTuning::ActivenessAware => 2,
+        let parameters = &self.parameters;
+        let of_a_step = match parameters.fine_tuning {
+            FineTuning::None => 0.0,
+            FineTuning::Vanilla => 1.0 + 1.0 / 3.0,
+            FineTuning::ActivenessAware => 2.0 + 1.0 / 3.0,
         };
-        self.common.passes(dataset, (gradients * self.parameters.fine_tuning_passes) as f64)
+        let repairs = match parameters.selection() {
+            ThresholdSelection::Fixed => 1.0,
+            ThresholdSelection::Validation => NEURON_RATIOS.len() as f64 * (1.0 - parameters.validation_share()),
+            ThresholdSelection::Oracle => NEURON_RATIOS.len() as f64,
+        };
+        self.common.passes(dataset, of_a_step * parameters.fine_tuning_passes as f64 * repairs)
     }
 
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {

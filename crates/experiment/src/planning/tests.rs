@@ -475,9 +475,18 @@ fn work_is_counted_in_images_that_go_through_the_network() {
     let of_clean = |defense| passes(CellKind::Defend, "badnets", defense).map(|passes| (passes - tested) / 2_500.0);
     let close = |found: Option<f64>, expected: f64| (found.unwrap() - expected).abs() < 1e-9;
     assert!(close(of_clean("ft"), 20.0) && close(of_clean("ft-sam"), 40.0) && close(of_clean("clp"), 0.0));
-    assert!(close(of_clean("tsbd"), 2.0 * 21.0) && close(of_clean("rnp"), 0.2 * 40.0));
+    // Two gradients and a further pass forward a step; masks without the gradients of weights.
+    assert!(close(of_clean("tsbd"), (2.0 + 1.0 / 3.0) * 21.0));
+    assert!(close(of_clean("rnp"), 0.2 * (20.0 + 20.0 * 2.0 / 3.0)));
+    let swept = |own: Value| {
+        let tsbd = (tsbd_defense::tsbd::TSBD.configure)(&tsbd_defense::DefenseCommon::default(), own).unwrap();
+        tsbd.image_passes(&DatasetFacts::balanced(10, 50_000, 10_000, 32)) / 2_500.0
+    };
+    assert!((swept(json!({"selection": "oracle"})) - 11.0 * 49.0).abs() < 1e-9, "eleven ratios");
+    assert!((swept(json!({"selection": "validation"})) - 11.0 * 49.0 * 0.8).abs() < 1e-9, "a fifth is held out");
+    assert!((swept(json!({"fine_tuning": "vanilla"})) - 28.0).abs() < 1e-9);
     assert!(close(of_clean("nc"), 200.0 * 2.0 / 3.0 + 20.0) && close(of_clean("i-bau"), 3.0 * 13.0));
-    assert!(close(of_clean("anp"), 160.0 * 3.0 * 256.0 / 2_500.0));
+    assert!(close(of_clean("anp"), 160.0 * 3.0 * 256.0 * 2.0 / 3.0 / 2_500.0));
 }
 
 #[test]
