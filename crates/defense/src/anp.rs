@@ -25,7 +25,7 @@ use tsbd_tensor::{Sgd, Tensor};
 
 use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint, as_everywhere};
 use crate::masks::{ChannelMasks, MaskTraining, Noise, Slope};
-use crate::pruning::{ChannelScores, MaskPruning, require_batch_norms};
+use crate::pruning::{ChannelScores, MaskPruning, batch_norms, require_batch_norms};
 use crate::selection::{Judge, ThresholdSelection};
 use crate::{CleanSubset, Context, Error};
 
@@ -220,7 +220,7 @@ impl Noise {
     /// Uniform numbers from `-epsilon` to `epsilon` for masks and biases of every batch norm.
     fn draw(model: &Model, epsilon: f64, stream: &mut RandomStream) -> Result<Noise, Error> {
         let mut noise = Noise { weights: Vec::new(), biases: Vec::new() };
-        for (norm, channels) in crate::pruning::batch_norms(model.architecture.as_ref()) {
+        for (norm, channels) in batch_norms(model.architecture.as_ref()) {
             let device = model.state.get(&format!("{norm}.weight"))?.device();
             for part in [&mut noise.weights, &mut noise.biases] {
                 let drawn: Vec<f32> = (0..channels).map(|_| stream.uniform_in(-epsilon, epsilon) as f32).collect();
@@ -308,12 +308,8 @@ impl Defense for Anp {
         let (images, held_out) = selection.split(clean, validation_share);
         let (images_used, mut trace) = (images.len(), Vec::new());
         let (masks, masks_seconds) = self.channel_masks(backdoored, images, context, &mut trace)?;
-        let facts = [
-            ("clean_count", json!(clean.len())),
-            ("variant", json!(variant)),
-            ("images_used", json!(images_used)),
-            ("masks_seconds", json!(masks_seconds)),
-        ];
+        let facts =
+            [("variant", json!(variant)), ("images_used", json!(images_used)), ("masks_seconds", json!(masks_seconds))];
         let judge = Judge { selection, tolerance, held_out, batch_size: self.common.batch_size };
         MaskPruning { masks: &masks, fixed: threshold, judge }.repair(backdoored, facts, context, trace)
     }

@@ -27,7 +27,7 @@ use tsbd_tensor::Sgd;
 
 use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint, as_everywhere};
 use crate::masks::{ChannelMasks, MaskTraining};
-use crate::pruning::{ChannelScores, MaskPruning, require_batch_norms};
+use crate::pruning::{ChannelScores, MaskPruning, batch_norms, require_batch_norms};
 use crate::selection::{Judge, ThresholdSelection};
 use crate::training::Stage;
 use crate::{CleanSubset, Context, Error};
@@ -332,7 +332,6 @@ impl Defense for Rnp {
         let unlearned = self.unlearn(backdoored, images.clone(), context, &mut trace)?;
         let (masks, recovering_seconds) = self.recover(&unlearned.model, images, context, &mut trace)?;
         let facts = [
-            ("clean_count", json!(clean.len())),
             ("variant", json!(variant)),
             ("images_used", json!(used)),
             ("unlearning_epochs", json!(unlearned.epochs)),

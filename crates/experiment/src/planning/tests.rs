@@ -679,3 +679,25 @@ fn what_cannot_be_measured_is_refused_before_anything_runs() {
     let defended = MEASURED.replace("measure = [", "defense = [\"ft\"]\nmeasure = [\"coverage\"]\n#");
     assert!(planned(&defended, &[]).points.len() == 1, "nwc and fp are scored on whatever model");
 }
+
+#[test]
+fn a_layer_that_a_compared_defense_does_not_score_and_a_ratio_that_selects_no_neuron_are_refused_before_anything_runs()
+{
+    let coverage = MEASURED.replace("measure = [", "measure = [\"coverage\"]\n#");
+    let both = ("measures.coverage.methods", "[\"nwc\", \"clp\"]");
+    let last = ("measures.coverage.layers", "[\"layer4.1.conv2\"]");
+    let diagnostics = refused(&coverage, &[both, last]);
+    let (_, key, _, reason, hint) = only(&diagnostics);
+    assert_eq!((key, reason), ("measures.coverage.layers", "clp has no score for its neurons"));
+    assert!(hint.contains("out of `layers`"), "{hint}");
+    planned(&coverage, &[last, ("measures.coverage.neuron_ratios", "[0.5]")]);
+    planned(&coverage, &[both, ("measures.coverage.layers", "[\"conv1\", \"layer4.0.conv1\"]")]);
+
+    let none = ("measures.coverage.neuron_ratios", "[0.5, 0.0045]");
+    // Of all 244 neurons it selects one, of the 212 that CLP scores none.
+    planned(&coverage, &[none]);
+    let diagnostics = refused(&coverage, &[both, none]);
+    let (_, key, _, reason, hint) = only(&diagnostics);
+    assert_eq!((key, reason), ("measures.coverage.neuron_ratios", "selects none of the 212 neurons that are compared"));
+    assert_eq!(hint, format!("give at least {}", 1.0 / 212.0));
+}
