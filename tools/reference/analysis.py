@@ -24,32 +24,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import nn
 from torch.nn import functional as F
+from tsbd import Tiny
 
 GOLDEN = Path(__file__).parent / "golden" / "analysis"
 NEURONS = ("conv1", "conv2")
 
 
-class Tiny(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 4, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(4)
-        self.conv2 = nn.Conv2d(4, 12, 3, stride=2, padding=1, bias=False)
-        self.shortcut = nn.Conv2d(4, 12, 1, stride=2, bias=False)
-        self.bn2 = nn.BatchNorm2d(12)
-        self.linear = nn.Linear(12, 3)
-
-    def outputs(self, x):
-        """The raw outputs of the two convolutions."""
-        first = self.conv1(x)
-        return first, self.conv2(F.relu(self.bn1(first)))
-
-    def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x) + self.shortcut(x)))
-        return self.linear(x.mean((2, 3)))
+def outputs(model, x):
+    """The raw outputs of the two convolutions."""
+    first = model.conv1(x)
+    return first, model.conv2(F.relu(model.bn1(first)))
 
 
 def save(name, tensors):
@@ -155,9 +140,9 @@ def main():
 
     model.eval()
     with torch.no_grad():
-        activations = [value for output in model.outputs(x) for value in F.relu(output).mean((0, 2, 3)).tolist()]
+        activations = [value for output in outputs(model, x) for value in F.relu(output).mean((0, 2, 3)).tolist()]
         backdoorbench, clp = [], []
-        for clean, poison in zip(model.outputs(x), model.outputs(t)):
+        for clean, poison in zip(outputs(model, x), outputs(model, t)):
             difference = poison - clean
             backdoorbench += difference.abs().mean(0).sum((1, 2)).tolist()
             clp += difference.flatten(2).norm(dim=2).mean(0).tolist()

@@ -31,6 +31,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
+from tsbd import Tiny
 
 GOLDEN = Path(__file__).parent / "golden"
 # What the Rust crate's streams of seed 0 make of 24 images in the first three epochs of unlearning; its test compares them.
@@ -39,24 +40,6 @@ SHUFFLED = (
     (18, 15, 7, 1, 5, 6, 10, 0, 19, 17, 4, 13, 11, 8, 22, 3, 21, 14, 16, 12, 9, 20, 23, 2),
     (1, 21, 22, 9, 20, 10, 4, 23, 17, 12, 7, 13, 3, 11, 0, 14, 19, 18, 5, 8, 6, 15, 2, 16),
 )
-
-
-class Tiny(nn.Module):
-    """Two convolutions with a shortcut between them, a batch norm each, and a linear layer."""
-
-    def __init__(self, norm=nn.BatchNorm2d):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 4, 3, padding=1, bias=False)
-        self.bn1 = norm(4)
-        self.conv2 = nn.Conv2d(4, 12, 3, stride=2, padding=1, bias=False)
-        self.shortcut = nn.Conv2d(4, 12, 1, stride=2, bias=False)
-        self.bn2 = norm(12)
-        self.linear = nn.Linear(12, 3)
-
-    def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.conv2(x) + self.shortcut(x)
-        return self.linear(F.relu(self.bn2(x)).mean((2, 3)))
 
 
 class NoisyNorm(nn.BatchNorm2d):

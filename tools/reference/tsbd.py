@@ -38,13 +38,13 @@ GOLDEN = Path(__file__).parent / "golden" / "tsbd"
 class Tiny(nn.Module):
     """Two convolutions with a shortcut between them, a batch norm each, and a linear layer."""
 
-    def __init__(self):
+    def __init__(self, norm=nn.BatchNorm2d):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 4, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(4)
+        self.bn1 = norm(4)
         self.conv2 = nn.Conv2d(4, 12, 3, stride=2, padding=1, bias=False)
         self.shortcut = nn.Conv2d(4, 12, 1, stride=2, bias=False)
-        self.bn2 = nn.BatchNorm2d(12)
+        self.bn2 = norm(12)
         self.linear = nn.Linear(12, 3)
 
     def features(self, x):

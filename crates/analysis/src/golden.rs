@@ -11,7 +11,9 @@ pub(crate) use tsbd_testing::tiny::architecture;
 use tsbd_testing::{Golden, tiny};
 
 use crate::context::{Context, NoObserver, Observer};
-use crate::{Measured, MeasurementEntry, NeuronVector, Pairs, Subject, Unlearned, Unlearning};
+use crate::{
+    Measured, MeasurementEntry, NeuronVector, Pairs, Subject, Unlearned, UnlearnedModel, Unlearning, weight_change,
+};
 
 /// The model with the weights of a golden file.
 pub(crate) fn model(name: &str) -> Model {
@@ -95,8 +97,12 @@ pub(crate) fn subject_scores() -> BTreeMap<String, NeuronVector> {
 
 /// Gives the backdoored model `planted` with everything that a measurement may need to `with`.
 pub(crate) fn with_subject<T>(with: impl FnOnce(&Subject) -> T) -> T {
-    let [planted, clean, unlearned, poison_unlearned] =
-        ["planted", "backdoored", "unlearned", "poison-unlearned"].map(model);
+    let [planted, clean] = ["planted", "backdoored"].map(model);
+    let [unlearned, poison_unlearned] = ["unlearned", "poison-unlearned"].map(|name| {
+        let model = model(name);
+        let change = weight_change(planted.architecture.as_ref(), &planted.state, &model.state).unwrap();
+        UnlearnedModel { model, nwc: change.of_neurons(), rates: Vec::new(), reached: true, seconds: 0.0 }
+    });
     let unlearning = Unlearning {
         of: Unlearned::Clean,
         clean_ratio: Some(1.0),

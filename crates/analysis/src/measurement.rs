@@ -9,7 +9,7 @@ use tsbd_attack::{ParameterError, TriggeredTest};
 use tsbd_data::{ImageSource, Subset};
 use tsbd_nn::{Architecture, Model, RandomStream};
 
-use crate::{Context, Error, NeuronLayer, NeuronVector, NeuronVectors, Neurons, Unlearning};
+use crate::{Context, Error, NeuronLayer, NeuronVector, NeuronVectors, Neurons, UnlearnedModel, Unlearning};
 
 /// Makes a checked measurement of its parameters.
 pub type Configure = fn(&Value) -> Result<Box<dyn Measurement>, ParameterError>;
@@ -70,6 +70,16 @@ pub trait Measurement: Send + Sync + Debug {
     /// Refuses what this network does not allow.
     fn check(&self, architecture: &dyn Architecture) -> Result<(), ParameterError>;
 
+    /// Refuses what the defenses of [`Needs::scores`] do not allow: `scored` has of each the layers that it scores, by the
+    /// names that its scores have.
+    fn check_scores(
+        &self,
+        _architecture: &dyn Architecture,
+        _scored: &BTreeMap<String, Vec<String>>,
+    ) -> Result<(), ParameterError> {
+        Ok(())
+    }
+
     /// Measures. The same arguments give the same bits.
     fn measure(&self, subject: &Subject, context: &mut Context) -> Result<Measured, Error>;
 }
@@ -99,9 +109,9 @@ pub struct Subject<'a> {
     /// [`Needs::unlearning`]: its numbers and its images.
     pub unlearning: Option<(&'a Unlearning, Arc<dyn ImageSource>)>,
     /// [`Needs::unlearned`].
-    pub unlearned: Option<&'a Model>,
+    pub unlearned: Option<&'a UnlearnedModel>,
     /// [`Needs::poison_unlearned`].
-    pub poison_unlearned: Option<&'a Model>,
+    pub poison_unlearned: Option<&'a UnlearnedModel>,
     /// Test images with and without the trigger.
     pub pairs: Option<Pairs>,
     /// By defense, the scores of [`Needs::scores`].
@@ -225,12 +235,16 @@ mod tests {
     fn every_measurement_gives_the_numbers_it_announces_the_same_each_time_and_touches_no_model() {
         golden::with_subject(|subject| {
             let digests = || {
-                let models = [subject.model, subject.clean_model, subject.unlearned, subject.poison_unlearned];
-                models.map(|model| model.unwrap().state.digest().unwrap())
+                let unlearned = [subject.unlearned, subject.poison_unlearned].map(|found| Some(&found.unwrap().model));
+                let models = [subject.model, subject.clean_model].into_iter().chain(unlearned);
+                models.map(|model| model.unwrap().state.digest().unwrap()).collect::<Vec<_>>()
             };
             let before = digests();
             for entry in MEASUREMENTS {
-                let measurement = (entry.configure)(&Value::Null).unwrap();
+                // Of so few neurons the usual ratios would select none.
+                let few = serde_json::json!({"neuron_ratios": [0.25, 0.5]});
+                let own = if entry.name == "coverage" { few } else { Value::Null };
+                let measurement = (entry.configure)(&own).unwrap();
                 let measured = || {
                     golden::in_context(&mut crate::NoObserver, |context| measurement.measure(subject, context).unwrap())
                 };

@@ -61,7 +61,7 @@ impl NeuronVector {
     /// network, where a norm takes the sum of two branches, to the branch with the neurons.
     pub fn by_convolution(&self, neurons: &Neurons) -> Result<NeuronVector, Error> {
         let by_convolution = self.layers.iter().map(|(name, values)| {
-            let layer = neurons.layers().iter().find(|layer| layer.module == *name || layer.norms.contains(name));
+            let layer = neurons.layers().iter().find(|layer| layer.is_named(name));
             match layer {
                 Some(layer) if layer.filters == values.len() => Ok((layer.module.clone(), values.clone())),
                 Some(layer) => {

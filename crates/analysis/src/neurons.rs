@@ -17,6 +17,11 @@ pub struct NeuronLayer {
 }
 
 impl NeuronLayer {
+    /// Whether scores under this name are those of its neurons: its own name, or that of a batch norm after it.
+    pub fn is_named(&self, name: &str) -> bool {
+        self.module == name || self.norms.iter().any(|norm| norm == name)
+    }
+
     /// Name of the convolution's weight in a state dict.
     pub fn weight(&self) -> String {
         format!("{}.weight", self.module)

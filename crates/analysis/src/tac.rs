@@ -23,6 +23,16 @@ pub enum TacForm {
     Clp,
 }
 
+impl TacForm {
+    /// Name of the vector with the values of this form.
+    pub fn vector(self) -> &'static str {
+        match self {
+            TacForm::BackdoorBench => "tac_backdoorbench",
+            TacForm::Clp => "tac_clp",
+        }
+    }
+}
+
 /// The TAC of each neuron of [`Neurons::all`], in both forms.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tac {

@@ -15,8 +15,8 @@ use tsbd_nn::{
     SgdConfig, StepReport, StepRule, TrainingConfig, TrainingObserver, describe_run, train_with,
 };
 
-use crate::Error;
 use crate::context::{Context, Observer};
+use crate::{Error, NeuronVector, weight_change};
 
 /// Which images are unlearned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -54,6 +54,8 @@ pub struct Unlearning {
 pub struct UnlearnedModel {
     /// The model.
     pub model: Model,
+    /// How far each neuron's weights have moved: [`crate::WeightChange::of_neurons`].
+    pub nwc: NeuronVector,
     /// Share of the images that get their label after each epoch, in evaluation mode.
     pub rates: Vec<f64>,
     /// Whether the share fell to [`Unlearning::stop_at`] before the epochs ran out.
@@ -76,6 +78,14 @@ impl Unlearned {
         match self {
             Unlearned::Clean => "clean_accuracy",
             Unlearned::Poison => "asr",
+        }
+    }
+
+    /// Name of the vector with the weight change of each neuron, where those of both may stand.
+    pub fn nwc(self) -> &'static str {
+        match self {
+            Unlearned::Clean => "nwc_clean",
+            Unlearned::Poison => "nwc_poison",
         }
     }
 }
@@ -138,7 +148,8 @@ impl Unlearning {
         let rates = watcher.tracking.map(|tracking| tracking.notes.rates).unwrap_or_default();
         let reached = rates.last().is_some_and(|rate| *rate <= self.stop_at);
         let seconds = earlier + start.elapsed().as_secs_f64();
-        Ok(UnlearnedModel { model: unlearned, rates, reached, seconds })
+        let nwc = weight_change(model.architecture.as_ref(), &model.state, &unlearned.state)?.of_neurons();
+        Ok(UnlearnedModel { model: unlearned, nwc, rates, reached, seconds })
     }
 
     /// The first epoch alone, with another `rule`. Nothing is measured, and nothing kept.
@@ -280,7 +291,7 @@ mod tests {
 
     use super::*;
     use crate::golden::{self, assert_close, in_context};
-    use crate::{NoObserver, pearson, weight_change};
+    use crate::{NoObserver, pearson};
 
     fn unlearning() -> Unlearning {
         Unlearning {
@@ -304,8 +315,10 @@ mod tests {
         assert!(found.reached && expected.len() > 1);
         assert_close(&found.rates, &expected, 1e-9);
         let nwc = |unlearned: &Model| {
-            weight_change(planted.architecture.as_ref(), &planted.state, &unlearned.state).unwrap().per_neuron
+            let change = weight_change(planted.architecture.as_ref(), &planted.state, &unlearned.state).unwrap();
+            change.of_neurons().values().collect::<Vec<f64>>()
         };
+        assert_eq!(found.nwc.values().collect::<Vec<f64>>(), nwc(&found.model));
         assert_close(&nwc(&found.model), &golden::numbers("poison_weight_change"), 1e-3);
         assert_close(&nwc(&golden::model("poison-unlearned")), &golden::numbers("poison_weight_change"), 1e-5);
     }

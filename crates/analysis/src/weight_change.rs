@@ -5,7 +5,7 @@
 
 use tsbd_nn::{Architecture, StateDict};
 
-use crate::{Error, Neurons};
+use crate::{Error, NeuronVector, Neurons};
 
 /// The change of every weight of every neuron.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,11 +15,25 @@ pub struct WeightChange {
     /// For each layer of [`Neurons::layers`]: the absolute change of each weight, `[kh, kw, in, out]` flattened, so that
     /// weight `i` belongs to filter `i % filters`.
     pub per_weight: Vec<Vec<f32>>,
-    /// For each neuron of [`Neurons::all`]: the sum of its weights' absolute changes (in double precision).
-    pub per_neuron: Vec<f64>,
 }
 
-/// The neuron weight change from `before` to `after`.
+impl WeightChange {
+    /// NWC: for each neuron the sum of its weights' absolute changes (in double precision).
+    pub fn of_neurons(&self) -> NeuronVector {
+        let layers = self.neurons.layers().iter().zip(&self.per_weight).map(|(layer, changes)| {
+            let mut sums = vec![0.0; layer.filters];
+            for position in changes.chunks_exact(layer.filters) {
+                for (sum, change) in sums.iter_mut().zip(position) {
+                    *sum += f64::from(*change);
+                }
+            }
+            (layer.module.clone(), sums)
+        });
+        layers.collect()
+    }
+}
+
+/// The change of each weight from `before` to `after`.
 pub fn weight_change(
     architecture: &dyn Architecture,
     before: &StateDict,
@@ -27,7 +41,6 @@ pub fn weight_change(
 ) -> Result<WeightChange, Error> {
     let neurons = Neurons::of(architecture);
     let mut per_weight = Vec::with_capacity(neurons.layers().len());
-    let mut per_neuron = Vec::with_capacity(neurons.len());
     for layer in neurons.layers() {
         let name = layer.weight();
         let [before, after] = [values(before, &name)?, values(after, &name)?];
@@ -35,17 +48,9 @@ pub fn weight_change(
             let reason = format!("{} weights before, {} after", before.len(), after.len());
             return Err(Error::Mismatch { name, reason });
         }
-        let changes: Vec<f32> = before.iter().zip(&after).map(|(before, after)| (after - before).abs()).collect();
-        let mut sums = vec![0.0; layer.filters];
-        for position in changes.chunks_exact(layer.filters) {
-            for (sum, change) in sums.iter_mut().zip(position) {
-                *sum += f64::from(*change);
-            }
-        }
-        per_neuron.extend(sums);
-        per_weight.push(changes);
+        per_weight.push(before.iter().zip(&after).map(|(before, after)| (after - before).abs()).collect());
     }
-    Ok(WeightChange { neurons, per_weight, per_neuron })
+    Ok(WeightChange { neurons, per_weight })
 }
 
 fn values(state: &StateDict, name: &str) -> Result<Vec<f32>, Error> {
@@ -95,7 +100,7 @@ mod tests {
             after.set(name, &moved).unwrap();
         }
         let change = weight_change(architecture.as_ref(), &before, &after).unwrap();
-        for (number, (neuron, found)) in change.neurons.all().iter().zip(&change.per_neuron).enumerate() {
+        for (number, (neuron, found)) in change.neurons.all().iter().zip(change.of_neurons().values()).enumerate() {
             let expected =
                 if change.neurons.module(*neuron) == "layer4.0.conv1" && neuron.filter == 7 { 0.75 } else { 0.0 };
             assert!((found - expected).abs() < 1e-6, "neuron {number}: {found}");

@@ -91,8 +91,13 @@ fn every_measurement_runs_and_its_numbers_and_vectors_are_printed_and_exported()
     let last = of("nwc", "nwc_clean").pop().unwrap();
     assert_eq!((&last["layer"], &last["neuron"]), (&"layer4.1.conv2".into(), &31.into()));
     assert!(last["value"].as_f64().unwrap() > 0.0);
-    // Batch norms, which CLP, ANP and RNP score, stand behind every convolution but the last.
+    // What was unlearned has its vectors, from which those of the measurement were taken.
     let values = |rows: Vec<Value>| rows.into_iter().map(|row| row["value"].clone()).collect::<Vec<Value>>();
+    for vector in ["nwc_clean", "nwc_poison"] {
+        assert_eq!(values(of("none", vector)), values(of("nwc", vector)), "{vector}");
+        assert_ne!(of("none", vector)[0]["key"], of("nwc", vector)[0]["key"], "{vector}");
+    }
+    // Batch norms, which CLP, ANP and RNP score, stand behind every convolution but the last.
     let compared = of("tac", "tac_clp").into_iter().filter(|row| row["layer"] != "layer4.1.conv2").collect();
     assert_eq!(values(of("coverage", "tac_clp")), values(compared), "the same images are drawn");
     for method in ["fp", "clp", "anp", "rnp", "nwc"] {
@@ -106,10 +111,11 @@ fn every_measurement_runs_and_its_numbers_and_vectors_are_printed_and_exported()
     assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
 
     // TSBD and FP in the order of weight changes start from the unlearned model that is there.
-    let more = GRID.replace("measure = [", "defense = [\"tsbd\", \"fp\"]\n\"defenses.fp.order\" = [\"nwc\"]\n#");
+    let more =
+        GRID.replace("measure = [", "defense = [\"tsbd\", \"fp\", \"ft\"]\n\"defenses.fp.order\" = [\"nwc\"]\n#");
     let more = more.replace(
         "[defenses.tsbd]",
-        "[defenses.fp]\nepochs = 1\nselection = \"oracle\"\nunlearning_epochs = 2\n[defenses.tsbd]",
+        "[defenses.ft]\nepochs = 1\n[defenses.fp]\nepochs = 1\nselection = \"oracle\"\nunlearning_epochs = 2\n[defenses.tsbd]",
     );
     std::fs::write(&file, more).unwrap();
     let plan: Value = serde_json::from_str(&ran(command("plan", &file).arg("--json"))).unwrap();
@@ -117,7 +123,13 @@ fn every_measurement_runs_and_its_numbers_and_vectors_are_printed_and_exported()
     let lines: Vec<String> = plan["cells"].as_array().unwrap().iter().map(line).collect();
     assert_eq!(
         lines,
-        ["badnets done", "badnets after unlearning done", "badnets + tsbd to do", "badnets + fp, order nwc to do"]
+        [
+            "badnets done",
+            "badnets after unlearning done",
+            "badnets + tsbd to do",
+            "badnets + fp, order nwc to do",
+            "badnets + ft to do"
+        ]
     );
     ran(&mut command("run", &file));
     let long: Value = serde_json::from_str(&ran(command("table", &file).args(["--long", "--format", "json"]))).unwrap();
@@ -126,6 +138,29 @@ fn every_measurement_runs_and_its_numbers_and_vectors_are_printed_and_exported()
     assert!(shared(0) > 0.0 && shared(0) == shared(1), "the seconds of the one unlearning");
     assert!(rows[0]["shared_seconds"].as_f64().unwrap() > shared(0), "that and the poison unlearning");
     assert!(rows[3]["shared_seconds"].is_null(), "TAC unlearns nothing");
+    assert_eq!(long[2]["selection"], "last epoch", "a defense that chooses nothing");
+    assert_eq!((&long[0]["selection"], &long[1]["clean_count"]), (&"fixed".into(), &60.into()));
+
+    // Which neurons were set to 0: filters of convolutions, features of the last layer; fine-tuning prunes none.
+    let neurons: Value =
+        serde_json::from_str(&ran(command("table", &file).args(["--neurons", "--format", "json"]))).unwrap();
+    let of = |defense: &str, vector: &str| {
+        let belongs = |row: &&Value| row["defense"] == defense && row["vector"] == vector;
+        neurons.as_array().unwrap().iter().filter(belongs).cloned().collect::<Vec<Value>>()
+    };
+    let zeroed = |row: usize, defense: &str| {
+        let rows = of(defense, "zeroed");
+        let changed = rows.iter().filter(|row| row["value"].as_f64().unwrap() > 0.0).count();
+        assert_eq!(long[row]["facts"]["changed_neurons"], changed, "{defense}");
+        (rows.len(), rows.iter().map(|row| row["value"].as_f64().unwrap()).sum::<f64>())
+    };
+    let weights = long[0]["facts"]["weights_zeroed"].as_f64().unwrap();
+    assert_eq!(zeroed(0, "tsbd"), (3904 / 16, weights));
+    let features = long[1]["facts"]["features_pruned"].as_f64().unwrap();
+    assert!(features > 0.0);
+    assert_eq!((zeroed(1, "fp"), of("fp", "zeroed")[0]["layer"].as_str()), ((32, 10.0 * features), Some("linear")));
+    assert!(of("ft", "zeroed").is_empty());
+    assert_eq!(of("none", "nwc_clean").len(), 3904 / 16, "the unlearned model that two repairs share");
 }
 
 #[test]

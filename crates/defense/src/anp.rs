@@ -25,7 +25,7 @@ use tsbd_tensor::{Sgd, Tensor};
 
 use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint, as_everywhere};
 use crate::masks::{ChannelMasks, MaskTraining, Noise, Slope};
-use crate::pruning::{ChannelScores, MaskPruning, require_batch_norms};
+use crate::pruning::{ChannelScores, MaskPruning, batch_norms, require_batch_norms};
 use crate::selection::{Judge, ThresholdSelection};
 use crate::{CleanSubset, Context, Error};
 
@@ -115,12 +115,17 @@ impl Parameters {
         ParameterError::unless_between("validation_share", self.validation_share, 0.0, 1.0)
     }
 
-    /// One form for everything that means the same: a field that the selection does not use has its default.
+    /// One form for everything that means the same: a field that the selection does not use has its default, and iterations
+    /// are as many as are made.
     fn canonical(self) -> Parameters {
         let fields = |of: &Parameters| [of.validation_share, of.threshold, of.tolerance];
         let [validation_share, threshold, tolerance] =
             self.selection.effective(fields(&self), fields(&Parameters::default()));
-        Parameters { validation_share, threshold, tolerance, ..self }
+        let iterations = match self.iterations {
+            few @ ..=REPORTED => few,
+            more => more.next_multiple_of(REPORTED),
+        };
+        Parameters { validation_share, threshold, tolerance, iterations, ..self }
     }
 }
 
@@ -215,7 +220,7 @@ impl Noise {
     /// Uniform numbers from `-epsilon` to `epsilon` for masks and biases of every batch norm.
     fn draw(model: &Model, epsilon: f64, stream: &mut RandomStream) -> Result<Noise, Error> {
         let mut noise = Noise { weights: Vec::new(), biases: Vec::new() };
-        for (norm, channels) in crate::pruning::batch_norms(model.architecture.as_ref()) {
+        for (norm, channels) in batch_norms(model.architecture.as_ref()) {
             let device = model.state.get(&format!("{norm}.weight"))?.device();
             for part in [&mut noise.weights, &mut noise.biases] {
                 let drawn: Vec<f32> = (0..channels).map(|_| stream.uniform_in(-epsilon, epsilon) as f32).collect();
@@ -287,14 +292,15 @@ impl Defense for Anp {
         require_batch_norms(architecture, ANP.name)
     }
 
-    fn scores_neurons(&self) -> bool {
-        true
+    fn scored_layers(&self, architecture: &dyn Architecture) -> Vec<String> {
+        batch_norms(architecture).map(|(norm, _)| norm.to_owned()).collect()
     }
 
-    /// An iteration takes the gradient of each step of the perturbation, and one with and one without it.
+    /// An iteration takes the gradient of each step of the perturbation, and one with and one without it; none of them those
+    /// of the weights.
     fn image_passes(&self, _: &DatasetFacts) -> f64 {
         let Parameters { iterations, perturbation_steps, .. } = self.parameters;
-        (iterations * (perturbation_steps + 2) * self.common.batch_size) as f64
+        (iterations * (perturbation_steps + 2) * self.common.batch_size) as f64 * 2.0 / 3.0
     }
 
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
@@ -302,12 +308,8 @@ impl Defense for Anp {
         let (images, held_out) = selection.split(clean, validation_share);
         let (images_used, mut trace) = (images.len(), Vec::new());
         let (masks, masks_seconds) = self.channel_masks(backdoored, images, context, &mut trace)?;
-        let facts = [
-            ("clean_count", json!(clean.len())),
-            ("variant", json!(variant)),
-            ("images_used", json!(images_used)),
-            ("masks_seconds", json!(masks_seconds)),
-        ];
+        let facts =
+            [("variant", json!(variant)), ("images_used", json!(images_used)), ("masks_seconds", json!(masks_seconds))];
         let judge = Judge { selection, tolerance, held_out, batch_size: self.common.batch_size };
         MaskPruning { masks: &masks, fixed: threshold, judge }.repair(backdoored, facts, context, trace)
     }

@@ -21,7 +21,7 @@ use tsbd_attack::parameters::{join, read};
 use tsbd_attack::{DatasetFacts, ParameterError};
 use tsbd_nn::{Architecture, Layer, Model};
 
-use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, as_everywhere};
+use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, as_everywhere, noted};
 use crate::pruning::{Candidate, ChannelScores, Choice, Zeroed, batch_norms, require_batch_norms};
 use crate::selection::{Judge, ThresholdSelection};
 use crate::{CleanSubset, Context, Error};
@@ -133,8 +133,8 @@ impl Defense for Clp {
         pairs(architecture, self.parameters.variant).map(drop)
     }
 
-    fn scores_neurons(&self) -> bool {
-        true
+    fn scored_layers(&self, architecture: &dyn Architecture) -> Vec<String> {
+        batch_norms(architecture).map(|(norm, _)| norm.to_owned()).collect()
     }
 
     /// None: it looks at weights alone.
@@ -162,13 +162,12 @@ impl Defense for Clp {
         let mut trace = Vec::new();
         let pruned = choice.prune(backdoored, candidates, context, &mut trace)?;
         let facts = [
-            ("clean_count", json!(clean.len())),
             ("selection", json!(selection)),
             ("variant", json!(variant)),
             ("bounds_seconds", json!(bounds_seconds)),
             ("pruning_seconds", json!(start.elapsed().as_secs_f64())),
         ];
-        let facts = facts.into_iter().chain(pruned.facts()).map(|(name, value)| (name.to_owned(), value)).collect();
+        let facts = noted(facts.into_iter().chain(pruned.facts()));
         Ok(Repaired {
             changed: pruned.changed(),
             model: pruned.model,

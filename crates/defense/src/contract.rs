@@ -135,7 +135,8 @@ fn a_repair_leaves_a_finite_model_of_the_same_network_and_does_not_touch_its_inp
             let repaired = repair(entry, defense.as_ref(), &model, &tiny::clean(), 0);
             assert_eq!(model.state.digest().unwrap(), digest, "{} {own:?} touched its input", entry.name);
             assert_finite_and_of_the_same_network(entry, &model, &repaired.model);
-            assert_eq!(repaired.facts["clean_count"], 24, "{} {own:?}", entry.name);
+            let zeros = repaired.zeroed().map_or(0, |vector| vector.values().filter(|zeroed| *zeroed > 0.0).count());
+            assert_eq!(zeros, repaired.changed.len(), "{} {own:?}", entry.name);
             for change in &repaired.changed {
                 let known = model.architecture.modules().iter().any(|module| module.name == change.layer);
                 assert!(known, "{} {own:?} changed {}, which is no module", entry.name, change.layer);
@@ -258,7 +259,7 @@ fn assert_survives_kills(name: &str, defense: &dyn Defense) -> usize {
     let (whole, steps) = repair(&mut Shelf::new(), 0);
     let whole = left(whole.unwrap());
     let mut kept = 0;
-    for killed_at in (1..=steps).step_by(1 + steps / 20) {
+    for killed_at in 1..=steps {
         let mut shelf = Shelf::new();
         assert!(matches!(repair(&mut shelf, killed_at).0, Err(Error::Stopped { .. })), "{name}, step {killed_at}");
         let something = !shelf.is_empty();
@@ -275,10 +276,12 @@ fn assert_survives_kills(name: &str, defense: &dyn Defense) -> usize {
 #[test]
 fn a_repair_that_is_killed_in_any_step_goes_on_from_what_it_kept_and_ends_with_the_same_bits() {
     for entry in DEFENSES {
-        let defense = configured(entry, &tiny::common(8), &short(entry));
-        let kept = assert_survives_kills(entry.name, defense.as_ref());
-        // CLP, whose u is fixed, has no step to be killed in.
-        assert_eq!(kept > 0, entry.name != "clp", "{}", entry.name);
+        let kept = configurations(entry).into_iter().map(|own| {
+            let defense = configured(entry, &tiny::common(8), &own);
+            assert_survives_kills(&format!("{} {own:?}", entry.name), defense.as_ref())
+        });
+        // CLP measures candidates at most, which is done anew.
+        assert_eq!(kept.sum::<usize>() > 0, entry.name != "clp", "{}", entry.name);
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::mem::discriminant;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -11,7 +13,7 @@ use tsbd_analysis::{NeuronVector, Unlearning};
 use tsbd_attack::parameters::{read, split};
 use tsbd_attack::{DatasetFacts, Evaluation, ParameterError};
 use tsbd_data::ImageSource;
-use tsbd_nn::{Architecture, Model};
+use tsbd_nn::{Architecture, Layer, Model};
 
 use crate::{CleanSubset, Context, Error};
 
@@ -107,7 +109,7 @@ impl DefenseCommon {
             "clean_ratio",
             self.clean_ratio,
             format!("{count} of {} training images, fewer than one for each class", dataset.train_images),
-            format!("give at least {}", dataset.classes as f64 / dataset.train_images.max(1) as f64),
+            format!("give at least {}", ratio_of(dataset.classes, dataset.train_images)),
         ))
     }
 
@@ -131,6 +133,12 @@ impl DefenseCommon {
     }
 }
 
+/// The smallest `clean_ratio` that is `count` images: a quotient may lie just below it.
+pub(crate) fn ratio_of(count: usize, train_images: usize) -> f64 {
+    let ratio = count as f64 / train_images.max(1) as f64;
+    if ((train_images as f64 * ratio) as usize) < count { ratio.next_up() } else { ratio }
+}
+
 /// A configured defense.
 pub trait Defense: Send + Sync + Debug {
     /// All parameters in one flat table, defaults filled: what identifies the defense in a cell's key.
@@ -148,9 +156,9 @@ pub trait Defense: Send + Sync + Debug {
         CleanSubset::draw(train, self.common(), seed)
     }
 
-    /// Whether [`Repaired::scores`] will be there.
-    fn scores_neurons(&self) -> bool {
-        false
+    /// The layers that [`Repaired::scores`] will have, in network order; none of a defense that orders no neurons.
+    fn scored_layers(&self, _: &dyn Architecture) -> Vec<String> {
+        Vec::new()
     }
 
     /// The clean unlearning that the repair starts from, for a defense that does. It depends on nothing else, so it is done
@@ -183,6 +191,43 @@ pub struct Repaired {
     pub scores: Option<NeuronVector>,
 }
 
+/// Facts for the record.
+pub(crate) fn noted(facts: impl IntoIterator<Item = (&'static str, Value)>) -> serde_json::Map<String, Value> {
+    facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+impl Repaired {
+    /// How many weights of each neuron were set to 0, in all layers of the kind that the defense prunes: filters of
+    /// convolutions that are no shortcuts, channels of batch norms, or inputs of the linear layer. `None` where it pruned
+    /// nothing.
+    pub fn zeroed(&self) -> Option<NeuronVector> {
+        let modules = self.model.architecture.modules();
+        let is_pruned = |name: &str| self.changed.iter().any(|change| change.layer == name);
+        let kind = discriminant(&modules.iter().find(|module| is_pruned(&module.name))?.layer);
+        let prunable = modules.iter().filter(|module| {
+            discriminant(&module.layer) == kind && (is_pruned(&module.name) || !module.name.contains("shortcut"))
+        });
+        let mut layers: IndexMap<String, Vec<f64>> = prunable
+            .filter_map(|module| {
+                let neurons = match module.layer {
+                    Layer::Conv2d { out_channels, .. } => out_channels,
+                    Layer::BatchNorm2d { channels } => channels,
+                    Layer::Linear { in_features, .. } => in_features,
+                    // Layers that no defense prunes.
+                    _ => return None,
+                };
+                Some((module.name.clone(), vec![0.0; neurons]))
+            })
+            .collect();
+        for ChangedNeuron { layer, neuron, zeroed, .. } in &self.changed {
+            if let Some(values) = layers.get_mut(layer) {
+                values[*neuron] = *zeroed as f64;
+            }
+        }
+        Some(layers.into_iter().collect())
+    }
+}
+
 /// A neuron that a defense pruned or reset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangedNeuron {
@@ -190,6 +235,8 @@ pub struct ChangedNeuron {
     pub layer: String,
     /// Number of the filter (or input feature) in its layer.
     pub neuron: usize,
+    /// How many of its weights were set to 0.
+    pub zeroed: usize,
     /// What was done, e.g. `zeroed 12 of 144 weights`.
     pub what: String,
 }
@@ -281,6 +328,13 @@ mod tests {
             (error.field.as_str(), error.way_out.as_str()),
             ("clean_ratio", "give at least 0.05025125628140704")
         );
+        for train_images in [11, 47, 49, 94, 188, 12_345, 50_000] {
+            let error = DefenseCommon { clean_ratio: 1e-9, ..DefenseCommon::default() }.check(&facts(train_images));
+            let way_out = error.unwrap_err().way_out;
+            let clean_ratio = way_out.trim_start_matches("give at least ").parse().unwrap();
+            let suggested = DefenseCommon { clean_ratio, ..DefenseCommon::default() };
+            assert!(suggested.check(&facts(train_images)).is_ok(), "{train_images}: {way_out}");
+        }
         let wide = DefenseCommon { clean_ratio: 1.5, ..DefenseCommon::default() };
         assert_eq!(wide.check(&facts(200)).unwrap_err().field, "clean_ratio");
     }

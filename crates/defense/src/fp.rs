@@ -19,14 +19,14 @@ use std::time::Instant;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tsbd_analysis::{Neurons, Unlearning, descending, weight_change};
+use tsbd_analysis::{NeuronVector, Neurons, UnlearnedModel, Unlearning, descending};
 use tsbd_attack::parameters::{join, read};
 use tsbd_attack::{DatasetFacts, ParameterError};
 use tsbd_data::Loader;
 use tsbd_nn::{Architecture, Batch, BatchSource, CrossEntropyStep, Layer, Mode, Model, Step, StepRule};
 use tsbd_tensor::Tensor;
 
-use crate::entry::{ChangedNeuron, Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint};
+use crate::entry::{ChangedNeuron, Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint, noted};
 use crate::selection::{Selection, ThresholdSelection};
 use crate::training::{self, FineTuning, FineTuningSchedule, nothing};
 use crate::tsbd::parameters::check_unlearning;
@@ -225,24 +225,27 @@ impl Defense for Fp {
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
         let Parameters { selection, variant, validation_share, .. } = self.parameters;
         let batch_size = self.common.batch_size;
-        let start = Instant::now();
         let (used, measured) = match selection {
             Selection::Oracle => (clean.images(), context.clean_test.clone()),
             Selection::Validation => clean.hold_out(validation_share),
         };
         let mut trace = Vec::new();
-        let mut unlearning_facts = Value::Null;
-        let order = match self.unlearning() {
-            None => activation_order(backdoored, &context.augmented(used.clone(), "fp/activations", batch_size))?,
-            Some(unlearning) => {
-                let unlearned = context.unlearned(&unlearning, backdoored, clean, &mut trace)?;
-                unlearning_facts = json!({
-                    "epochs": unlearned.rates.len(), "reached": unlearned.reached, "seconds": unlearned.seconds,
-                });
-                change_order(backdoored, &unlearned.model)?
-            }
+        let unlearned = match self.unlearning() {
+            None => None,
+            Some(unlearning) => Some(context.unlearned(&unlearning, backdoored, clean, &mut trace)?),
         };
-        let features = HeadInputs::of(backdoored, &context.plain(measured, batch_size))?;
+        let start = Instant::now();
+        let order = match &unlearned {
+            None => {
+                let source = context.augmented(used.clone(), "fp/activations", batch_size);
+                let total = source.batches_per_epoch();
+                context.observer.stage(ACTIVATIONS, total);
+                activation_order(backdoored, &source, &mut |done| context.step(ACTIVATIONS, done, total))?
+            }
+            Some(unlearned) => change_order(backdoored, &unlearned.nwc),
+        };
+        let source = context.plain(measured, batch_size);
+        let features = HeadInputs::of(backdoored, &source, context)?;
         let head = format!("{}.weight", backdoored.architecture.head());
 
         let mut model = backdoored.clone();
@@ -255,11 +258,10 @@ impl Defense for Fp {
         let fine_tuning_seconds = stage.train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
 
         let facts = [
-            ("clean_count", json!(clean.len())),
             ("selection", json!(selection)),
             ("variant", json!(variant)),
             ("order", json!(self.parameters.order.unwrap_or(Order::Activation))),
-            ("unlearning", unlearning_facts),
+            ("unlearning", unlearned.as_ref().map_or(Value::Null, told_of)),
             ("selection_images", json!(features.labels.len())),
             ("features", json!(order.len())),
             ("features_pruned", json!(pruning.pruned.len())),
@@ -268,16 +270,25 @@ impl Defense for Fp {
             ("pruning_seconds", json!(pruning_seconds)),
             ("fine_tuning_seconds", json!(fine_tuning_seconds)),
         ];
-        let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let layer = backdoored.architecture.head();
         let mut pruned = pruning.pruned;
         pruned.sort_unstable();
         let changed = pruned
             .into_iter()
-            .map(|neuron| ChangedNeuron { layer: layer.to_owned(), neuron, what: "input feature pruned".to_owned() })
+            .map(|neuron| ChangedNeuron {
+                layer: layer.to_owned(),
+                neuron,
+                zeroed: backdoored.architecture.classes(),
+                what: "input feature pruned".to_owned(),
+            })
             .collect();
-        Ok(Repaired { model, changed, trace, facts, scores: None })
+        Ok(Repaired { model, changed, trace, facts: noted(facts), scores: None })
     }
+}
+
+/// How the unlearning went, for the record.
+fn told_of(unlearned: &UnlearnedModel) -> Value {
+    json!({"epochs": unlearned.rates.len(), "reached": unlearned.reached, "seconds": unlearned.seconds})
 }
 
 /// What pruning left.
@@ -331,9 +342,19 @@ impl Fp {
     }
 }
 
-/// The input features of the last linear layer by ascending mean over `source`; ties in the layer's order.
-pub fn activation_order(model: &Model, source: &Loader) -> Result<Vec<usize>, Error> {
-    let means = model.mean_output(source, model.architecture.features())?;
+/// The pass that orders features.
+const ACTIVATIONS: &str = "activations";
+/// The pass over the images whose accuracy decides how much is pruned.
+const FEATURES: &str = "features";
+
+/// The input features of the last linear layer by ascending mean over `source`; ties in the layer's order. `step` is called
+/// after each batch with how many are done; its error ends the pass.
+pub fn activation_order(
+    model: &Model,
+    source: &Loader,
+    step: &mut dyn FnMut(usize) -> Result<(), Error>,
+) -> Result<Vec<usize>, Error> {
+    let means = model.mean_output(source, model.architecture.features(), step)?;
     let mut order: Vec<usize> = (0..means.len()).collect();
     order.sort_by(|a, b| means[*a].total_cmp(&means[*b]));
     Ok(order)
@@ -359,10 +380,10 @@ fn check_last_filters(architecture: &dyn Architecture) -> Result<(), ParameterEr
 
 /// The input features of the last linear layer, each the mean of one filter of the last convolution, by descending change
 /// of the filter's weights; ties in the layer's order.
-fn change_order(backdoored: &Model, unlearned: &Model) -> Result<Vec<usize>, Error> {
-    let change = weight_change(backdoored.architecture.as_ref(), &backdoored.state, &unlearned.state)?;
-    let filters = change.neurons.layers().last().map_or(0, |layer| layer.filters);
-    Ok(descending(&change.per_neuron[change.per_neuron.len() - filters..], None))
+fn change_order(backdoored: &Model, nwc: &NeuronVector) -> Vec<usize> {
+    let neurons = Neurons::of(backdoored.architecture.as_ref());
+    let last = neurons.layers().last().and_then(|layer| nwc.layer(&layer.module));
+    descending(last.unwrap_or_default(), None)
 }
 
 /// A linear layer's weight `[out, in]` with zeros in the columns `pruned`.
@@ -384,14 +405,16 @@ struct HeadInputs {
 }
 
 impl HeadInputs {
-    fn of(model: &Model, source: &Loader) -> Result<HeadInputs, Error> {
-        let tap = model.architecture.features();
+    fn of(model: &Model, source: &Loader, context: &mut Context) -> Result<HeadInputs, Error> {
+        let (tap, total) = (model.architecture.features(), source.batches_per_epoch());
         let (mut inputs, mut labels) = (Vec::new(), Vec::new());
-        for batch in source.epoch(0) {
+        context.observer.stage(FEATURES, total);
+        for (number, batch) in source.epoch(0).enumerate() {
             let batch = batch?;
             let (_, outputs) = model.tapped(&batch.images, Mode::Eval, &[tap])?;
             inputs.push(outputs[tap].clone());
             labels.extend(batch.labels.to_vec1::<u32>()?);
+            context.step(FEATURES, number + 1, total)?;
         }
         Ok(HeadInputs { inputs: Tensor::cat(&inputs, 0)?, labels })
     }

@@ -10,7 +10,7 @@ use tsbd_attack::parameters::{join, read};
 use tsbd_attack::{DatasetFacts, ParameterError};
 use tsbd_nn::{Architecture, CrossEntropyStep, Model};
 
-use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired};
+use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, noted};
 use crate::training::{self, FineTuning, FineTuningSchedule, nothing};
 use crate::{CleanSubset, Context, Error};
 
@@ -102,9 +102,8 @@ impl Defense for Ft {
         let mut rule = CrossEntropyStep::default();
         let stage = self.fine_tuning().stage();
         let seconds = stage.train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
-        let facts =
-            [("clean_count".to_owned(), json!(clean.len())), ("fine_tuning_seconds".to_owned(), json!(seconds))];
-        Ok(Repaired { model, changed: Vec::new(), trace, facts: facts.into_iter().collect(), scores: None })
+        let facts = noted([("fine_tuning_seconds", json!(seconds))]);
+        Ok(Repaired { model, changed: Vec::new(), trace, facts, scores: None })
     }
 }
 

@@ -20,7 +20,7 @@ use tsbd_nn::{
     TrainingConfig,
 };
 
-use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, as_everywhere};
+use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, as_everywhere, noted, ratio_of};
 use crate::training::{Stage, nothing};
 use crate::{CleanSubset, Context, Error};
 
@@ -173,17 +173,22 @@ impl Defense for FtSam {
 
     fn check(&self, _: &dyn Architecture, dataset: &DatasetFacts) -> Result<(), ParameterError> {
         self.common.check(dataset)?;
-        let each = self.common.clean_count_per_class(dataset.train_images, dataset.classes);
-        let least = dataset.images_per_class.iter().copied().min().unwrap_or(0);
+        // A class without images is none for this draw.
+        let occurring: Vec<usize> = dataset.images_per_class.iter().copied().filter(|count| *count > 0).collect();
+        let each = self.common.clean_count_per_class(dataset.train_images, occurring.len());
+        let least = occurring.iter().copied().min().unwrap_or(0);
         if each <= least {
             return Ok(());
         }
-        Err(ParameterError::new(
-            "clean_ratio",
-            self.common.clean_ratio,
-            format!("{each} images of each class, and the smallest class has {least}"),
-            "give a smaller ratio",
-        ))
+        // No fewer images than every defense needs, and no more than the smallest class has as many times as there are classes.
+        let enough = dataset.classes.max(least * occurring.len());
+        let way_out = if enough / occurring.len().max(1) <= least {
+            format!("give {}", ratio_of(enough, dataset.train_images))
+        } else {
+            "use images of which each class has more, or another defense".to_owned()
+        };
+        let reason = format!("{each} images of each class, and the smallest class has {least}");
+        Err(ParameterError::new("clean_ratio", self.common.clean_ratio, reason, way_out))
     }
 
     /// The same number of each class, as BackdoorBench's `choose_by_class`.
@@ -223,13 +228,11 @@ impl Defense for FtSam {
         let (mut model, mut trace) = (backdoored.clone(), Vec::new());
         let seconds = stage.train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
         let facts = [
-            ("clean_count", json!(clean.len())),
             ("variant", json!(variant)),
             ("epochs", json!(stage.config.epochs)),
             ("fine_tuning_seconds", json!(seconds)),
         ];
-        let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Ok(Repaired { model, changed: Vec::new(), trace, facts, scores: None })
+        Ok(Repaired { model, changed: Vec::new(), trace, facts: noted(facts), scores: None })
     }
 }
 

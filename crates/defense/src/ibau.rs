@@ -25,7 +25,7 @@ use tsbd_data::CHANNELS;
 use tsbd_nn::{Adam, AdamConfig, Architecture, Batch, BatchSource, Mode, Model, ParameterGradients, Pass, StateDict};
 use tsbd_tensor::{CrossEntropy, DType, Device, Tape, Tensor, Var};
 
-use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint, as_everywhere};
+use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint, as_everywhere, noted};
 use crate::training::scalar;
 use crate::{CleanSubset, Context, Error};
 
@@ -230,7 +230,6 @@ impl Defense for Ibau {
             context.keep(STAGE, &run, tensors, &done)?;
         }
         let facts = [
-            ("clean_count", json!(clean.len())),
             ("variant", json!(parameters.variant)),
             ("steps", json!(adam.steps())),
             ("mean_iterations", json!(done.iterations as f64 / done.equations as f64)),
@@ -238,8 +237,7 @@ impl Defense for Ibau {
             ("perturbation_seconds", json!(done.perturbation_seconds)),
             ("unlearning_seconds", json!(done.unlearning_seconds)),
         ];
-        let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Ok(Repaired { model, changed: Vec::new(), trace, facts, scores: None })
+        Ok(Repaired { model, changed: Vec::new(), trace, facts: noted(facts), scores: None })
     }
 }
 

@@ -26,7 +26,7 @@ use tsbd_nn::{
 };
 use tsbd_tensor::{CrossEntropy, Var};
 
-use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, is_tiny_imagenet};
+use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, is_tiny_imagenet, noted};
 use crate::training::{FineTuning, Measure, Stage, nothing};
 use crate::{CleanSubset, Context, Error};
 
@@ -196,15 +196,13 @@ impl Defense for Nad {
 
         let (maps, weights): (Vec<_>, Vec<_>) = rule.attention.into_iter().unzip();
         let facts = [
-            ("clean_count", json!(clean.len())),
             ("variant", json!(parameters.variant)),
             ("attention_maps", json!(maps)),
             ("attention_weights", json!(weights)),
             ("teacher_seconds", json!(teacher_seconds)),
             ("distillation_seconds", json!(distillation_seconds)),
         ];
-        let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Ok(Repaired { model, changed: Vec::new(), trace, facts, scores: None })
+        Ok(Repaired { model, changed: Vec::new(), trace, facts: noted(facts), scores: None })
     }
 }
 

@@ -9,7 +9,7 @@ use tsbd_attack::ParameterError;
 use tsbd_nn::{Architecture, Layer, Model};
 use tsbd_tensor::Tensor;
 
-use crate::entry::{ChangedNeuron, Repaired, TracePoint};
+use crate::entry::{ChangedNeuron, Repaired, TracePoint, noted};
 use crate::selection::{Judge, ThresholdSelection};
 use crate::{Context, Error};
 
@@ -171,13 +171,14 @@ impl Choice {
 impl Pruned {
     /// What was pruned, in network order.
     pub(crate) fn changed(&self) -> Vec<ChangedNeuron> {
-        let what = match self.zeroed {
-            Zeroed::Weight => "weight of the batch norm set to 0",
-            Zeroed::WeightAndBias => "weight and bias of the batch norm set to 0",
+        let (zeroed, what) = match self.zeroed {
+            Zeroed::Weight => (1, "weight of the batch norm set to 0"),
+            Zeroed::WeightAndBias => (2, "weight and bias of the batch norm set to 0"),
         };
         let change = |channel: &Channel| ChangedNeuron {
             layer: channel.norm.clone(),
             neuron: channel.channel,
+            zeroed,
             what: what.to_owned(),
         };
         self.channels().iter().map(change).collect()
@@ -225,12 +226,12 @@ impl MaskPruning<'_> {
         let choice = Choice { judge, zeroed: Zeroed::Weight };
         let pruned = choice.prune(backdoored, candidates, context, &mut trace)?;
         let own = [("selection", json!(selection)), ("pruning_seconds", json!(start.elapsed().as_secs_f64()))];
-        let facts = facts.into_iter().chain(own).chain(pruned.facts());
+        let facts = noted(facts.into_iter().chain(own).chain(pruned.facts()));
         Ok(Repaired {
             changed: pruned.changed(),
             model: pruned.model,
             trace,
-            facts: facts.map(|(name, value)| (name.to_owned(), value)).collect(),
+            facts,
             scores: Some(masks.scores(|_, mask| 1.0 - mask)),
         })
     }

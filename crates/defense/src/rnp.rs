@@ -27,7 +27,7 @@ use tsbd_tensor::Sgd;
 
 use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint, as_everywhere};
 use crate::masks::{ChannelMasks, MaskTraining};
-use crate::pruning::{ChannelScores, MaskPruning, require_batch_norms};
+use crate::pruning::{ChannelScores, MaskPruning, batch_norms, require_batch_norms};
 use crate::selection::{Judge, ThresholdSelection};
 use crate::training::Stage;
 use crate::{CleanSubset, Context, Error};
@@ -312,13 +312,15 @@ impl Defense for Rnp {
         require_batch_norms(architecture, RNP.name)
     }
 
-    fn scores_neurons(&self) -> bool {
-        true
+    fn scored_layers(&self, architecture: &dyn Architecture) -> Vec<String> {
+        batch_norms(architecture).map(|(norm, _)| norm.to_owned()).collect()
     }
 
+    /// Recovering takes no gradients of the weights.
     fn image_passes(&self, dataset: &DatasetFacts) -> f64 {
         let Parameters { clean_share, unlearning_epochs, recovering_epochs, .. } = self.parameters;
-        self.common.passes(dataset, clean_share * (unlearning_epochs + recovering_epochs) as f64)
+        let passes = unlearning_epochs as f64 + recovering_epochs as f64 * 2.0 / 3.0;
+        self.common.passes(dataset, clean_share * passes)
     }
 
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
@@ -330,7 +332,6 @@ impl Defense for Rnp {
         let unlearned = self.unlearn(backdoored, images.clone(), context, &mut trace)?;
         let (masks, recovering_seconds) = self.recover(&unlearned.model, images, context, &mut trace)?;
         let facts = [
-            ("clean_count", json!(clean.len())),
             ("variant", json!(variant)),
             ("images_used", json!(used)),
             ("unlearning_epochs", json!(unlearned.epochs)),

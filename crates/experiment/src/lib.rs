@@ -37,11 +37,11 @@ pub use parameters::{
 pub use plan::{Experiment, FigureSpec, GridPoint, Plan, TableSpec, outstanding};
 pub use planning::{ExperimentSource, ImagesFrom, Request, SlurmParameters, plan};
 pub use record::{
-    Artefact, CellRecord, Failure, NEURONS, Outcome, OutcomeKind, Provenance, RECORD_FORMAT, RecordSummary, TracePoint,
-    Versions,
+    Artefact, CellRecord, Failure, NEURONS, NWC, Outcome, OutcomeKind, Provenance, RECORD_FORMAT, RecordSummary,
+    TracePoint, Versions,
 };
 pub use registry::ATTACKS;
-pub use row::{NeuronRows, ResultRow, RowState, measurement_gives, neuron_rows, result_rows};
+pub use row::{NeuronRows, ResultRow, RowState, measurement_gives, neuron_rows, result_rows, unlearned_rows};
 pub use setting::Setting;
 pub use store::{Attempt, CoordinatorLock, Damage, Found, Published, Store, StoreError, Survey, Verification};
 pub use tsbd_analysis::NeuronVector;

@@ -16,6 +16,9 @@ pub const RECORD_FORMAT: u32 = 1;
 /// numbers by layer.
 pub const NEURONS: &str = "neurons.json";
 
+/// Name of the vector in it that an Unlearn cell leaves: how far each neuron's weights moved.
+pub const NWC: &str = "nwc";
+
 /// A cell's result, published as `record.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CellRecord {

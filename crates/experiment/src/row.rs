@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use tsbd_analysis::NeuronVectors;
+use tsbd_analysis::{NeuronVectors, Unlearned, Unlearning};
 
 use crate::cell::{CellKey, CellKind};
 use crate::plan::Plan;
-use crate::record::{NEURONS, RecordSummary};
+use crate::record::{CellRecord, NEURONS, NWC, RecordSummary};
 use crate::store::{Found, Store, StoreError};
 
 /// Whether a grid point has a result.
@@ -84,7 +84,7 @@ pub struct NeuronRows {
 }
 
 /// What the finished cells among `rows` found out about each neuron; cells without such a file are left out, and a cell
-/// that several rows share is there once.
+/// that several rows share is there once. The weight changes of unlearned models are named after what was unlearned.
 pub fn neuron_rows(rows: &[ResultRow], store: &Store) -> Result<Vec<NeuronRows>, StoreError> {
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
@@ -96,14 +96,49 @@ pub fn neuron_rows(rows: &[ResultRow], store: &Store) -> Result<Vec<NeuronRows>,
         }
         let path = store.artefact(&row.key, NEURONS);
         let text = fs_err::read_to_string(&path).map_err(StoreError::File)?;
-        let vectors = serde_json::from_str(&text).map_err(|error| {
+        let mut vectors: NeuronVectors = serde_json::from_str(&text).map_err(|error| {
             let reason =
                 format!("{}: no vectors of neurons: {error}; remove the cell's folder and run again", path.display());
             StoreError::File(std::io::Error::other(reason))
         })?;
+        if let (Some(of), Some(nwc)) = (what_was_unlearned(&record), vectors.remove(NWC)) {
+            vectors.insert(of.nwc().to_owned(), nwc);
+        }
         found.push(NeuronRows { row: row.clone(), vectors });
     }
     Ok(found)
+}
+
+fn what_was_unlearned(record: &CellRecord) -> Option<Unlearned> {
+    let unlearning = record.cell.unlearning.as_ref().filter(|_| record.cell.kind == CellKind::Unlearn)?;
+    Some(serde_json::from_value::<Unlearning>(unlearning.parameters.clone()).ok()?.of)
+}
+
+/// For each of `rows`, which are those of `plan`, a row for each unlearned model that its cell starts from: no point of the
+/// grid, but a cell with a vector of its own. Its rates are left out.
+pub fn unlearned_rows(plan: &Plan, rows: &[ResultRow], store: &Store) -> Result<Vec<ResultRow>, StoreError> {
+    let starts = rows.iter().flat_map(|row| unlearned(&row.key, plan).map(move |key| (row, key)));
+    let starts: Vec<(&ResultRow, &CellKey)> = starts.collect();
+    let keys: BTreeSet<&CellKey> = starts.iter().map(|(_, key)| *key).collect();
+    let found: HashMap<CellKey, _> = store.look_at_all(keys, |found| found)?.into_iter().collect();
+    let row = |(row, key): (&ResultRow, &CellKey)| ResultRow {
+        // Models are unlearned as they were trained, or after the repair that is measured.
+        defense: plan.cells[key].defense_name().to_owned(),
+        measure: "none".to_owned(),
+        key: key.clone(),
+        state: match &found[key] {
+            Found::Done(_) => RowState::Done,
+            Found::Failed(failure) => RowState::Failed(failure.reason.clone()),
+            Found::Nothing | Found::Damaged(_) => RowState::Missing,
+        },
+        metrics: BTreeMap::new(),
+        facts: Map::new(),
+        seconds: None,
+        shared_seconds: None,
+        peak_memory_mb: None,
+        ..row.clone()
+    };
+    Ok(starts.into_iter().map(row).collect())
 }
 
 /// The rows of a plan, in the order of its points; a damaged record counts as missing. As [`Store::look_at_all`], it writes

@@ -196,7 +196,7 @@ fn a_tap_that_does_not_exist_is_an_error_that_names_it() {
 fn the_mean_input_of_the_head_is_the_mean_of_the_features() {
     let model = network(4, DType::F64);
     let source = vec![batch(16, 1000, DType::F64), batch(16, 1001, DType::F64)];
-    let mean = model.mean_output(&source, model.architecture.features()).unwrap();
+    let mean = model.mean_output::<tsbd_nn::Error>(&source, model.architecture.features(), &mut |_| Ok(())).unwrap();
     let mut expected = vec![0.0; 32];
     for batch in &source {
         let (_, taps) = model.tapped(&batch.images, Mode::Eval, &["avgpool"]).unwrap();

@@ -1,7 +1,7 @@
 //! What a network says about a whole set of images.
 
 use crate::model::predictions;
-use crate::{BatchSource, Mode, Model, Result};
+use crate::{Batch, BatchSource, Error, Mode, Model, Result};
 use tsbd_tensor::{CrossEntropy, DType, Var};
 
 /// A network's answers to a set of images.
@@ -59,15 +59,23 @@ impl Model {
 
     /// The mean over all images of the first epoch of `source` (and over positions, for maps) of the output `tap`, one
     /// number per channel, in [`Mode::Eval`]. With [`crate::Architecture::features`] it is the mean input of the last
-    /// linear layer.
-    pub fn mean_output(&self, source: &dyn BatchSource, tap: &str) -> Result<Vec<f64>> {
-        let mut sums: Vec<f64> = vec![];
-        let mut count = 0;
-        for batch in source.epoch(0) {
+    /// linear layer. `step` is called after each batch with how many are done; its error ends the pass.
+    pub fn mean_output<E: From<Error>>(
+        &self,
+        source: &dyn BatchSource,
+        tap: &str,
+        step: &mut dyn FnMut(usize) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Vec<f64>, E> {
+        let values = |batch: Result<Batch>| -> Result<(usize, Vec<f64>)> {
             let (_, outputs) = self.tapped(&batch?.images, Mode::Eval, &[tap])?;
             let output = &outputs[tap];
             let channels = output.dim(candle_core::D::Minus1)?;
-            let values = output.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+            Ok((channels, output.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?))
+        };
+        let mut sums: Vec<f64> = vec![];
+        let mut count = 0;
+        for (number, batch) in source.epoch(0).enumerate() {
+            let (channels, values) = values(batch)?;
             sums.resize(channels, 0.0);
             for position in values.chunks_exact(channels) {
                 for (sum, value) in sums.iter_mut().zip(position) {
@@ -75,6 +83,7 @@ impl Model {
                 }
                 count += 1;
             }
+            step(number + 1)?;
         }
         Ok(sums.into_iter().map(|sum| sum / f64::from(count.max(1))).collect())
     }

@@ -22,11 +22,15 @@ pub const NEURON_COLUMNS: &[ColumnDescription] = &[
     column("model", "string", "name and width of the network, `preact-resnet18/16`"),
     column("attack", "string", "name of the attack"),
     column("defense", "string", "name of the defense; `none` for the model as trained"),
-    column("measure", "string", "name of the measurement; `none` for the scores that a defense left"),
+    column("measure", "string", "name of the measurement; `none` for what a defense or an unlearning left"),
     column("seed", "uint64", "seed of the run"),
     column("key", "string", "the cell's key: its folder under `results/cells`"),
     column("vector", "string", "name of the vector, e.g. `nwc_clean` or `tac_clp`"),
-    column("layer", "string", "name of the convolution (in scores of a defense: of the batch norm)"),
+    column(
+        "layer",
+        "string",
+        "name of the convolution (of what a defense left perhaps a batch norm or the linear layer)",
+    ),
     column("neuron", "uint64", "number of the filter in its layer, from 0"),
     column("value", "double", "the neuron's number, as it is"),
 ];

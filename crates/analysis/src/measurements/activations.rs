@@ -82,8 +82,8 @@ impl Measurement for Activations {
         let models = [
             ("", model),
             ("_clean_model", given(subject.clean_model, "the clean model")?),
-            ("_unlearned", given(subject.unlearned, "the model after clean unlearning")?),
-            ("_poison_unlearned", given(subject.poison_unlearned, "the model after poison unlearning")?),
+            ("_unlearned", &given(subject.unlearned, "the model after clean unlearning")?.model),
+            ("_poison_unlearned", &given(subject.poison_unlearned, "the model after poison unlearning")?.model),
         ];
         let pairs = given(subject.pairs.as_ref(), "test images with a trigger")?;
         let pairs = pairs.at_most(self.parameters.images, &mut context.streams.stream(DRAW, 0));

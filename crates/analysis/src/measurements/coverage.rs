@@ -12,7 +12,7 @@ use tsbd_nn::{Architecture, BatchSource};
 
 use super::tac::{PASS, of_subject};
 use crate::measurement::{Measured, Measurement, MeasurementEntry, Needs, Scalar, Subject, given};
-use crate::{Context, Error, NeuronVector, Neurons, TacForm, coverage, mean_activations, weight_change};
+use crate::{Context, Error, NeuronLayer, NeuronVector, Neurons, TacForm, coverage, mean_activations};
 
 /// The registry's entry.
 pub static COVERAGE: MeasurementEntry = MeasurementEntry {
@@ -123,6 +123,38 @@ impl Measurement for Coverage {
         }
     }
 
+    fn check_scores(
+        &self,
+        architecture: &dyn Architecture,
+        scored: &BTreeMap<String, Vec<String>>,
+    ) -> Result<(), ParameterError> {
+        let neurons = Neurons::of(architecture);
+        let without = |layer: &NeuronLayer| {
+            let has = |names: &[String]| names.iter().any(|name| layer.is_named(name));
+            scored.iter().find(|(_, names)| !has(names)).map(|(method, _)| method.as_str())
+        };
+        let compared = self.compared(&neurons, without).map_err(|(layer, method)| {
+            let reason = format!("{method} has no score for its neurons");
+            ParameterError::new(
+                "layers",
+                json!(layer),
+                reason,
+                "take it out of `layers`, or the method out of `methods`",
+            )
+        })?;
+        let count = compared.iter().map(|layer| layer.filters).sum::<usize>();
+        let none = |ratio: &&f64| (count as f64 * **ratio) as usize == 0;
+        match self.parameters.neuron_ratios.iter().find(none) {
+            None => Ok(()),
+            Some(ratio) => Err(ParameterError::new(
+                "neuron_ratios",
+                *ratio,
+                format!("selects none of the {count} neurons that are compared"),
+                format!("give at least {}", 1.0 / count.max(1) as f64),
+            )),
+        }
+    }
+
     fn measure(&self, subject: &Subject, context: &mut Context) -> Result<Measured, Error> {
         let Parameters { methods, neuron_ratios, tac: form, images, .. } = &self.parameters;
         let (neurons, tac, count) = of_subject(subject, *images, context)?;
@@ -130,7 +162,15 @@ impl Measurement for Coverage {
         for method in methods {
             scores.insert(method.as_str(), self.scores(method, &neurons, subject, context)?);
         }
-        let layers = self.layers(&neurons, &scores)?;
+        let without = |layer: &NeuronLayer| {
+            scores.iter().find(|(_, vector)| vector.layer(&layer.module).is_none()).map(|(method, _)| *method)
+        };
+        // A layer that was asked for is not left out in silence.
+        let layers = self.compared(&neurons, without).map_err(|(layer, method)| Error::Mismatch {
+            name: layer.to_owned(),
+            reason: format!("{method} has no score for this layer: take it out of `layers`"),
+        })?;
+        let layers: Vec<&str> = layers.into_iter().map(|layer| layer.module.as_str()).collect();
         let within = |vector: &NeuronVector| -> NeuronVector {
             layers.iter().filter_map(|layer| Some(((*layer).to_owned(), vector.layer(layer)?.to_vec()))).collect()
         };
@@ -140,22 +180,23 @@ impl Measurement for Coverage {
         for (method, vector) in &scores {
             let vector = within(vector);
             let values: Vec<f64> = vector.values().collect();
-            let points: Vec<(f64, f64)> = neuron_ratios
-                .iter()
-                .filter_map(|ratio| Some((*ratio, coverage(&values, &reference, *ratio)?)))
-                .collect();
-            for (ratio, covered) in &points {
-                measured = measured.with_scalar(format!("coverage_{method}_at_{ratio}"), Some(*covered));
+            let mut sum = 0.0;
+            for ratio in neuron_ratios {
+                // A mean over fewer ratios would not be comparable.
+                let covered = coverage(&values, &reference, *ratio).ok_or_else(|| Error::Mismatch {
+                    name: "neuron_ratios".to_owned(),
+                    reason: format!("{ratio} selects none of {} neurons", values.len()),
+                })?;
+                sum += covered;
+                measured = measured.with_scalar(format!("coverage_{method}_at_{ratio}"), Some(covered));
             }
-            let mean = points.iter().map(|(_, covered)| covered).sum::<f64>() / points.len() as f64;
             measured = measured
-                .with_scalar(format!("coverage_{method}"), mean.is_finite().then_some(mean))
+                .with_scalar(format!("coverage_{method}"), Some(sum / neuron_ratios.len() as f64))
                 .with_vector(format!("score_{method}"), vector);
         }
-        let form = json!(form);
         Ok(measured
-            .with_vector(format!("tac_{}", form.as_str().unwrap_or_default().replace('-', "")), tac)
-            .with_fact("tac", form)
+            .with_vector(form.vector(), tac)
+            .with_fact("tac", json!(form))
             .with_fact("layers", layers)
             .with_fact("neurons", reference.len())
             .with_fact("images", count))
@@ -182,11 +223,7 @@ impl Coverage {
                 let dormancy: Vec<f64> = means.into_iter().map(|mean| -mean).collect();
                 Ok(NeuronVector::of_all(neurons, &dormancy))
             }
-            NWC => {
-                let unlearned = given(subject.unlearned, "the model after clean unlearning")?;
-                let change = weight_change(model.architecture.as_ref(), &model.state, &unlearned.state)?;
-                Ok(NeuronVector::of_all(neurons, &change.per_neuron))
-            }
+            NWC => Ok(given(subject.unlearned, "the model after clean unlearning")?.nwc.clone()),
             defense => {
                 let scores = subject.scores.get(defense);
                 scores.ok_or_else(|| Error::NoScores { method: defense.to_owned() })?.by_convolution(neurons)
@@ -194,20 +231,19 @@ impl Coverage {
         }
     }
 
-    /// The layers that are compared, in the network's order.
-    fn layers<'n>(&self, neurons: &'n Neurons, scores: &BTreeMap<&str, NeuronVector>) -> Result<Vec<&'n str>, Error> {
+    /// The layers that are compared, in the network's order; `without` names a method that has no scores for a layer. Of those
+    /// that were asked for one without, and the method.
+    fn compared<'n, 's>(
+        &self,
+        neurons: &'n Neurons,
+        without: impl Fn(&NeuronLayer) -> Option<&'s str>,
+    ) -> Result<Vec<&'n NeuronLayer>, (&'n str, &'s str)> {
         let asked = &self.parameters.layers;
         let mut layers = Vec::new();
         for layer in neurons.layers().iter().filter(|layer| asked.is_empty() || asked.contains(&layer.module)) {
-            match scores.iter().find(|(_, vector)| vector.layer(&layer.module).is_none()) {
-                None => layers.push(layer.module.as_str()),
-                // A layer that was asked for is not left out in silence.
-                Some((method, _)) if !asked.is_empty() => {
-                    return Err(Error::Mismatch {
-                        name: layer.module.clone(),
-                        reason: format!("{method} has no score for this layer: take it out of `layers`"),
-                    });
-                }
+            match without(layer) {
+                None => layers.push(layer),
+                Some(method) if !asked.is_empty() => return Err((&layer.module, method)),
                 Some(_) => {}
             }
         }

@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tsbd_attack::ParameterError;
 use tsbd_attack::parameters::read;
-use tsbd_nn::{Architecture, Model};
+use tsbd_nn::Architecture;
 
 use crate::measurement::{
     Measured, Measurement, MeasurementEntry, Needs, Scalar, Subject, check_layer, given, layer_named,
 };
-use crate::{Context, Error, NeuronVector, pearson, slope, spearman, weight_change};
+use crate::{Context, Error, Neurons, Unlearned, pearson, slope, spearman};
 
 /// The registry's entry.
 pub static NWC: MeasurementEntry = MeasurementEntry {
@@ -75,23 +75,20 @@ impl Measurement for Nwc {
 
     fn measure(&self, subject: &Subject, _: &mut Context) -> Result<Measured, Error> {
         let model = given(subject.model, "the model")?;
-        let unlearned = given(subject.unlearned, "the model after clean unlearning")?;
-        let poison = given(subject.poison_unlearned, "the model after poison unlearning")?;
-        let change = |after: &Model| weight_change(model.architecture.as_ref(), &model.state, &after.state);
-        let (clean, poison) = (change(unlearned)?, change(poison)?);
-        let vector = |values: &[f64]| NeuronVector::of_all(&clean.neurons, values);
-        let vectors = [vector(&clean.per_neuron), vector(&poison.per_neuron)];
-        let layer = layer_named(&self.parameters.layer, &clean.neurons).map_or("", |layer| layer.module.as_str());
-        let [x, y] = [0, 1].map(|which: usize| vectors[which].layer(layer).unwrap_or_default().to_vec());
-        let [nwc_clean, nwc_poison] = vectors;
+        let clean = &given(subject.unlearned, "the model after clean unlearning")?.nwc;
+        let poison = &given(subject.poison_unlearned, "the model after poison unlearning")?.nwc;
+        let neurons = Neurons::of(model.architecture.as_ref());
+        let layer = layer_named(&self.parameters.layer, &neurons).map_or("", |layer| layer.module.as_str());
+        let [x, y] = [clean, poison].map(|vector| vector.layer(layer).unwrap_or_default());
+        let [all_x, all_y] = [clean, poison].map(|vector| vector.values().collect::<Vec<f64>>());
         Ok(Measured::default()
-            .with_scalar("pearson", pearson(&x, &y))
-            .with_scalar("spearman", spearman(&x, &y))
-            .with_scalar("slope", slope(&x, &y))
-            .with_scalar("pearson_all", pearson(&clean.per_neuron, &poison.per_neuron))
-            .with_scalar("spearman_all", spearman(&clean.per_neuron, &poison.per_neuron))
-            .with_vector("nwc_clean", nwc_clean)
-            .with_vector("nwc_poison", nwc_poison)
+            .with_scalar("pearson", pearson(x, y))
+            .with_scalar("spearman", spearman(x, y))
+            .with_scalar("slope", slope(x, y))
+            .with_scalar("pearson_all", pearson(&all_x, &all_y))
+            .with_scalar("spearman_all", spearman(&all_x, &all_y))
+            .with_vector(Unlearned::Clean.nwc(), clean.clone())
+            .with_vector(Unlearned::Poison.nwc(), poison.clone())
             .with_fact("layer", layer))
     }
 }

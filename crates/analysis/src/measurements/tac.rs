@@ -8,7 +8,7 @@ use tsbd_attack::parameters::read;
 use tsbd_nn::{Architecture, BatchSource};
 
 use crate::measurement::{Measured, Measurement, MeasurementEntry, Needs, Scalar, Subject, given};
-use crate::{Context, Error, NeuronVector, Neurons, Tac, median, spearman, tac};
+use crate::{Context, Error, NeuronVector, Neurons, Tac, TacForm, median, spearman, tac};
 
 /// Images per forward pass: changes speed and memory, not results.
 pub(crate) const PASS: usize = 128;
@@ -81,8 +81,8 @@ impl Measurement for Measure {
             .with_scalar("tac_clp_median", median(&found.clp))
             .with_scalar("tac_clp_max", max(&found.clp))
             .with_scalar("tac_forms_spearman", spearman(&found.backdoorbench, &found.clp))
-            .with_vector("tac_backdoorbench", vector(&found.backdoorbench))
-            .with_vector("tac_clp", vector(&found.clp))
+            .with_vector(TacForm::BackdoorBench.vector(), vector(&found.backdoorbench))
+            .with_vector(TacForm::Clp.vector(), vector(&found.clp))
             .with_fact("images", images))
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser;
-use tsbd_experiment::{Plan, ResultRow, RowState, Store, neuron_rows, result_rows};
+use tsbd_experiment::{Plan, ResultRow, RowState, Store, neuron_rows, result_rows, unlearned_rows};
 use tsbd_report::{Emphasis, Error, Format, Table, Titles};
 
 use crate::command_line::examples;
@@ -39,7 +39,8 @@ pub struct Arguments {
     #[arg(long)]
     long: bool,
 
-    /// One row per neuron and vector that measurements found (layer, neuron, value), as csv, parquet or json
+    /// One row per neuron and vector that measurements, unlearnings and defenses left (layer, neuron, value), as csv, parquet
+    /// or json
     #[arg(long, conflicts_with = "long")]
     neurons: bool,
 
@@ -79,8 +80,10 @@ pub fn run(arguments: Arguments) -> Outcome {
     let bold = out.is_none() && terminal::colour_on_stdout();
     let emphasis = if bold { Emphasis::Bold } else { Emphasis::Star };
     let bytes = if neurons {
-        let cells = neuron_rows(&rows, &store).map_err(planning::store_failure)?;
-        tsbd_report::neurons(&cells, &rows).and_then(|table| table.render(format))
+        let mut grid = rows.clone();
+        grid.extend(unlearned_rows(&plan, &rows, &store).map_err(planning::store_failure)?);
+        let cells = neuron_rows(&grid, &store).map_err(planning::store_failure)?;
+        tsbd_report::neurons(&cells, &grid).and_then(|table| table.render(format))
     } else if long {
         tsbd_report::long(&rows).and_then(|table| table.render(format))
     } else {

@@ -196,6 +196,10 @@ fn parameters_are_canonical_and_wrong_ones_are_refused_by_name() {
     assert_eq!((&parameters["iterations"], &parameters["epsilon"]), (&json!(2000), &json!(0.4)));
     assert_eq!((&parameters["learning_rate"], &parameters["selection"]), (&json!(0.01), &json!("validation")));
     assert_eq!(ANP.from_parameters(&parameters).unwrap().parameters(), parameters);
+    let iterations = |own| (ANP.configure)(&DefenseCommon::default(), own).unwrap().parameters()["iterations"].clone();
+    for (asked, made) in [(160, 160), (500, 500), (501, 1000), (1000, 1000)] {
+        assert_eq!(iterations(json!({"iterations": asked})), json!(made), "as many as are made");
+    }
     for (field, value) in [
         ("iterations", json!(0)),
         ("perturbation_steps", json!(0)),

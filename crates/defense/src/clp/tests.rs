@@ -1,8 +1,5 @@
-use std::sync::Arc;
-
 use serde_json::json;
-use tsbd_nn::{Module, Pass};
-use tsbd_tensor::Var;
+use tsbd_nn::Module;
 
 use super::*;
 use crate::NoObserver;
@@ -144,44 +141,20 @@ fn a_running_variance_of_0_and_a_layer_of_one_channel_do_not_end_in_nan() {
     assert_eq!(candidate(&two, 0.5).channels, [Channel { norm: "bn".to_owned(), channel: 0 }]);
 }
 
-/// A network of these modules that cannot be run.
-#[derive(Debug)]
-struct Modules(Vec<Module>);
-
-impl Architecture for Modules {
-    fn name(&self) -> &str {
-        "plain"
-    }
-    fn modules(&self) -> &[Module] {
-        &self.0
-    }
-    fn classes(&self) -> usize {
-        3
-    }
-    fn head(&self) -> &str {
-        "linear"
-    }
-    fn features(&self) -> &str {
-        "features"
-    }
-    fn forward(&self, _: &Pass, _: &Var) -> tsbd_nn::Result<Var> {
-        unreachable!("a network that is refused")
-    }
-}
-
 #[test]
 fn networks_without_batch_norms_are_refused_with_a_way_out_by_every_defense_that_prunes_them() {
     let linear = Module::new("linear", Layer::Linear { in_features: 3, out_features: 3 });
     let norm = Module::new("bn", Layer::BatchNorm2d { channels: 3 });
     let check = |entry: &DefenseEntry, modules: &[&Module]| {
-        let architecture = Arc::new(Modules(modules.iter().copied().cloned().collect()));
+        let modules = modules.iter().copied().cloned().collect();
+        let architecture = tsbd_testing::network(modules, 3, |_, _| unreachable!("a network that is refused"));
         let own = if entry.name == "clp" { json!({}) } else { json!({"selection": "fixed"}) };
         let facts = DatasetFacts::balanced(3, 3_000, 300, 32);
         (entry.configure)(&DefenseCommon::default(), own).unwrap().check(architecture.as_ref(), &facts)
     };
     for entry in [&CLP, &crate::anp::ANP, &crate::rnp::RNP] {
         let message = check(entry, &[&linear]).unwrap_err().to_string();
-        assert!(message.contains("plain has none") && message.contains(entry.name), "{message}");
+        assert!(message.contains("small has none") && message.contains(entry.name), "{message}");
         assert!(message.contains("another defense"), "{message}");
     }
     let message = check(&CLP, &[&norm, &linear]).unwrap_err().to_string();

@@ -1,8 +1,10 @@
+use std::ops::ControlFlow;
+
 use serde_json::json;
 
 use super::*;
-use crate::NoObserver;
 use crate::tiny::{self, assert_close, in_context};
+use crate::{DefenseObserver, NoObserver, Progress};
 
 fn defense(own: Value) -> Box<dyn Defense> {
     (FP.configure)(&tiny::common(24), own).unwrap()
@@ -26,7 +28,8 @@ fn golden(name: &str) -> Vec<usize> {
 #[test]
 fn features_are_ordered_by_their_mean_as_in_pytorch() {
     let order = in_context(&mut NoObserver, |context| {
-        activation_order(&tiny::model("backdoored"), &context.augmented(tiny::clean().images(), "test", 5)).unwrap()
+        let source = context.augmented(tiny::clean().images(), "test", 5);
+        activation_order(&tiny::model("backdoored"), &source, &mut |_| Ok(())).unwrap()
     });
     assert_eq!(order, golden("feature_order"));
 }
@@ -168,6 +171,49 @@ fn in_the_order_of_weight_changes_the_features_that_moved_most_are_pruned() {
 }
 
 #[test]
+fn every_pass_over_images_is_announced_and_can_be_stopped_and_pruning_does_not_last_as_long_as_the_unlearning_before_it()
+ {
+    /// Notes the stages that begin, and stops in the first step of one of them.
+    #[derive(Default)]
+    struct Stages {
+        begun: Vec<String>,
+        stopped_in: &'static str,
+    }
+    impl tsbd_nn::Keeper for Stages {}
+    impl DefenseObserver for Stages {
+        fn stage(&mut self, stage: &str, steps: usize) {
+            assert!(steps > 0);
+            self.begun.push(stage.to_owned());
+        }
+        fn progress(&mut self, progress: &Progress) -> ControlFlow<()> {
+            if progress.stage == self.stopped_in { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+    }
+    let run = |own: Value, stopped_in: &'static str| {
+        let mut stages = Stages { stopped_in, ..Stages::default() };
+        let repaired = in_context(&mut stages, |context| {
+            let common = tiny::common(8);
+            (FP.configure)(&common, own).unwrap().repair(&tiny::model("backdoored"), &tiny::clean(), context)
+        });
+        (repaired, stages.begun)
+    };
+    let own = || json!({"selection": "oracle", "epochs": 1});
+    assert_eq!(run(own(), "").1, ["activations", "features", "pruning", "fine-tuning"]);
+    for stage in ["activations", "features"] {
+        let (stopped, begun) = run(own(), stage);
+        assert!(matches!(stopped, Err(Error::Stopped { stage: found }) if found == stage));
+        assert_eq!(begun.last().map(String::as_str), Some(stage));
+    }
+    let nwc = json!({"selection": "oracle", "epochs": 1, "order": "nwc", "unlearning_epochs": 40, "unlearning_accuracy": 0.0});
+    let (repaired, begun) = run(nwc, "");
+    assert_eq!(begun, ["unlearning", "features", "pruning", "fine-tuning"]);
+    let facts = repaired.unwrap().facts;
+    let [pruning, unlearning] =
+        [&facts["pruning_seconds"], &facts["unlearning"]["seconds"]].map(|of| of.as_f64().unwrap());
+    assert!(pruning < unlearning, "{pruning} seconds, and {unlearning} of unlearning");
+}
+
+#[test]
 fn the_order_of_activations_has_no_unlearning_whatever_is_written_about_it() {
     let plain = defense(json!({}));
     assert_eq!(plain.unlearning(), None);
@@ -192,28 +238,7 @@ fn weight_changes_order_the_features_of_a_network_only_where_each_comes_from_one
     if let Some(last) = modules.last_mut() {
         last.layer = Layer::Linear { in_features: 48, out_features: 3 };
     }
-    #[derive(Debug)]
-    struct Flattened(Vec<tsbd_nn::Module>);
-    impl Architecture for Flattened {
-        fn name(&self) -> &str {
-            "flattened"
-        }
-        fn modules(&self) -> &[tsbd_nn::Module] {
-            &self.0
-        }
-        fn classes(&self) -> usize {
-            3
-        }
-        fn head(&self) -> &str {
-            "linear"
-        }
-        fn features(&self) -> &str {
-            "features"
-        }
-        fn forward(&self, _: &tsbd_nn::Pass, _: &tsbd_tensor::Var) -> tsbd_nn::Result<tsbd_tensor::Var> {
-            unreachable!("only its modules are looked at")
-        }
-    }
-    let error = check(&Flattened(modules)).unwrap_err();
+    let flattened = tsbd_testing::network(modules, 3, |_, _| unreachable!("only its modules are looked at"));
+    let error = check(flattened.as_ref()).unwrap_err();
     assert_eq!((error.field.as_str(), error.value.as_str()), ("order", "\"nwc\""));
 }

@@ -78,8 +78,22 @@ fn a_share_that_a_class_cannot_supply_is_refused() {
     let error = check(vec![40, 11, 9]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "`clean_ratio` = 0.5: 10 images of each class, and the smallest class has 9; give a smaller ratio"
+        "`clean_ratio` = 0.5: 10 images of each class, and the smallest class has 9; give 0.45"
     );
+    let suggested = |counts: Vec<usize>, clean_ratio| {
+        let common = DefenseCommon { clean_ratio, batch_size: 4 };
+        (FT_SAM.configure)(&common, json!({})).unwrap().check(tiny::architecture().as_ref(), &facts(counts))
+    };
+    // A class without images counts neither as one that has none to give, nor among those that share the images.
+    assert!(check(vec![20, 20, 0]).is_ok());
+    // The last needs three images, and one of each class that occurs are two.
+    for counts in [vec![40, 11, 9], vec![32, 9, 0], vec![40, 1, 0]] {
+        let way_out = check(counts.clone()).unwrap_err().way_out;
+        let ratio = way_out.trim_start_matches("give ").parse().unwrap();
+        assert!(suggested(counts, ratio).is_ok(), "{way_out}");
+    }
+    let single = suggested(vec![1, 50, 0], 1.0).unwrap_err();
+    assert!(single.way_out.starts_with("give 0.05"), "3 of 51: {single}");
     let labels = [vec![0; 40], vec![1; 11], vec![2; 9]].concat();
     let train = Arc::new(Images::new(vec![0; 180], labels, (1, 1), 3));
     assert_eq!(defense.clean_subset(train, 0).unwrap_err().field, "clean_ratio");

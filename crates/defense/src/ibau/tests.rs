@@ -209,37 +209,15 @@ fn a_hundredth_of_a_batch_carries_the_perturbation_and_at_least_one_image() {
     });
 }
 
-/// A network with an operation that can be differentiated only once.
-#[derive(Debug)]
-struct Sigmoid([Module; 1]);
-
-impl Architecture for Sigmoid {
-    fn name(&self) -> &str {
-        "sigmoid"
-    }
-    fn modules(&self) -> &[Module] {
-        &self.0
-    }
-    fn classes(&self) -> usize {
-        3
-    }
-    fn head(&self) -> &str {
-        "linear"
-    }
-    fn features(&self) -> &str {
-        "features"
-    }
-    fn forward(&self, pass: &Pass, images: &Var) -> tsbd_nn::Result<Var> {
-        pass.linear("linear", &images.global_average_pool()?.sigmoid()?)
-    }
-}
-
 #[test]
 fn a_network_without_second_derivatives_is_refused_before_anything_runs() {
-    let once = Sigmoid([Module::new("linear", Layer::Linear { in_features: 3, out_features: 3 })]);
-    let error = defense(json!({})).check(&once, &tiny::facts()).unwrap_err();
+    let linear = Module::new("linear", Layer::Linear { in_features: 3, out_features: 3 });
+    let once = tsbd_testing::network(vec![linear], 3, |pass, images| {
+        pass.linear("linear", &images.global_average_pool()?.sigmoid()?)
+    });
+    let error = defense(json!({})).check(once.as_ref(), &tiny::facts()).unwrap_err();
     assert_eq!((error.field.as_str(), error.way_out.as_str()), ("defense", "use another defense"));
-    assert!(error.reason.starts_with("sigmoid cannot be differentiated twice: sigmoid"), "{error}");
+    assert!(error.reason.starts_with("small cannot be differentiated twice: sigmoid"), "{error}");
     defense(json!({})).check(tiny::architecture().as_ref(), &tiny::facts()).unwrap();
 }
 

@@ -1,5 +1,5 @@
 use serde_json::json;
-use tsbd_nn::{BatchSource, Layer, Module, Pass};
+use tsbd_nn::{BatchSource, Layer, Module};
 use tsbd_tensor::Tensor;
 
 use super::*;
@@ -100,37 +100,14 @@ fn a_map_of_zeros_leaves_every_weight_finite() {
     }
 }
 
-/// A network that says nothing about attention.
-#[derive(Debug)]
-struct Silent([Module; 1]);
-
-impl Architecture for Silent {
-    fn name(&self) -> &str {
-        "silent"
-    }
-    fn modules(&self) -> &[Module] {
-        &self.0
-    }
-    fn classes(&self) -> usize {
-        3
-    }
-    fn head(&self) -> &str {
-        "linear"
-    }
-    fn features(&self) -> &str {
-        "features"
-    }
-    fn forward(&self, pass: &Pass, images: &Var) -> tsbd_nn::Result<Var> {
-        pass.linear("linear", &images.global_average_pool()?)
-    }
-}
-
 #[test]
 fn a_network_without_attention_maps_or_with_too_many_is_refused_before_anything_runs() {
-    let silent = Silent([Module::new("linear", Layer::Linear { in_features: 3, out_features: 3 })]);
-    let error = defense(json!({})).check(&silent, &tiny::facts()).unwrap_err();
+    let linear = Module::new("linear", Layer::Linear { in_features: 3, out_features: 3 });
+    let silent =
+        tsbd_testing::network(vec![linear], 3, |pass, images| pass.linear("linear", &images.global_average_pool()?));
+    let error = defense(json!({})).check(silent.as_ref(), &tiny::facts()).unwrap_err();
     assert_eq!((error.field.as_str(), error.value.as_str()), ("defense", "\"nad\""));
-    assert_eq!(error.reason, "silent names no layers whose attention could be distilled");
+    assert_eq!(error.reason, "small names no layers whose attention could be distilled");
     let check = |own| defense(own).check(tiny::architecture().as_ref(), &tiny::facts());
     assert!(check(json!({})).is_ok() && check(json!({"attention_weights": [1, 2]})).is_ok());
     let error = check(json!({"attention_weights": [1]})).unwrap_err();

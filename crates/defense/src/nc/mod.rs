@@ -26,7 +26,7 @@ use tsbd_attack::parameters::{join, read};
 use tsbd_attack::{DatasetFacts, ParameterError};
 use tsbd_nn::{Architecture, CrossEntropyStep, Model};
 
-use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint};
+use crate::entry::{Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint, noted};
 use crate::training::{self, FineTuning, FineTuningSchedule, nothing};
 use crate::{CleanSubset, Context, Error};
 use outliers::Outliers;
@@ -213,7 +213,6 @@ impl Defense for Nc {
             fine_tuning_seconds = stage.train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
         }
         let facts = [
-            ("clean_count", json!(clean.len())),
             ("variant", json!(parameters.variant)),
             ("mask_norms", json!(norms)),
             ("mask_norm_median", json!(outliers.median)),
@@ -226,8 +225,7 @@ impl Defense for Nc {
             ("search_seconds", json!(search_seconds)),
             ("fine_tuning_seconds", json!(fine_tuning_seconds)),
         ];
-        let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Ok(Repaired { model, changed: Vec::new(), trace, facts, scores: None })
+        Ok(Repaired { model, changed: Vec::new(), trace, facts: noted(facts), scores: None })
     }
 }
 

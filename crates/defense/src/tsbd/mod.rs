@@ -24,13 +24,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tsbd_analysis::{Neuron, Neurons, Unlearning, WeightChange, weight_change};
+use tsbd_analysis::{Neuron, NeuronVector, Neurons, Unlearning, WeightChange, weight_change};
 use tsbd_attack::parameters::{join, read};
 use tsbd_attack::{DatasetFacts, ParameterError};
 use tsbd_data::ImageSource;
 use tsbd_nn::{Architecture, Model};
 
-use crate::entry::{ChangedNeuron, Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint, as_everywhere};
+use crate::entry::{ChangedNeuron, Defense, DefenseCommon, DefenseEntry, Repaired, TracePoint, as_everywhere, noted};
 use crate::selection::{Judge, Measured, ThresholdSelection};
 use crate::{CleanSubset, Context, Error};
 use parameters::{FineTuning, NEURON_RATIOS, Parameters};
@@ -63,10 +63,11 @@ impl Tsbd {
         Ok(Tsbd { common, parameters: parameters.canonical() })
     }
 
-    /// Reinitialises a copy of `backdoored` with one neuron ratio.
-    fn reinitialise(&self, backdoored: &Model, change: &WeightChange, neuron_ratio: f64) -> Result<Repair, Error> {
+    /// Reinitialises a copy of the backdoored model with one neuron ratio.
+    fn reinitialise(&self, after: &AfterUnlearning, neuron_ratio: f64) -> Result<Repair, Error> {
         let Parameters { weight_ratio, round_changes, reinitialisation: scheme, .. } = self.parameters;
-        let selected = reinitialisation::select(change, neuron_ratio, round_changes);
+        let AfterUnlearning { backdoored, nwc, change, .. } = after;
+        let selected = reinitialisation::select(&change.neurons, nwc, neuron_ratio, round_changes);
         let Reinitialised { state, selected, threshold } =
             reinitialisation::zero(&backdoored.state, change, &selected, weight_ratio, scheme)?;
         let model = Model { architecture: backdoored.architecture.clone(), state };
@@ -80,7 +81,7 @@ impl Tsbd {
         context: &mut Context,
         trace: &mut Vec<TracePoint>,
     ) -> Result<Repair, Error> {
-        let mut repair = self.reinitialise(after.backdoored, &after.change, self.parameters.neuron_ratio)?;
+        let mut repair = self.reinitialise(after, self.parameters.neuron_ratio)?;
         let mut point = TracePoint::new("reinitialisation", 0, []);
         point.add(&(context.evaluate)(&repair.model)?);
         context.trace(trace, point);
@@ -108,7 +109,7 @@ impl Tsbd {
         if let Some((tensors, kept)) = context.kept::<Sweep>(STAGE, &run) {
             sweep = kept;
             if let Some(ratio) = sweep.best {
-                let mut repair = self.reinitialise(after.backdoored, &after.change, ratio)?;
+                let mut repair = self.reinitialise(after, ratio)?;
                 repair.model.state.restore("", &tensors)?;
                 best = Some(repair);
             }
@@ -117,7 +118,7 @@ impl Tsbd {
             context.trace(trace, point.clone());
         }
         for (number, &ratio) in ratios.iter().enumerate().skip(sweep.measured.len()) {
-            let mut repair = self.reinitialise(after.backdoored, &after.change, ratio)?;
+            let mut repair = self.reinitialise(after, ratio)?;
             let (images, batch_size) = (after.images.clone(), self.common.batch_size);
             let (parameters, passes) = (&self.parameters, &mut Vec::new());
             sweep.seconds +=
@@ -152,6 +153,9 @@ struct Sweep {
 /// What reinitialisation and fine-tuning start from.
 struct AfterUnlearning<'a> {
     backdoored: &'a Model,
+    /// How far each neuron moved, which orders them.
+    nwc: &'a NeuronVector,
+    /// How far each weight moved.
     change: WeightChange,
     /// The images of fine-tuning.
     images: Arc<dyn ImageSource>,
@@ -179,6 +183,7 @@ fn changed(change: &WeightChange, selected: &[(Neuron, usize)]) -> Vec<ChangedNe
         .map(|(neuron, zeroed)| ChangedNeuron {
             layer: change.neurons.module(neuron).to_owned(),
             neuron: neuron.filter,
+            zeroed,
             what: format!("zeroed {zeroed} of {} weights", change.neurons.layers()[neuron.layer].weights_per_filter),
         })
         .collect()
@@ -217,14 +222,21 @@ impl Defense for Tsbd {
         Some(self.parameters.unlearning(&self.common))
     }
 
-    /// Activeness-aware steps take two gradients. The unlearning is not part of the repair.
+    /// Activeness-aware steps take two gradients, and after each step the images go forward once more; a sweep fine-tunes for
+    /// each of its ratios. The unlearning is not part of the repair.
     fn image_passes(&self, dataset: &DatasetFacts) -> f64 {
-        let gradients = match self.parameters.fine_tuning {
-            FineTuning::None => 0,
-            FineTuning::Vanilla => 1,
-            FineTuning::ActivenessAware => 2,
+        let parameters = &self.parameters;
+        let of_a_step = match parameters.fine_tuning {
+            FineTuning::None => 0.0,
+            FineTuning::Vanilla => 1.0 + 1.0 / 3.0,
+            FineTuning::ActivenessAware => 2.0 + 1.0 / 3.0,
         };
-        self.common.passes(dataset, (gradients * self.parameters.fine_tuning_passes) as f64)
+        let repairs = match parameters.selection() {
+            ThresholdSelection::Fixed => 1.0,
+            ThresholdSelection::Validation => NEURON_RATIOS.len() as f64 * (1.0 - parameters.validation_share()),
+            ThresholdSelection::Oracle => NEURON_RATIOS.len() as f64,
+        };
+        self.common.passes(dataset, of_a_step * parameters.fine_tuning_passes as f64 * repairs)
     }
 
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
@@ -236,7 +248,7 @@ impl Defense for Tsbd {
         let change = weight_change(backdoored.architecture.as_ref(), &backdoored.state, &unlearned.model.state)?;
         let (images, held_out) = selection.split(clean, parameters.validation_share());
         let images_used = images.len();
-        let after = AfterUnlearning { backdoored, change, images };
+        let after = AfterUnlearning { backdoored, nwc: &unlearned.nwc, change, images };
         let repair = match selection {
             ThresholdSelection::Fixed => Some(self.fixed(&after, context, &mut trace)?),
             ThresholdSelection::Validation | ThresholdSelection::Oracle => {
@@ -247,7 +259,6 @@ impl Defense for Tsbd {
         };
         let selected = repair.as_ref().map_or(&[][..], |repair| &repair.selected);
         let facts = [
-            ("clean_count", json!(clean.len())),
             ("selection", json!(selection)),
             ("images_used", json!(images_used)),
             ("gradient_norm", json!(parameters.gradient_norm)),
@@ -264,11 +275,10 @@ impl Defense for Tsbd {
             ("unlearning_seconds", json!(unlearned.seconds)),
             ("fine_tuning_seconds", json!(repair.as_ref().map(|repair| repair.fine_tuning_seconds))),
         ];
-        let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let changed = changed(&after.change, selected);
         // Where no ratio was good enough nothing is repaired.
         let model = repair.map_or_else(|| backdoored.clone(), |repair| repair.model);
-        Ok(Repaired { model, changed, trace, facts, scores: None })
+        Ok(Repaired { model, changed, trace, facts: noted(facts), scores: None })
     }
 }
 

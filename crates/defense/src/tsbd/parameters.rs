@@ -142,15 +142,23 @@ impl Parameters {
     }
 
     /// One form for everything that means the same, of which the key of a cell is made: a field that the schemes and the
-    /// selection do not use has its default.
+    /// selection do not use has its default. Without a share of the second gradient the steps are those of vanilla
+    /// fine-tuning, and all weights of a neuron are the same whichever scheme takes them.
     pub(super) fn canonical(self) -> Parameters {
         let usual = Parameters::default();
         let selection = self.selection();
         let chosen = selection != ThresholdSelection::Fixed;
         let held_out = selection == ThresholdSelection::Validation;
-        let (whole, tuned) = (self.reinitialisation == Reinitialisation::V1, self.fine_tuning != FineTuning::None);
-        let aware = self.fine_tuning == FineTuning::ActivenessAware;
+        let reinitialisation = if self.weight_ratio == 1.0 { Reinitialisation::V1 } else { self.reinitialisation };
+        let fine_tuning = match self.fine_tuning {
+            FineTuning::ActivenessAware if self.alpha == 0.0 => FineTuning::Vanilla,
+            other => other,
+        };
+        let (whole, tuned) = (reinitialisation == Reinitialisation::V1, fine_tuning != FineTuning::None);
+        let aware = fine_tuning == FineTuning::ActivenessAware;
         Parameters {
+            reinitialisation,
+            fine_tuning,
             selection: chosen.then_some(selection),
             validation_share: held_out.then(|| self.validation_share()),
             tolerance: chosen.then(|| self.tolerance()),

@@ -1,6 +1,6 @@
 //! Which weights TSBD sets to zero, given how far each moved during unlearning.
 
-use tsbd_analysis::{Neuron, WeightChange, descending};
+use tsbd_analysis::{Neuron, NeuronVector, Neurons, WeightChange, descending};
 use tsbd_nn::StateDict;
 use tsbd_tensor::Tensor;
 
@@ -25,13 +25,13 @@ impl Reinitialised {
     }
 }
 
-/// The numbers of the selected neurons: `int(neurons * neuron_ratio)` of them, by descending weight change.
+/// The selected ones of `neurons`: `int(neurons * neuron_ratio)` of them, by descending weight change `nwc`.
 ///
 /// With `round_changes` the order is by changes rounded to four decimals.
-pub fn select(change: &WeightChange, neuron_ratio: f64, round_changes: bool) -> Vec<Neuron> {
-    let order = descending(&change.per_neuron, round_changes.then_some(4));
-    let count = (change.neurons.len() as f64 * neuron_ratio) as usize;
-    order[..count].iter().map(|number| change.neurons.all()[*number]).collect()
+pub fn select(neurons: &Neurons, nwc: &NeuronVector, neuron_ratio: f64, round_changes: bool) -> Vec<Neuron> {
+    let order = descending(&nwc.values().collect::<Vec<f64>>(), round_changes.then_some(4));
+    let count = (neurons.len() as f64 * neuron_ratio) as usize;
+    order[..count].iter().map(|number| neurons.all()[*number]).collect()
 }
 
 /// Sets weights of the `selected` neurons to zero in a copy of the *original* backdoored state dict: all of them (V1),

@@ -42,6 +42,10 @@ fn golden_change() -> WeightChange {
     weight_change(architecture.as_ref(), &before.state, &after.state).unwrap()
 }
 
+fn select(change: &WeightChange, neuron_ratio: f64, round_changes: bool) -> Vec<Neuron> {
+    reinitialisation::select(&change.neurons, &change.of_neurons(), neuron_ratio, round_changes)
+}
+
 #[test]
 fn unlearning_stops_where_pytorch_stops_and_leaves_the_same_model() {
     let (unlearned, trace) = unlearned(&parameters());
@@ -68,7 +72,7 @@ fn neuron_weight_changes_are_pytorchs() {
     let change = golden_change();
     let expected = tiny::numbers("weight_change");
     assert_eq!((change.neurons.len(), expected.len()), (16, 16), "the shortcut's filters are no neurons");
-    for (neuron, (found, expected)) in change.per_neuron.iter().zip(expected).enumerate() {
+    for (neuron, (found, expected)) in change.of_neurons().values().zip(expected).enumerate() {
         assert!((found - expected).abs() < 1e-5 * expected, "neuron {neuron}: {found}, not {expected}");
     }
 }
@@ -81,7 +85,7 @@ fn the_weights_set_to_zero_are_pytorchs_for_three_pairs_of_ratios() {
     assert_eq!(zeroings.len(), 3);
     for (number, zeroing) in zeroings.iter().enumerate() {
         let [n, m] = ["neuron_ratio", "weight_ratio"].map(|name| zeroing[name].as_f64().unwrap());
-        let selected = reinitialisation::select(&change, n, true);
+        let selected = select(&change, n, true);
         let found = reinitialisation::zero(&backdoored.state, &change, &selected, m, Reinitialisation::V3).unwrap();
         assert_eq!(found.zeroed() as u64, zeroing["zeroed"].as_u64().unwrap());
         for name in ["conv1.weight", "conv2.weight"] {
@@ -102,7 +106,7 @@ fn the_weights_set_to_zero_are_pytorchs_for_three_pairs_of_ratios() {
 fn v1_zeroes_whole_neurons_and_v2_the_same_share_of_each() {
     let change = golden_change();
     let backdoored = tiny::model("backdoored");
-    let selected = reinitialisation::select(&change, 0.5, true);
+    let selected = select(&change, 0.5, true);
     let zero = |scheme| reinitialisation::zero(&backdoored.state, &change, &selected, 0.7, scheme).unwrap();
     let sizes = |neuron: &Neuron| change.neurons.layers()[neuron.layer].weights_per_filter;
     assert_eq!(zero(Reinitialisation::V1).selected.len(), 8);
@@ -206,6 +210,26 @@ fn a_sweep_from_one_unlearned_model_gives_what_whole_repairs_give() {
         assert_eq!(whole.model.state.digest().unwrap(), swept.model.state.digest().unwrap());
         assert_eq!(whole.trace, [unlearning_trace.clone(), swept.trace].concat());
     }
+}
+
+#[test]
+fn neurons_are_ordered_by_the_weight_changes_that_came_with_the_unlearned_model() {
+    let taken = |unlearned: &UnlearnedModel| {
+        let repaired = in_context(&mut NoObserver, |context| {
+            context.unlearned = Some(unlearned);
+            let defense = Tsbd::new(tiny::common(16), Parameters { weight_ratio: 1.0, ..parameters() }).unwrap();
+            defense.repair(&tiny::model("backdoored"), &tiny::clean(), context).unwrap()
+        });
+        let neurons = repaired.changed.iter().map(|change| (change.layer.clone(), change.neuron));
+        neurons.collect::<std::collections::BTreeSet<_>>()
+    };
+    let (mut unlearned, _) = unlearned(&parameters());
+    let usual = taken(&unlearned);
+    let opposite = |(name, values): (&str, &[f64])| (name.to_owned(), values.iter().map(|change| -change).collect());
+    unlearned.nwc = unlearned.nwc.layers().map(opposite).collect();
+    let backwards = taken(&unlearned);
+    assert_eq!((usual.len(), backwards.len()), (8, 8));
+    assert!(usual.is_disjoint(&backwards), "half of the neurons, and the other half");
 }
 
 #[test]
@@ -402,6 +426,42 @@ fn fields_that_a_scheme_does_not_use_make_no_difference() {
         for (field, value) in fields.as_object().unwrap() {
             assert_ne!(with(scheme.clone(), &json!({field: value})), of(scheme.clone()), "{field}");
         }
+    }
+}
+
+/// What is mapped on one key must be one result: here nothing has been mapped yet.
+#[test]
+fn without_a_share_of_the_second_gradient_the_bits_are_those_of_vanilla_fine_tuning() {
+    let tuned = |parameters: Parameters| {
+        let mut model = tiny::model("backdoored");
+        in_context(&mut NoObserver, |context| fine_tune(&mut model, 10, &parameters, context));
+        model.state.digest().unwrap()
+    };
+    let vanilla = tuned(Parameters { fine_tuning: FineTuning::Vanilla, ..parameters() });
+    assert_eq!(
+        tuned(Parameters { alpha: 0.0, radius: 0.3, gradient_norm: GradientNorm::Global, ..parameters() }),
+        vanilla
+    );
+    assert_ne!(tuned(parameters()), vanilla);
+    let of = |own| (TSBD.configure)(&DefenseCommon::default(), own).unwrap().parameters();
+    assert_eq!(of(json!({"alpha": 0.0, "radius": 0.3})), of(json!({"fine_tuning": "vanilla"})));
+    assert_ne!(of(json!({"alpha": 0.01})), of(json!({"fine_tuning": "vanilla"})));
+}
+
+#[test]
+fn with_all_weights_of_a_neuron_the_bits_are_the_same_whichever_scheme_takes_them() {
+    let (change, backdoored) = (golden_change(), tiny::model("backdoored"));
+    let selected = select(&change, 0.5, true);
+    let zero = |scheme, ratio| {
+        let found = reinitialisation::zero(&backdoored.state, &change, &selected, ratio, scheme).unwrap();
+        (found.state.digest().unwrap(), found.threshold, found.selected)
+    };
+    let of = |own| (TSBD.configure)(&DefenseCommon::default(), own).unwrap().parameters();
+    let whole = zero(Reinitialisation::V1, 0.7);
+    for (name, scheme) in [("v2", Reinitialisation::V2), ("v3", Reinitialisation::V3)] {
+        assert_eq!(zero(scheme, 1.0), whole, "{name}");
+        assert_ne!(zero(scheme, 0.7), whole, "{name}");
+        assert_eq!(of(json!({"reinitialisation": name, "weight_ratio": 1.0})), of(json!({"reinitialisation": "v1"})));
     }
 }
 

@@ -615,6 +615,7 @@ impl Planner<'_> {
             let training = basis.training.lasting(attack.clean_epochs(basis.training.epochs));
             parents.push(self.clean_model(basis, training, asked.seed));
         }
+        let mut scored = BTreeMap::new();
         for name in &needs.scores {
             let scoring = tsbd_defense::find(name);
             let Some(scoring) = scoring else {
@@ -624,13 +625,17 @@ impl Planner<'_> {
                 return None;
             };
             let defense = self.defense(basis, scoring, asked_at)?;
-            if !defense.method.scores_neurons() {
+            let layers = defense.method.scored_layers(basis.architecture.as_ref());
+            if layers.is_empty() {
                 let hint = format!("take it out of measures.{}.methods", entry.name);
                 self.problems.add(asked_at, "grid.measure", Some(name.clone()), "it orders no neurons", hint);
                 return None;
             }
+            scored.insert(name.clone(), layers);
             parents.push(self.defend(trained, &defense));
         }
+        let checked = configured.method.check_scores(basis.architecture.as_ref(), &scored);
+        methods::check(checked, &methods::MEASURE, entry.name, &basis.root, asked_at, &mut self.problems);
         let measure = self.insert(Cell {
             kind: CellKind::Measure,
             training: None,

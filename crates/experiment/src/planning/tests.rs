@@ -438,30 +438,46 @@ fn what_is_written_for_all_attacks_comes_before_what_a_lower_layer_wrote_for_one
     assert_eq!(ratios(&axis, &[]), [0.01, 0.1, 0.01, 0.1]);
 }
 
-/// Table 1 in the profile `quick`, as if CIFAR-10 were here.
-fn quick_table_1() -> Plan {
+/// An experiment of this repository in the profile `quick`, as if CIFAR-10 were here.
+fn quick(experiment: &str) -> Plan {
     let folder = tempfile::tempdir().unwrap();
     let facts = DatasetFacts::balanced(10, 50_000, 10_000, 32);
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../experiments/table1.toml");
-    let request =
-        Request { source: ExperimentSource::File(file.into()), profile: Some("quick".into()), ..request("", &[]) };
+    let file = PathBuf::from(format!("{}/../../experiments/{experiment}.toml", env!("CARGO_MANIFEST_DIR")));
+    let request = Request { source: ExperimentSource::File(file), profile: Some("quick".into()), ..request("", &[]) };
     let digest = "ae2370367250a8f9951e6f75b82efacc2591f2f494feb8fe9c391ea58f82bbbe";
     plan(&noted(&folder, request, "cifar10", digest, facts)).unwrap_or_else(|refusal| panic!("{refusal}"))
 }
 
 #[test]
-fn the_cells_of_table_1_in_the_quick_profile_never_change_by_accident() {
-    let plan = quick_table_1();
-    let keys: Vec<&str> = plan.cells.keys().map(CellKey::as_str).collect();
-    assert_eq!(keys.len(), 111);
+fn the_cells_of_tables_1_3_and_4_in_the_quick_profile_never_change_by_accident() {
     // A changed literal means that a table of hours is computed anew: only for a change that is meant, such as a revision.
-    let all = blake3::hash(keys.concat().as_bytes()).to_hex();
-    assert_eq!(&all[..16], "b996308c96b7b30c");
+    for (table, cells, digest) in
+        [("table1", 111, "b996308c96b7b30c"), ("table3", 23, "f8e0207407499673"), ("table4", 23, "c6f836af78133af6")]
+    {
+        let plan = quick(table);
+        let keys: Vec<&str> = plan.cells.keys().map(CellKey::as_str).collect();
+        assert_eq!(keys.len(), cells, "{table}");
+        let all = blake3::hash(keys.concat().as_bytes()).to_hex();
+        assert_eq!(&all[..16], digest, "{table}");
+    }
+}
+
+#[test]
+fn ablations_and_tables_share_the_repairs_that_they_have_in_common() {
+    let repairs = |experiment: &str| {
+        let plan = quick(experiment);
+        let repairs = plan.cells.iter().filter(|(_, cell)| cell.kind == CellKind::Defend);
+        repairs.map(|(key, _)| key.clone()).collect::<HashSet<CellKey>>()
+    };
+    // Of four attacks TSBD itself, and alpha = 0, which is vanilla fine-tuning; or m = 1, which is V1.
+    for (ablation, table) in [("ablation-alpha", "table4"), ("ablation-weight-ratio", "table3")] {
+        assert_eq!(repairs(ablation).intersection(&repairs(table)).count(), 8, "{ablation} and {table}");
+    }
 }
 
 #[test]
 fn work_is_counted_in_images_that_go_through_the_network() {
-    let plan = quick_table_1();
+    let plan = quick("table1");
     let passes = |kind: CellKind, attack: &str, defense: &str| {
         let wanted = |cell: &&Cell| (cell.kind, &*cell.attack.name, cell.defense_name()) == (kind, attack, defense);
         plan.image_passes(plan.cells.values().find(wanted).unwrap())
@@ -475,9 +491,18 @@ fn work_is_counted_in_images_that_go_through_the_network() {
     let of_clean = |defense| passes(CellKind::Defend, "badnets", defense).map(|passes| (passes - tested) / 2_500.0);
     let close = |found: Option<f64>, expected: f64| (found.unwrap() - expected).abs() < 1e-9;
     assert!(close(of_clean("ft"), 20.0) && close(of_clean("ft-sam"), 40.0) && close(of_clean("clp"), 0.0));
-    assert!(close(of_clean("tsbd"), 2.0 * 21.0) && close(of_clean("rnp"), 0.2 * 40.0));
+    // Two gradients and a further pass forward a step; masks without the gradients of weights.
+    assert!(close(of_clean("tsbd"), (2.0 + 1.0 / 3.0) * 21.0));
+    assert!(close(of_clean("rnp"), 0.2 * (20.0 + 20.0 * 2.0 / 3.0)));
+    let swept = |own: Value| {
+        let tsbd = (tsbd_defense::tsbd::TSBD.configure)(&tsbd_defense::DefenseCommon::default(), own).unwrap();
+        tsbd.image_passes(&DatasetFacts::balanced(10, 50_000, 10_000, 32)) / 2_500.0
+    };
+    assert!((swept(json!({"selection": "oracle"})) - 11.0 * 49.0).abs() < 1e-9, "eleven ratios");
+    assert!((swept(json!({"selection": "validation"})) - 11.0 * 49.0 * 0.8).abs() < 1e-9, "a fifth is held out");
+    assert!((swept(json!({"fine_tuning": "vanilla"})) - 28.0).abs() < 1e-9);
     assert!(close(of_clean("nc"), 200.0 * 2.0 / 3.0 + 20.0) && close(of_clean("i-bau"), 3.0 * 13.0));
-    assert!(close(of_clean("anp"), 160.0 * 3.0 * 256.0 / 2_500.0));
+    assert!(close(of_clean("anp"), 160.0 * 3.0 * 256.0 * 2.0 / 3.0 / 2_500.0));
 }
 
 #[test]
@@ -669,4 +694,27 @@ fn what_cannot_be_measured_is_refused_before_anything_runs() {
     }
     let defended = MEASURED.replace("measure = [", "defense = [\"ft\"]\nmeasure = [\"coverage\"]\n#");
     assert!(planned(&defended, &[]).points.len() == 1, "nwc and fp are scored on whatever model");
+}
+
+#[test]
+fn a_layer_that_a_compared_defense_does_not_score_and_a_ratio_that_selects_no_neuron_are_refused_before_anything_runs()
+{
+    let coverage = MEASURED.replace("measure = [", "measure = [\"coverage\"]\n#");
+    let both = ("measures.coverage.methods", "[\"nwc\", \"clp\"]");
+    let last = ("measures.coverage.layers", "[\"layer4.1.conv2\"]");
+    let diagnostics = refused(&coverage, &[both, last]);
+    let (_, key, _, reason, hint) = only(&diagnostics);
+    assert_eq!((key, reason), ("measures.coverage.layers", "clp has no score for its neurons"));
+    assert!(hint.contains("out of `layers`"), "{hint}");
+    let half = ("measures.coverage.neuron_ratios", "[0.5]");
+    planned(&coverage, &[last, half]);
+    planned(&coverage, &[both, half, ("measures.coverage.layers", "[\"conv1\", \"layer4.0.conv1\"]")]);
+
+    let none = ("measures.coverage.neuron_ratios", "[0.5, 0.0045]");
+    // Of all 244 neurons it selects one, of the 212 that CLP scores none.
+    planned(&coverage, &[none]);
+    let diagnostics = refused(&coverage, &[both, none]);
+    let (_, key, _, reason, hint) = only(&diagnostics);
+    assert_eq!((key, reason), ("measures.coverage.neuron_ratios", "selects none of the 212 neurons that are compared"));
+    assert_eq!(hint, format!("give at least {}", 1.0 / 212.0));
 }

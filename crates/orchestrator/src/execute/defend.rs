@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde_json::{Value, json};
-use tsbd_analysis::Unlearned;
+use tsbd_analysis::{NeuronVectors, Unlearned};
 use tsbd_attack::{Evaluation, LEARNED_TRIGGER, PoisonFacts};
 use tsbd_defense::{Context, Defense, DefenseObserver, Progress};
 use tsbd_experiment::{CellKind, MethodParameters, NEURONS, TracePoint};
@@ -18,6 +18,8 @@ use crate::workspace::{Cancellation, CellError, CellWorkspace, Conclusion, Findi
 
 /// Name of the vector with the scores that a defense ordered neurons by.
 pub(super) const SCORES: &str = "score";
+/// Name of the vector with how many weights of each neuron a defense set to 0.
+const ZEROED: &str = "zeroed";
 
 pub(super) fn run(setting: Setting, workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
     let cell = workspace.cell();
@@ -53,8 +55,11 @@ pub(super) fn run(setting: Setting, workspace: &CellWorkspace) -> Result<Conclus
     let after = setting.evaluate(&repaired.model)?;
     repaired.model.save(workspace.directory().join(MODEL))?;
     let mut artefacts = vec![MODEL.to_owned()];
-    if let Some(scores) = repaired.scores {
-        save_neurons(&[(SCORES.to_owned(), scores)].into(), &workspace.directory().join(NEURONS))?;
+    let zeroed = repaired.zeroed().map(|zeroed| (ZEROED.to_owned(), zeroed));
+    let vectors: NeuronVectors =
+        repaired.scores.map(|scores| (SCORES.to_owned(), scores)).into_iter().chain(zeroed).collect();
+    if !vectors.is_empty() {
+        save_neurons(&vectors, &workspace.directory().join(NEURONS))?;
         artefacts.push(NEURONS.to_owned());
     }
 
@@ -72,6 +77,8 @@ pub(super) fn run(setting: Setting, workspace: &CellWorkspace) -> Result<Conclus
     let mut facts = setting.facts(&poison);
     facts.insert("clean_count".to_owned(), json!(clean.len()));
     facts.insert("changed_neurons".to_owned(), json!(repaired.changed.len()));
+    // Defenses that choose nothing leave what they end with.
+    facts.insert("selection".to_owned(), json!("last epoch"));
     facts.extend(repaired.facts);
     Ok(Conclusion::Done(Findings { metrics, facts, trace: repaired.trace, artefacts }))
 }

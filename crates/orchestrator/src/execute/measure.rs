@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use tsbd_analysis::{
-    Context, Measurement, NeuronVector, NeuronVectors, Pairs, Subject, Unlearned, UnlearnedModel, Unlearning,
-};
+use tsbd_analysis::{Context, Measurement, NeuronVector, Pairs, Subject, Unlearned, UnlearnedModel, Unlearning};
 use tsbd_experiment::{CellKind, CellRecord, MethodParameters, NEURONS};
 use tsbd_nn::Model;
 
@@ -48,8 +46,8 @@ pub(super) fn run(setting: Setting, workspace: &CellWorkspace) -> Result<Conclus
         model: Some(&model),
         clean_model: clean_model.as_ref(),
         unlearning,
-        unlearned: clean_unlearned.as_ref().map(|unlearned| &unlearned.model),
-        poison_unlearned: poison_unlearned.as_ref().map(|unlearned| &unlearned.model),
+        unlearned: clean_unlearned.as_ref(),
+        poison_unlearned: poison_unlearned.as_ref(),
         pairs: setting.poisoner.test.as_ref().map(Pairs::of),
         scores: scores.collect::<Result<BTreeMap<_, _>, CellError>>()?,
     };
@@ -102,7 +100,6 @@ fn scores(name: &str, parents: &[CellRecord], workspace: &CellWorkspace) -> Resu
     let of_defense = |record: &&CellRecord| record.cell.kind == CellKind::Defend && record.cell.defense_name() == name;
     let incomplete = ExecuteError::Incomplete { kind: CellKind::Measure, part: "a defense whose scores it compares" };
     let record = parents.iter().find(of_defense).ok_or(incomplete)?;
-    let text = fs_err::read_to_string(workspace.parent_artefact(&record.key, NEURONS))?;
-    let mut vectors: NeuronVectors = serde_json::from_str(&text)?;
+    let mut vectors = unlearn::neurons(record, workspace)?;
     Ok(vectors.remove(SCORES).ok_or(tsbd_analysis::Error::NoScores { method: name.to_owned() })?)
 }

@@ -6,13 +6,11 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
-use tsbd_analysis::{
-    Context, NeuronVector, NeuronVectors, Observer, Unlearned, UnlearnedModel, Unlearning, weight_change,
-};
+use tsbd_analysis::{Context, NeuronVector, NeuronVectors, Neurons, Observer, Unlearned, UnlearnedModel, Unlearning};
 use tsbd_attack::LEARNED_TRIGGER;
 use tsbd_data::ImageSource;
 use tsbd_defense::{CleanSubset, DefenseCommon};
-use tsbd_experiment::{CellKind, CellRecord, MethodParameters, NEURONS, TracePoint};
+use tsbd_experiment::{CellKind, CellRecord, MethodParameters, NEURONS, NWC, TracePoint};
 use tsbd_nn::{Architecture, Keeper, Model};
 use tsbd_tensor::{Device, Tensor};
 
@@ -54,9 +52,7 @@ pub(super) fn run(basis: Basis, workspace: &CellWorkspace) -> Result<Conclusion,
         result => result?,
     };
     unlearned.model.save(workspace.directory().join(MODEL))?;
-    let change = weight_change(architecture.as_ref(), &model.state, &unlearned.model.state)?;
-    let vector = NeuronVector::of_all(&change.neurons, &change.per_neuron);
-    save_neurons(&NeuronVectors::from([("nwc".to_owned(), vector)]), &workspace.directory().join(NEURONS))?;
+    save_neurons(&[(NWC.to_owned(), unlearned.nwc)].into(), &workspace.directory().join(NEURONS))?;
 
     let last = unlearned.rates.last().map(|rate| (unlearning.of.rate().to_owned(), *rate));
     let facts = [
@@ -90,12 +86,34 @@ pub(super) fn result(
         let path = workspace.parent_artefact(&record.key, MODEL);
         return Ok(Some(UnlearnedModel {
             model: Model::load(Arc::clone(architecture), path)?.to_device(device)?,
+            nwc: weight_changes(record, architecture.as_ref(), workspace)?,
             rates: record.trace.iter().filter_map(|point| point.metrics.get(of.rate()).copied()).collect(),
             reached: fact(&record.facts, REACHED)?,
             seconds: fact(&record.facts, SECONDS)?,
         }));
     }
     Ok(None)
+}
+
+/// The weight change of each neuron that an Unlearn cell left.
+fn weight_changes(
+    record: &CellRecord,
+    architecture: &dyn Architecture,
+    workspace: &CellWorkspace,
+) -> Result<NeuronVector, CellError> {
+    let nwc = neurons(record, workspace)?.remove(NWC).ok_or(incomplete_parent("the weight changes of its neurons"))?;
+    let layers = Neurons::of(architecture);
+    let expected = layers.layers().iter().map(|layer| (layer.module.as_str(), layer.filters));
+    if nwc.layers().map(|(name, values)| (name, values.len())).eq(expected) {
+        return Ok(nwc);
+    }
+    Err(incomplete_parent("a weight change for each neuron of the network").into())
+}
+
+/// The vectors that a parent left.
+pub(super) fn neurons(record: &CellRecord, workspace: &CellWorkspace) -> Result<NeuronVectors, CellError> {
+    let text = fs_err::read_to_string(workspace.parent_artefact(&record.key, NEURONS))?;
+    Ok(serde_json::from_str(&text)?)
 }
 
 fn fact<T: serde::de::DeserializeOwned>(facts: &Map<String, Value>, name: &'static str) -> Result<T, CellError> {
