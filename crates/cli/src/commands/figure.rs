@@ -104,7 +104,7 @@ pub fn draw(spec: FigureSpec, plan: &Plan, folders: &Folders) -> Result<Drawing,
     let rows = result_rows(plan, &store).map_err(planning::store_failure)?;
     let of_neurons = |figure: NeuronFigure| {
         let cells = neuron_rows(&rows, &store).map_err(planning::store_failure)?;
-        Ok(figure.chart(&cells, &plan.experiment, &table::titles()))
+        Ok(figure.chart(&cells, &rows, &plan.experiment, &table::titles()))
     };
     let chart = match spec {
         FigureSpec::Curves { logarithmic } => table::of_rows(&rows, plan)?.curves(logarithmic),

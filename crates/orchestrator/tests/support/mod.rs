@@ -18,7 +18,7 @@ pub const EPOCHS: usize = 20;
 pub fn grid(attacks: &[&str], defenses: &[&str]) -> Plan {
     let table = TableSpec::default();
     let experiment =
-        Experiment { name: "test".into(), title: "A test".into(), profile: "smoke".into(), table, figure: None };
+        Experiment { name: "test".into(), title: "A test".into(), profile: "smoke".into(), settings: Vec::new(), table, figure: None };
     let mut plan = Plan {
         experiment,
         cells: Default::default(),

@@ -45,7 +45,7 @@ fn everything_is_on_the_page_and_nothing_comes_from_elsewhere() {
     for text in [
         "Table 1: defenses",
         "tsbd run x.toml",
-        "<strong>1.23</strong>",
+        "<strong>92.50</strong>",
         "profile smoke",
         "blended + tsbd",
         "the loss is &lt;NaN&gt;",
