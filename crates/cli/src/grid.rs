@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tsbd_experiment::{CellKey, Plan, Store};
 use tsbd_orchestrator::{CellEvent, Devices, Interrupts, Place, RunError, RunEvent, RunOptions, RunSummary};
 
+use crate::commands::plan;
 use crate::failure::{Exit, Failure};
 use crate::progress::{Position, Progress, duration};
 use crate::terminal::{self, Talk};
@@ -32,12 +33,14 @@ impl<'a> Options<'a> {
 /// jobs that the first would have left in the queue.
 pub fn run(plan: &Plan, store: &Store, options: Options, talk: &Talk) -> Result<RunSummary, Failure> {
     let system = |error| run_failure(RunError::System(error));
+    let estimates = plan::survey(plan, store, false)?.into_iter().filter_map(|line| Some((line.key, line.seconds?)));
+    let estimates: HashMap<CellKey, f64> = estimates.collect();
     let runtime = tokio::runtime::Runtime::new().map_err(system)?;
     runtime.block_on(async {
         let run_options = run_options(&options).map_err(system)?;
         let interrupts = Interrupts::from_signals().map_err(system)?;
         let (sender, events) = mpsc::channel(256);
-        let drawing = tokio::spawn(draw(events, labels::of(plan), options.place.clone(), talk.quiet));
+        let drawing = tokio::spawn(draw(events, labels::of(plan), estimates, options.place.clone(), talk.quiet));
         let summary = tsbd_orchestrator::run(plan, store, run_options, interrupts, sender).await;
         // Ends by itself once nobody sends any more; a panic in drawing loses lines, not results.
         let _ = drawing.await;
@@ -60,12 +63,19 @@ pub fn run_failure(error: RunError) -> Failure {
     }
 }
 
-async fn draw(mut events: mpsc::Receiver<RunEvent>, labels: HashMap<CellKey, String>, place: Place, quiet: bool) {
+async fn draw(
+    mut events: mpsc::Receiver<RunEvent>,
+    labels: HashMap<CellKey, String>,
+    estimates: HashMap<CellKey, f64>,
+    place: Place,
+    quiet: bool,
+) {
     let mut progress: Option<Progress> = None;
     while let Some(event) = events.recv().await {
         if let RunEvent::Planned { outstanding, total, done } = &event {
             tracing::info!(total, done, "planned");
-            progress = (!outstanding.is_empty()).then(|| Progress::new(outstanding.len(), quiet));
+            let cells = || outstanding.iter().map(|key| (key.clone(), estimates.get(key).copied()));
+            progress = (!outstanding.is_empty()).then(|| Progress::new(cells(), quiet));
         }
         show(event, progress.as_mut(), &labels, &place);
     }
@@ -102,7 +112,7 @@ fn show(event: RunEvent, progress: Option<&mut Progress>, labels: &HashMap<CellK
                     }
                 }
                 RunEvent::CellReturned { key, reason, ran } => progress.returned(&key, &label(&key), &reason, ran),
-                RunEvent::CellSkipped { key, parent } => progress.skipped(&label(&key), &label(&parent)),
+                RunEvent::CellSkipped { key, parent } => progress.skipped(&key, &label(&key), &label(&parent)),
                 RunEvent::CellStopped { key } => progress.stopped(&key),
                 RunEvent::Interrupted { kill, running } => progress.note(&match (place, kill) {
                     (Place::Local(_), false) => {

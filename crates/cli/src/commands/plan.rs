@@ -293,9 +293,18 @@ fn describe(plan: &Plan, lines: &[Line]) -> Value {
             })
         })
         .collect();
+    let outstanding: Vec<&Line> = lines.iter().filter(|line| line.state.is_outstanding()).collect();
+    let total = json!({
+        "cells": lines.len(),
+        "done": lines.iter().filter(|line| line.state == State::Done).count(),
+        "outstanding": outstanding.len(),
+        "estimated_seconds": outstanding.iter().filter_map(|line| line.seconds).sum::<f64>(),
+        "of_unknown_cost": outstanding.iter().filter(|line| line.seconds.is_none()).count(),
+    });
     json!({
         "experiment": plan.experiment.name, "title": plan.experiment.title, "profile": plan.experiment.profile,
         "points": plan.points, "cells": cells,
-        "outstanding": lines.iter().filter(|line| line.state.is_outstanding()).count(),
+        "total": total,
+        "outstanding": outstanding.len(),
     })
 }
