@@ -31,7 +31,7 @@ pub struct Arguments {
     /// Experiment file
     file: PathBuf,
 
-    /// Format: text for a terminal, md, csv, tex (booktabs), parquet or json
+    /// Format: text (for a terminal, in blocks that fit it), md, csv, tex (booktabs), parquet or json
     #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = format_parser())]
     format: Format,
 
@@ -87,12 +87,16 @@ pub fn run(arguments: Arguments) -> Outcome {
     } else {
         let table = tsbd_report::table(&rows, &plan.experiment, &titles());
         table.and_then(|table| {
-            let mut bytes = table.render(format, emphasis)?;
+            let render = |table: &Table| match format {
+                Format::Text if out.is_none() => Ok(table.text(emphasis, terminal::width_of_stdout()).into_bytes()),
+                _ => table.render(format, emphasis),
+            };
+            let mut bytes = render(&table)?;
             match compare.as_ref().map(|_| table.published()) {
                 None => {}
                 Some(Ok(published)) => {
                     bytes.push(b'\n');
-                    bytes.extend(published.render(format, emphasis)?);
+                    bytes.extend(render(&published)?);
                 }
                 // Our own numbers are there all the same.
                 Some(Err(error)) => without_comparison = Some(error),
@@ -137,4 +141,6 @@ pub fn titles() -> Titles {
         .measures(tsbd_analysis::MEASUREMENTS.iter().map(|entry| (entry.name, entry.title)))
         .datasets(tsbd_data::DATASETS.iter().map(|entry| (entry.name, entry.title)))
         .models(tsbd_models::MODELS.iter().map(|entry| (entry.name, entry.title)))
+        // As Figure 8 of the TSBD paper names the two.
+        .choices("defenses.fp.order", [("activation", "FP"), ("nwc", "NWC-FP")])
 }

@@ -17,11 +17,17 @@ use crate::format::{Emphasis, Format};
 use crate::table::{Panel, Table, Unit, Value};
 
 impl Table {
+    /// The table for a terminal. Columns that do not fit beside each other in `width` letters make blocks below each other;
+    /// without a width, as in a file, all stand side by side.
+    pub fn text(&self, emphasis: Emphasis, width: Option<usize>) -> String {
+        text::render(self, emphasis, width)
+    }
+
     /// The table in a format, as bytes; text formats are UTF-8 and end in a newline. `emphasis` matters to
     /// [`Format::Text`] alone.
     pub fn render(&self, format: Format, emphasis: Emphasis) -> Result<Vec<u8>> {
         match format {
-            Format::Text => Ok(text::render(self, emphasis).into_bytes()),
+            Format::Text => Ok(self.text(emphasis, None).into_bytes()),
             Format::Markdown => Ok(markdown::render(self).into_bytes()),
             Format::Latex => Ok(latex::render(self).into_bytes()),
             Format::Json => json::render(self),
@@ -51,7 +57,9 @@ impl Table {
     fn has_undefended(&self) -> bool {
         let names = |axis: &str| match axis {
             _ if axis == self.column_axis => self.columns.iter().map(|column| &column.name).collect(),
-            _ if axis == self.row_axis => self.panels.iter().flat_map(|panel| &panel.lines).map(|line| &line.name).collect(),
+            _ if axis == self.row_axis => {
+                self.panels.iter().flat_map(|panel| &panel.lines).map(|line| &line.name).collect()
+            }
             _ => Vec::new(),
         };
         names("defense").into_iter().any(|name| name.as_deref() == Some("none"))

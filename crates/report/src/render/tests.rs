@@ -64,6 +64,26 @@ fn bold_text_is_the_starred_text_with_other_marks() {
 }
 
 #[test]
+fn text_for_a_narrow_terminal_has_blocks_that_fit_with_every_column_once() {
+    let widest = |text: &str| {
+        let of_grid = |line: &&str| line.starts_with(['┌', '│', '╞', '└']);
+        text.lines().filter(of_grid).map(|line| line.chars().count()).max().unwrap()
+    };
+    let whole = made().text(Emphasis::Star, None);
+    assert_eq!(whole, made().text(Emphasis::Star, Some(widest(&whole))));
+    for (width, blocks) in [(widest(&whole) - 1, 2), (60, 3), (1, 4)] {
+        let text = made().text(Emphasis::Star, Some(width));
+        // A block has at least one column.
+        assert!(widest(&text) <= width.max(42), "{} letters in {width}:\n{text}", widest(&text));
+        assert_eq!(text.matches('┌').count(), blocks, "{text}");
+        assert_eq!(text.matches("│ BadNets ").count(), blocks);
+        for column in ["No defense", " FT ", " FP ", " TSBD "] {
+            assert_eq!(text.matches(column).count(), 1, "{column}\n{text}");
+        }
+    }
+}
+
+#[test]
 fn markdown_is_a_table_with_a_heading_and_notes() {
     assert_lines(&written(&made(), Format::Markdown), include_str!("snapshots/one_seed.md"));
 }
@@ -128,7 +148,10 @@ fn json_says_of_every_place_what_it_is() {
     assert_eq!(rows[1]["columns"]["fp"]["asr"]["state"], "missing");
     assert_eq!(rows[2]["columns"]["tsbd"]["der"]["state"], "failed");
     assert_eq!(rows[0]["columns"]["ft"]["asr"]["state"], "undefined");
-    assert_eq!((&rows[0]["columns"]["ft"]["acc"]["best"], &rows[1]["columns"]["tsbd"]["asr"]["best"]), (&true.into(), &false.into()));
+    assert_eq!(
+        (&rows[0]["columns"]["ft"]["acc"]["best"], &rows[1]["columns"]["tsbd"]["asr"]["best"]),
+        (&true.into(), &false.into())
+    );
     assert_eq!(rows[1]["columns"]["tsbd"]["asr"]["state"], "done");
     assert_eq!(value["failures"][0]["reason"], "the loss is NaN at epoch 3, step 17");
 }
