@@ -27,7 +27,8 @@ impl Table {
             let curve = |(series, column): (usize, usize)| {
                 let points: Vec<Option<Point>> = order.iter().map(|line| point(column, *line)).collect();
                 let stretches = points.split(Option::is_none).filter(|stretch| !stretch.is_empty());
-                let stretches: Vec<Vec<Point>> = stretches.map(|stretch| stretch.iter().copied().flatten().collect()).collect();
+                let stretches: Vec<Vec<Point>> =
+                    stretches.map(|stretch| stretch.iter().copied().flatten().collect()).collect();
                 stretches.into_iter().map(move |points| Mark::Line { series, points })
             };
             let marks = self.drawn_columns().into_iter().enumerate().flat_map(curve).collect();
@@ -69,7 +70,8 @@ impl Table {
         if self.seeds.len() > 1 {
             notes.push(MEANS.to_owned());
         }
-        let entries = self.panels.iter().flat_map(|panel| self.lines(panel)).flat_map(|line| line.entries.iter().flatten());
+        let entries =
+            self.panels.iter().flat_map(|panel| self.lines(panel)).flat_map(|line| line.entries.iter().flatten());
         let partial = |value: Value| matches!(value, Value::Measured { seeds, of, .. } if seeds < of);
         if entries.map(|entry| entry.value).any(partial) {
             notes.push(HOLLOW.to_owned());

@@ -107,9 +107,7 @@ impl Mark {
         match self {
             Mark::Line { points, .. } => points.iter().flat_map(|point| around(&point.y)).collect(),
             Mark::Dots { points, .. } => points.iter().map(|(_, y)| *y).collect(),
-            Mark::Bars { heights, .. } => {
-                heights.iter().flatten().flat_map(around).chain([0.0]).collect()
-            }
+            Mark::Bars { heights, .. } => heights.iter().flatten().flat_map(around).chain([0.0]).collect(),
         }
     }
 }
