@@ -139,6 +139,19 @@ fn the_table_and_the_models_do_not_depend_on_workers_or_on_a_kill() {
     assert_eq!(digests, models(&beside));
 }
 
+#[test]
+fn a_comparison_without_published_numbers_prints_our_own_and_says_why_and_hints_lead_to_the_same_folder() {
+    let bench = Bench::new(GRID);
+    let output = bench.command("table").args(["--compare", "published"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_contains(&stdout(&output), &["A small grid", "missing"]);
+    let results = bench.results().display().to_string();
+    assert_contains(
+        &stderr(&output),
+        &["no comparison", "none of shapes", "hint: tsbd run", &format!("--results {results}")],
+    );
+}
+
 /// One cell that trains for a while.
 fn one_cell(epochs: usize) -> Bench {
     let grid = GRID.replace("epochs = 6", &format!("epochs = {epochs}"));

@@ -16,7 +16,8 @@ impl Table {
     pub fn curves(&self, logarithmic: bool) -> Result<Chart> {
         let numbers = self.row_numbers(logarithmic)?;
         let mut chart = self.chart(Shape::Line, (380, 270));
-        let scale = if logarithmic { Scale::Logarithmic(numbers.clone()) } else { Scale::Linear };
+        let scale = if logarithmic { Scale::Logarithmic } else { Scale::Around };
+        let scale = scale(numbers.clone());
         let x = Axis { label: axis_title(&self.row_axis), scale };
         for (panel, metric, title) in self.facets() {
             let mut order: Vec<usize> = (0..panel.lines.len()).collect();

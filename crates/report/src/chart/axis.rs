@@ -18,6 +18,8 @@ pub struct Axis {
 pub enum Scale {
     /// In proportion; from the smallest to the largest datum, widened to round numbers.
     Linear,
+    /// The same, as if these were among the data: what is still missing has its place.
+    Around(Vec<f64>),
     /// In proportion, percentages: as [`Scale::Linear`], but over at least five points, so that a difference that means
     /// nothing does not fill the axis, and within 0 and 100 as far as the data are.
     Percent,
@@ -75,6 +77,7 @@ impl Layout {
                 Layout { low: low / room, high: high * room, ticks, logarithmic: true }
             }
             Scale::Within(low, high) => Layout::round(*low, *high, false),
+            Scale::Around(more) => Layout::of(&Scale::Linear, data.iter().chain(more).copied()),
             Scale::Linear | Scale::Percent if smallest > largest => Layout::round(0.0, 1.0, false),
             Scale::Linear => Layout::round(smallest, largest, true),
             Scale::Percent => {
@@ -164,6 +167,7 @@ mod tests {
         assert_eq!(labels(&Scale::Linear, &[0.12, 0.31, f64::NAN]), ["0.1", "0.15", "0.2", "0.25", "0.3", "0.35"]);
         assert_eq!(labels(&Scale::Within(0.0, 100.0), &[]), ["0", "20", "40", "60", "80", "100"]);
         assert_eq!(labels(&Scale::Within(-4.0, 103.0), &[]), ["0", "25", "50", "75", "100"]);
+        assert_eq!(labels(&Scale::Around(vec![0.0, 1.0]), &[0.7]), ["0", "0.2", "0.4", "0.6", "0.8", "1"]);
         assert_eq!(labels(&Scale::Linear, &[-1.0, 1.0]), ["−1", "−0.5", "0", "0.5", "1"]);
     }
 
