@@ -31,8 +31,8 @@ pub struct Position {
 /// One cell that has to run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Work {
-    /// Seconds that it will probably take; of one of unknown cost those of the average cell.
-    estimate: f64,
+    /// What it costs against the others, in any unit; of one of unknown cost that of the average cell.
+    weight: f64,
     state: State,
 }
 
@@ -68,7 +68,7 @@ enum Screen {
 }
 
 impl Progress {
-    /// The progress of the cells that have to run, with what each will probably take, in seconds.
+    /// The progress of the cells that have to run, with what each costs against the others, as far as it is known.
     pub fn new(cells: impl IntoIterator<Item = (CellKey, Option<f64>)>, quiet: bool) -> Self {
         let cells = weighed(cells.into_iter().collect());
         let total = cells.len();
@@ -259,24 +259,24 @@ impl Progress {
     }
 }
 
-/// Cells that wait, each with what it will probably take. Where nothing is known of any, all weigh the same.
+/// Cells that wait, each with its weight. Where nothing is known of any, all weigh the same.
 fn weighed(cells: Vec<(CellKey, Option<f64>)>) -> BTreeMap<CellKey, Work> {
     let known: Vec<f64> = cells.iter().filter_map(|(_, seconds)| *seconds).collect();
     let average = if known.is_empty() { 1.0 } else { known.iter().sum::<f64>() / known.len() as f64 };
-    let work = |seconds: Option<f64>| Work { estimate: seconds.unwrap_or(average), state: State::Waiting };
+    let work = |known: Option<f64>| Work { weight: known.unwrap_or(average), state: State::Waiting };
     cells.into_iter().map(|(key, seconds)| (key, work(seconds))).collect()
 }
 
 /// What is left of the time that the work will probably take, at the speed so far; unknown before the first cell is done.
 ///
-/// Work is counted in seconds of the estimates. How far a running cell is follows from its time and from how long the
+/// Work is counted in weights. How far a running cell is follows from its time and from how long the
 /// cells that are done took for theirs; so it does not matter how many run beside each other.
 fn time_left<'a>(cells: impl Iterator<Item = &'a Work> + Clone, elapsed: Duration, now: Instant) -> Option<Duration> {
     let done = cells.clone().filter_map(|work| match work.state {
-        State::Done { seconds } => Some((work.estimate, seconds)),
+        State::Done { seconds } => Some((work.weight, seconds)),
         _ => None,
     });
-    let (done, took) = done.fold((0.0, 0.0), |(done, took), (estimate, seconds)| (done + estimate, took + seconds));
+    let (done, took) = done.fold((0.0, 0.0), |(done, took), (weight, seconds)| (done + weight, took + seconds));
     if done <= 0.0 || took <= 0.0 {
         return None;
     }
@@ -284,12 +284,12 @@ fn time_left<'a>(cells: impl Iterator<Item = &'a Work> + Clone, elapsed: Duratio
     let (mut done, mut left) = (done, 0.0);
     for work in cells {
         match work.state {
-            State::Waiting => left += work.estimate,
+            State::Waiting => left += work.weight,
             State::Running { since } => {
                 // Nothing is done before it is.
-                let part = (now.duration_since(since).as_secs_f64() * speed).min(0.95 * work.estimate);
+                let part = (now.duration_since(since).as_secs_f64() * speed).min(0.95 * work.weight);
                 done += part;
-                left += work.estimate - part;
+                left += work.weight - part;
             }
             State::Done { .. } | State::Failed | State::Skipped => {}
         }
@@ -332,8 +332,8 @@ mod tests {
         assert_eq!(said, ["0.0 s", "8.4 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"]);
     }
 
-    fn work(estimate: f64, state: State) -> Work {
-        Work { estimate, state }
+    fn work(weight: f64, state: State) -> Work {
+        Work { weight, state }
     }
 
     #[test]
@@ -365,8 +365,8 @@ mod tests {
     fn a_cell_of_unknown_cost_is_an_average_one() {
         let key = |digit: char| digit.to_string().repeat(32).parse::<CellKey>().unwrap();
         let cells = weighed(vec![(key('1'), Some(10.0)), (key('2'), Some(30.0)), (key('3'), None)]);
-        assert_eq!(cells.values().map(|work| work.estimate).collect::<Vec<_>>(), [10.0, 30.0, 20.0]);
-        assert!(weighed(vec![(key('1'), None)]).values().all(|work| work.estimate == 1.0));
+        assert_eq!(cells.values().map(|work| work.weight).collect::<Vec<_>>(), [10.0, 30.0, 20.0]);
+        assert!(weighed(vec![(key('1'), None)]).values().all(|work| work.weight == 1.0));
     }
 
     #[test]

@@ -75,6 +75,8 @@ pub struct Line {
     pub state: State,
     /// Seconds it took, or will probably take.
     pub seconds: Option<f64>,
+    /// [`Plan::image_passes`]: what it costs where no speed is known.
+    pub passes: Option<f64>,
     /// Training images times epochs, for cells that train from the beginning.
     pub images: Option<usize>,
 }
@@ -141,6 +143,7 @@ pub fn survey(plan: &Plan, store: &Store, measure: bool) -> Result<Vec<Line>, Fa
             kind: cell.kind,
             state,
             seconds: seconds.or_else(|| costs.estimate(cell)),
+            passes: costs.passes(cell),
             images: images.map(|(training, images)| training.epochs * images),
         });
     }
