@@ -34,8 +34,7 @@ table4: build ## Table 4: schemes of fine-tuning
 	@$(call run-and-print,experiments/table4.toml,--profile $(PROFILE))
 
 fig1: build ## Figure 1: weight changes in unlearning, gradient norms
-	@$(call run-and-draw,experiments/fig1-weight-changes.toml)
-	@$(call run-and-draw,experiments/fig1-activeness.toml)
+	@$(call run-and-draw-all,experiments/fig1-weight-changes.toml experiments/fig1-activeness.toml)
 
 fig3: build ## Figure 3: activations on clean and triggered images
 	@$(call run-and-draw,experiments/fig3.toml)
@@ -50,7 +49,7 @@ fig8: build ## Figure 8: FP, and FP in the order of weight changes
 	@$(call run-and-draw,experiments/fig8.toml)
 
 ablations: build ## TSBD over each of its parameters: a figure each
-	@for file in experiments/ablation-*.toml; do $(call run-and-draw,$$file) || exit $$?; done
+	@$(call run-and-draw-all,experiments/ablation-*.toml)
 
 report: build ## one page with every table and figure found: report.html
 	@$(TSBD) report
@@ -106,6 +105,14 @@ build-cuda: ## the same with --device cuda, on any x86-64 Linux: fetches the com
 define run-and-draw
 ( $(TSBD) run $(1) --profile $(PROFILE) $(RUN_ARGS) $(ARGS); status=$$?; \
 if [ $$status -le 1 ]; then $(TSBD) figure $(1) --profile $(PROFILE) $(ARGS) || status=$$?; fi; exit $$status )
+endef
+
+# The same of several files. A failed cell or a refused file does not keep the others from their turn, an interruption
+# does; the exit code is the worst.
+define run-and-draw-all
+worst=0; for file in $(1); do $(call run-and-draw,$$file); status=$$?; \
+if [ $$status -gt 2 ]; then exit $$status; fi; \
+if [ $$status -gt $$worst ]; then worst=$$status; fi; done; exit $$worst
 endef
 
 # Runs what is outstanding and prints the table. Failed cells (exit code 1) do not hide the others; a refused file (2)

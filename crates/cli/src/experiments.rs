@@ -1,5 +1,6 @@
 //! The experiment files of a folder, for `tsbd list experiments`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -13,8 +14,27 @@ struct Head {
     file: PathBuf,
     title: String,
     profile: String,
-    attacks: usize,
-    defenses: usize,
+    /// How many values each axis has, by name; seeds are the last.
+    axes: Vec<(String, usize)>,
+}
+
+impl Head {
+    fn count(&self, axis: &str) -> usize {
+        self.axes.iter().find(|(name, _)| name == axis).map_or(1, |(_, count)| *count)
+    }
+
+    /// `4 attacks x 1 defense x 11 alpha`.
+    fn grid(&self) -> String {
+        let named = self.axes.iter().map(|(axis, count)| {
+            let plural = if *count == 1 { "" } else { "s" };
+            match axis.as_str() {
+                "attack" | "defense" | "seed" => format!("{count} {axis}{plural}"),
+                "measure" => format!("{count} measurement{plural}"),
+                other => format!("{count} {}", other.rsplit('.').next().unwrap_or(other)),
+            }
+        });
+        named.collect::<Vec<_>>().join(" x ")
+    }
 }
 
 /// The experiment files of a folder, by name.
@@ -42,15 +62,17 @@ pub fn list(folder: &Path, json: bool) -> Result<(), Failure> {
         let list = heads.iter().map(|head| {
             json!({
                 "file": head.file, "title": head.title, "profile": head.profile,
-                "attacks": head.attacks, "defenses": head.defenses,
+                "attacks": head.count("attack"), "defenses": head.count("defense"),
+                "axes": head.axes.iter().cloned().collect::<BTreeMap<_, _>>(),
             })
         });
         terminal::print_json(&Value::Array(list.collect()));
         return Ok(());
     }
     let mut columns = Columns::headed(&["FILE", "PROFILE", "GRID", "TITLE"]);
-    for Head { file, title, profile, attacks, defenses } in heads {
-        let grid = format!("{attacks} attacks x {defenses} defenses");
+    for head in heads {
+        let grid = head.grid();
+        let Head { file, title, profile, .. } = head;
         columns.row([file.display().to_string(), profile, grid, title]);
     }
     terminal::print(&columns.render(terminal::stdout_width()));
@@ -67,15 +89,26 @@ fn head(file: PathBuf) -> Option<Head> {
         }
     };
     let text = |key: &str| table.get(key).and_then(toml::Value::as_str).unwrap_or("-").to_owned();
-    let count = |axis: &str| match table.get("grid").and_then(|grid| grid.get(axis)) {
-        Some(toml::Value::Array(values)) => values.len(),
-        _ => 1,
-    };
-    Some(Head {
-        title: text("title"),
-        profile: text("profile"),
-        attacks: count("attack"),
-        defenses: count("defense"),
-        file,
-    })
+    let mut axes = Vec::new();
+    if let Some(toml::Value::Table(grid)) = table.get("grid") {
+        count_axes("", grid, &mut axes);
+    }
+    if let Some(toml::Value::Array(seeds)) =
+        table.get("seeds").filter(|seeds| seeds.as_array().is_some_and(|all| all.len() > 1))
+    {
+        axes.push(("seed".to_owned(), seeds.len()));
+    }
+    Some(Head { title: text("title"), profile: text("profile"), axes, file })
+}
+
+/// The axes of a grid, whose keys may be dotted or tables in each other.
+fn count_axes(above: &str, grid: &toml::Table, axes: &mut Vec<(String, usize)>) {
+    for (key, value) in grid {
+        let axis = format!("{above}{key}");
+        match value {
+            toml::Value::Table(below) => count_axes(&format!("{axis}."), below, axes),
+            toml::Value::Array(values) => axes.push((axis, values.len())),
+            _ => axes.push((axis, 1)),
+        }
+    }
 }

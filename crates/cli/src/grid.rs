@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tsbd_experiment::{CellKey, Plan, Store};
 use tsbd_orchestrator::{CellEvent, Devices, Interrupts, Place, RunError, RunEvent, RunOptions, RunSummary};
 
+use crate::commands::plan;
 use crate::failure::{Exit, Failure};
 use crate::progress::{Position, Progress, duration};
 use crate::terminal::{self, Talk};
@@ -32,17 +33,27 @@ impl<'a> Options<'a> {
 /// jobs that the first would have left in the queue.
 pub fn run(plan: &Plan, store: &Store, options: Options, talk: &Talk) -> Result<RunSummary, Failure> {
     let system = |error| run_failure(RunError::System(error));
+    let weights = weights(plan::survey(plan, store, false)?);
     let runtime = tokio::runtime::Runtime::new().map_err(system)?;
     runtime.block_on(async {
         let run_options = run_options(&options).map_err(system)?;
         let interrupts = Interrupts::from_signals().map_err(system)?;
         let (sender, events) = mpsc::channel(256);
-        let drawing = tokio::spawn(draw(events, labels::of(plan), options.place.clone(), talk.quiet));
+        let drawing = tokio::spawn(draw(events, labels::of(plan), weights, options.place.clone(), talk.quiet));
         let summary = tsbd_orchestrator::run(plan, store, run_options, interrupts, sender).await;
         // Ends by itself once nobody sends any more; a panic in drawing loses lines, not results.
         let _ = drawing.await;
         summary.map_err(run_failure)
     })
+}
+
+/// What the cells that have to run weigh against each other: their seconds, or in a new results folder, where no speed is
+/// known, the images that go through their networks.
+fn weights(lines: Vec<plan::Line>) -> HashMap<CellKey, f64> {
+    let outstanding: Vec<plan::Line> = lines.into_iter().filter(|line| line.state.is_outstanding()).collect();
+    let timed = outstanding.iter().any(|line| line.seconds.is_some());
+    let weight = |line: &plan::Line| if timed { line.seconds } else { line.passes };
+    outstanding.iter().filter_map(|line| Some((line.key.clone(), weight(line)?))).collect()
 }
 
 /// The options of a run.
@@ -60,12 +71,19 @@ pub fn run_failure(error: RunError) -> Failure {
     }
 }
 
-async fn draw(mut events: mpsc::Receiver<RunEvent>, labels: HashMap<CellKey, String>, place: Place, quiet: bool) {
+async fn draw(
+    mut events: mpsc::Receiver<RunEvent>,
+    labels: HashMap<CellKey, String>,
+    weights: HashMap<CellKey, f64>,
+    place: Place,
+    quiet: bool,
+) {
     let mut progress: Option<Progress> = None;
     while let Some(event) = events.recv().await {
         if let RunEvent::Planned { outstanding, total, done } = &event {
             tracing::info!(total, done, "planned");
-            progress = (!outstanding.is_empty()).then(|| Progress::new(outstanding.len(), quiet));
+            let cells = || outstanding.iter().map(|key| (key.clone(), weights.get(key).copied()));
+            progress = (!outstanding.is_empty()).then(|| Progress::new(cells(), quiet));
         }
         show(event, progress.as_mut(), &labels, &place);
     }
@@ -102,7 +120,7 @@ fn show(event: RunEvent, progress: Option<&mut Progress>, labels: &HashMap<CellK
                     }
                 }
                 RunEvent::CellReturned { key, reason, ran } => progress.returned(&key, &label(&key), &reason, ran),
-                RunEvent::CellSkipped { key, parent } => progress.skipped(&label(&key), &label(&parent)),
+                RunEvent::CellSkipped { key, parent } => progress.skipped(&key, &label(&key), &label(&parent)),
                 RunEvent::CellStopped { key } => progress.stopped(&key),
                 RunEvent::Interrupted { kill, running } => progress.note(&match (place, kill) {
                     (Place::Local(_), false) => {
@@ -208,4 +226,33 @@ pub fn to_json(summary: &RunSummary, plan: &Plan, store: &Store) -> Value {
         "interrupted": summary.interrupted,
         "seconds": summary.elapsed.as_secs_f64(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tsbd_experiment::CellKind;
+
+    use super::*;
+
+    #[test]
+    fn cells_weigh_their_seconds_or_their_images_where_no_speed_is_known() {
+        let key = |digit: char| digit.to_string().repeat(32).parse::<CellKey>().unwrap();
+        let line = |digit: char, state: plan::State, seconds: Option<f64>, passes: f64| plan::Line {
+            key: key(digit),
+            label: String::new(),
+            kind: CellKind::Train,
+            state,
+            seconds,
+            passes: Some(passes),
+            images: None,
+        };
+        let fresh = vec![line('1', plan::State::ToDo, None, 5e4), line('2', plan::State::ToDo, None, 2e3)];
+        assert_eq!(weights(fresh), [(key('1'), 5e4), (key('2'), 2e3)].into());
+        let known = vec![
+            line('1', plan::State::Done, Some(7.0), 5e4),
+            line('2', plan::State::ToDo, Some(3.0), 2e3),
+            line('3', plan::State::ToDo, None, 1e3),
+        ];
+        assert_eq!(weights(known), [(key('2'), 3.0)].into());
+    }
 }

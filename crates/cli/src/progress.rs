@@ -28,33 +28,37 @@ pub struct Position {
     pub images_per_second: Option<f64>,
 }
 
-/// How many cells are in which state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Tally {
-    /// Cells that have to run in all.
-    pub total: usize,
-    /// Finished now.
-    pub done: usize,
-    /// Failed now.
-    pub failed: usize,
-    /// Not run because a parent failed.
-    pub skipped: usize,
-    /// Running.
-    pub running: usize,
+/// One cell that has to run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Work {
+    /// What it costs against the others, in any unit; of one of unknown cost that of the average cell.
+    weight: f64,
+    state: State,
 }
 
-impl Tally {
-    /// Cells that wait.
-    pub fn waiting(&self) -> usize {
-        self.total.saturating_sub(self.done + self.failed + self.skipped + self.running)
-    }
+/// How far a cell is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum State {
+    Waiting,
+    Running {
+        since: Instant,
+    },
+    Done {
+        /// How long it took.
+        seconds: f64,
+    },
+    Failed,
+    /// Not run, because a parent failed.
+    Skipped,
 }
 
 /// What is shown.
 pub struct Progress {
     screen: Screen,
-    tally: Tally,
+    cells: BTreeMap<CellKey, Work>,
     begin: Instant,
+    /// When the last cell was done, and what was left then.
+    forecast: Option<(Instant, Duration)>,
 }
 
 enum Screen {
@@ -64,8 +68,10 @@ enum Screen {
 }
 
 impl Progress {
-    /// The progress of `total` cells that have to run.
-    pub fn new(total: usize, quiet: bool) -> Self {
+    /// The progress of the cells that have to run, with what each costs against the others, as far as it is known.
+    pub fn new(cells: impl IntoIterator<Item = (CellKey, Option<f64>)>, quiet: bool) -> Self {
+        let cells = weighed(cells.into_iter().collect());
+        let total = cells.len();
         let screen = if quiet {
             Screen::Nothing
         } else if terminal::stderr_is_terminal() {
@@ -76,7 +82,7 @@ impl Progress {
         } else {
             Screen::Lines { last: BTreeMap::new() }
         };
-        let progress = Self { screen, tally: Tally { total, ..Tally::default() }, begin: Instant::now() };
+        let progress = Self { screen, cells, begin: Instant::now(), forecast: None };
         progress.summarise();
         progress
     }
@@ -90,7 +96,7 @@ impl Progress {
 
     /// A cell begins.
     pub fn started(&mut self, key: &CellKey, label: &str, resumed: bool) {
-        self.tally.running += 1;
+        self.is_now(key, State::Running { since: Instant::now() });
         match &mut self.screen {
             Screen::Nothing => {}
             Screen::Lines { last } => {
@@ -133,8 +139,12 @@ impl Progress {
 
     /// A cell is done.
     pub fn finished(&mut self, key: &CellKey, label: &str, seconds: f64, metrics: &BTreeMap<String, f64>) {
-        self.ended(key);
-        self.tally.done += 1;
+        let took = match self.cells.get(key).map(|work| work.state) {
+            Some(State::Running { since }) => since.elapsed().as_secs_f64(),
+            _ => seconds,
+        };
+        self.ended(key, State::Done { seconds: took });
+        self.forecast = self.time_left().map(|left| (Instant::now(), left));
         let rates = ["acc", "asr", "ra", "der"].into_iter().filter_map(|name| Some((name, metrics.get(name)?)));
         let mut found: String =
             rates.map(|(name, rate)| format!(", {} {:.2} %", name.to_uppercase(), rate * 100.0)).collect();
@@ -146,37 +156,36 @@ impl Progress {
                 .map(|(name, value)| format!(", {} {value:.4}", name.replace('_', " ")))
                 .collect();
         }
-        self.note(&format!("{label}: done in {}{found}", duration(seconds)));
+        self.note(&format!("{label}: done in {}{found} {}", duration(seconds), self.tally()));
         self.summarise();
     }
 
     /// A cell failed. Said even when quiet: it is an error.
     pub fn failed(&mut self, key: &CellKey, label: &str, reason: &str) {
-        self.ended(key);
-        self.tally.failed += 1;
-        terminal::say(format!("{label}: FAILED: {reason}"));
+        self.ended(key, State::Failed);
+        terminal::say(format!("{label}: FAILED: {reason} {}", self.tally()));
         self.summarise();
     }
 
     /// A cell waits again, and runs later.
     pub fn returned(&mut self, key: &CellKey, label: &str, reason: &str, ran: bool) {
         if ran {
-            self.ended(key);
+            self.ended(key, State::Waiting);
         }
         self.note(&format!("{label}: waits again, because {reason}"));
         self.summarise();
     }
 
     /// A cell will not run, because another one failed.
-    pub fn skipped(&mut self, label: &str, parent: &str) {
-        self.tally.skipped += 1;
-        self.note(&format!("{label}: skipped, because {parent} failed"));
+    pub fn skipped(&mut self, key: &CellKey, label: &str, parent: &str) {
+        self.is_now(key, State::Skipped);
+        self.note(&format!("{label}: skipped, because {parent} failed {}", self.tally()));
         self.summarise();
     }
 
     /// A running cell was stopped on request.
     pub fn stopped(&mut self, key: &CellKey) {
-        self.ended(key);
+        self.ended(key, State::Waiting);
         self.summarise();
     }
 
@@ -190,8 +199,14 @@ impl Progress {
         }
     }
 
-    fn ended(&mut self, key: &CellKey) {
-        self.tally.running = self.tally.running.saturating_sub(1);
+    fn is_now(&mut self, key: &CellKey, state: State) {
+        if let Some(work) = self.cells.get_mut(key) {
+            work.state = state;
+        }
+    }
+
+    fn ended(&mut self, key: &CellKey, state: State) {
+        self.is_now(key, state);
         match &mut self.screen {
             Screen::Nothing => {}
             Screen::Lines { last } => {
@@ -205,27 +220,81 @@ impl Progress {
         }
     }
 
+    fn count(&self, is: impl Fn(&State) -> bool) -> usize {
+        self.cells.values().filter(|work| is(&work.state)).count()
+    }
+
+    /// How far everything is, behind the line of a cell: `[12 of 58, 1 failed, about 2 h 10 min left]`.
+    fn tally(&self) -> String {
+        let ended = self.count(|state| !matches!(state, State::Waiting | State::Running { .. }));
+        let failed = self.count(|state| matches!(state, State::Failed));
+        let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
+        format!("[{ended} of {}{failed}{}]", self.cells.len(), self.left())
+    }
+
+    /// `, about 2 h 10 min left`, if it is known.
+    fn left(&self) -> String {
+        let left = self.forecast.and_then(|(then, left)| left.checked_sub(then.elapsed()));
+        left.filter(|left| !left.is_zero())
+            .map_or(String::new(), |left| format!(", about {} left", duration(left.as_secs_f64())))
+    }
+
+    fn time_left(&self) -> Option<Duration> {
+        time_left(self.cells.values(), self.begin.elapsed(), Instant::now())
+    }
+
     /// Renews the line below all others.
     fn summarise(&self) {
         let Screen::Bars { overall, .. } = &self.screen else { return };
-        let Tally { done, failed, skipped, running, .. } = self.tally;
-        overall.set_position((done + failed + skipped) as u64);
-        let mut text = format!("{running} running, {} waiting", self.tally.waiting());
+        let running = self.count(|state| matches!(state, State::Running { .. }));
+        let waiting = self.count(|state| matches!(state, State::Waiting));
+        let failed = self.count(|state| matches!(state, State::Failed));
+        overall.set_position((self.cells.len() - running - waiting) as u64);
+        let mut text = format!("{running} running, {waiting} waiting");
         if failed > 0 {
             text.push_str(&format!(", {failed} failed"));
         }
-        if let Some(left) = time_left(self.tally, self.begin.elapsed()) {
-            text.push_str(&format!(", about {} left", duration(left.as_secs_f64())));
-        }
+        text.push_str(&self.left());
         overall.set_message(text);
     }
 }
 
-/// What is left at the average speed so far; unknown before the first cell has ended.
-fn time_left(tally: Tally, elapsed: Duration) -> Option<Duration> {
-    let ended = tally.done + tally.failed;
-    let left = tally.waiting() + tally.running;
-    (ended > 0 && left > 0).then(|| elapsed.mul_f64(left as f64 / ended as f64))
+/// Cells that wait, each with its weight. Where nothing is known of any, all weigh the same.
+fn weighed(cells: Vec<(CellKey, Option<f64>)>) -> BTreeMap<CellKey, Work> {
+    let known: Vec<f64> = cells.iter().filter_map(|(_, seconds)| *seconds).collect();
+    let average = if known.is_empty() { 1.0 } else { known.iter().sum::<f64>() / known.len() as f64 };
+    let work = |known: Option<f64>| Work { weight: known.unwrap_or(average), state: State::Waiting };
+    cells.into_iter().map(|(key, seconds)| (key, work(seconds))).collect()
+}
+
+/// What is left of the time that the work will probably take, at the speed so far; unknown before the first cell is done.
+///
+/// Work is counted in weights. How far a running cell is follows from its time and from how long the
+/// cells that are done took for theirs; so it does not matter how many run beside each other.
+fn time_left<'a>(cells: impl Iterator<Item = &'a Work> + Clone, elapsed: Duration, now: Instant) -> Option<Duration> {
+    let done = cells.clone().filter_map(|work| match work.state {
+        State::Done { seconds } => Some((work.weight, seconds)),
+        _ => None,
+    });
+    let (done, took) = done.fold((0.0, 0.0), |(done, took), (weight, seconds)| (done + weight, took + seconds));
+    if done <= 0.0 || took <= 0.0 {
+        return None;
+    }
+    let speed = done / took;
+    let (mut done, mut left) = (done, 0.0);
+    for work in cells {
+        match work.state {
+            State::Waiting => left += work.weight,
+            State::Running { since } => {
+                // Nothing is done before it is.
+                let part = (now.duration_since(since).as_secs_f64() * speed).min(0.95 * work.weight);
+                done += part;
+                left += work.weight - part;
+            }
+            State::Done { .. } | State::Failed | State::Skipped => {}
+        }
+    }
+    (left > 0.0).then(|| elapsed.mul_f64(left / done))
 }
 
 fn describe(position: &Position) -> String {
@@ -263,12 +332,56 @@ mod tests {
         assert_eq!(said, ["0.0 s", "8.4 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"]);
     }
 
+    fn work(weight: f64, state: State) -> Work {
+        Work { weight, state }
+    }
+
     #[test]
-    fn what_is_left_is_unknown_before_the_first_cell_has_ended() {
-        let tally = Tally { total: 4, running: 2, ..Tally::default() };
-        assert_eq!((tally.waiting(), time_left(tally, Duration::from_secs(9))), (2, None));
-        let tally = Tally { done: 1, running: 1, ..tally };
-        assert_eq!(time_left(tally, Duration::from_secs(10)), Some(Duration::from_secs(30)));
+    fn what_is_left_is_unknown_before_the_first_cell_is_done_and_weighs_cells_by_what_they_take() {
+        let now = Instant::now();
+        let left = |cells: &[Work], elapsed| time_left(cells.iter(), Duration::from_secs(elapsed), now);
+        let begun = State::Running { since: now };
+        assert_eq!(left(&[work(1.0, begun), work(1.0, State::Waiting)], 9), None);
+        assert_eq!(left(&[work(1.0, State::Failed), work(1.0, State::Waiting)], 9), None);
+        let done = State::Done { seconds: 10.0 };
+        let equal = [work(1.0, done), work(1.0, begun), work(1.0, State::Waiting), work(1.0, State::Waiting)];
+        assert_eq!(left(&equal, 10), Some(Duration::from_secs(30)));
+        // A training that takes ten times as long as the repair that is done.
+        assert_eq!(left(&[work(5.0, done), work(50.0, State::Waiting)], 10), Some(Duration::from_secs(100)));
+        assert_eq!(left(&[work(5.0, done), work(50.0, State::Skipped)], 10), None);
+    }
+
+    #[test]
+    fn cells_that_run_beside_each_other_do_not_double_what_is_left() {
+        let now = Instant::now() + Duration::from_secs(10);
+        let begun = State::Running { since: now - Duration::from_secs(10) };
+        let cells = [work(10.0, State::Done { seconds: 10.0 }), work(100.0, begun), work(90.0, State::Waiting)];
+        // In 10 s two workers did 10 + 10 of 200.
+        let left = time_left(cells.iter(), Duration::from_secs(10), now).unwrap();
+        assert!((left.as_secs_f64() - 90.0).abs() < 1e-6, "{left:?}");
+    }
+
+    #[test]
+    fn a_cell_of_unknown_cost_is_an_average_one() {
+        let key = |digit: char| digit.to_string().repeat(32).parse::<CellKey>().unwrap();
+        let cells = weighed(vec![(key('1'), Some(10.0)), (key('2'), Some(30.0)), (key('3'), None)]);
+        assert_eq!(cells.values().map(|work| work.weight).collect::<Vec<_>>(), [10.0, 30.0, 20.0]);
+        assert!(weighed(vec![(key('1'), None)]).values().all(|work| work.weight == 1.0));
+    }
+
+    #[test]
+    fn the_tally_counts_what_has_ended_and_what_failed() {
+        let key = |digit: char| digit.to_string().repeat(32).parse::<CellKey>().unwrap();
+        let mut progress = Progress::new(['1', '2', '3'].map(|digit| (key(digit), Some(60.0))), true);
+        assert_eq!(progress.tally(), "[0 of 3]");
+        progress.started(&key('1'), "a", false);
+        progress.finished(&key('1'), "a", 60.0, &BTreeMap::new());
+        progress.forecast = Some((Instant::now(), Duration::from_secs(7_830)));
+        assert_eq!(progress.tally(), "[1 of 3, about 2 h 10 min left]");
+        progress.is_now(&key('2'), State::Failed);
+        progress.is_now(&key('3'), State::Skipped);
+        progress.forecast = None;
+        assert_eq!(progress.tally(), "[3 of 3, 1 failed]");
     }
 
     #[test]

@@ -81,8 +81,13 @@ pub fn stderr_width() -> usize {
 
 /// Columns of the terminal behind standard output, 100 where there is none.
 pub fn stdout_width() -> usize {
+    width_of_stdout().map_or(100, |width| width.clamp(40, 120))
+}
+
+/// Columns of the terminal behind standard output, if there is one.
+pub fn width_of_stdout() -> Option<usize> {
     let terminal = console::Term::stdout();
-    if terminal.is_term() { usize::from(terminal.size().1).clamp(40, 120) } else { 100 }
+    terminal.is_term().then(|| usize::from(terminal.size().1))
 }
 
 /// The bars of this process; drawing happens on standard error.

@@ -106,6 +106,52 @@ fn a_grid_that_is_killed_continues_where_it_was_and_published_results_stay_untou
     assert!(bench.records() == after);
 }
 
+#[test]
+fn the_table_and_the_models_do_not_depend_on_workers_or_on_a_kill() {
+    let run = |bench: &Bench, workers: &str| {
+        let output = bench.command("run").args(["--workers", workers]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    };
+    let (alone, beside) = (Bench::new(GRID), Bench::new(GRID));
+    run(&alone, "1");
+    let mut command = beside.command("run");
+    let mut coordinator = command.args(["--workers", "3"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("a result and others at work", || !beside.records().is_empty() && !beside.cell_processes().is_empty());
+    coordinator.kill().unwrap();
+    coordinator.wait().unwrap();
+    wait_until("the children to end with their coordinator", || beside.cell_processes().is_empty());
+    assert!(beside.records().len() < 10, "the whole grid was done before it could be killed");
+    run(&beside, "3");
+
+    let table = |bench: &Bench| bench.command("table").args(["--format", "csv"]).output().unwrap().stdout;
+    assert_eq!(String::from_utf8(table(&alone)).unwrap(), String::from_utf8(table(&beside)).unwrap());
+    // By cell: its model's digest, as the record was sealed with.
+    let models = |bench: &Bench| {
+        let digest = |(path, (bytes, _)): (PathBuf, (Vec<u8>, SystemTime))| {
+            let record: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+            let cell = path.parent().unwrap().file_name().unwrap().to_owned();
+            (cell, record["artefacts"]["model.safetensors"].clone())
+        };
+        bench.records().into_iter().map(digest).collect::<BTreeMap<_, _>>()
+    };
+    let digests = models(&alone);
+    assert!(digests.len() == 10 && digests.values().all(|digest| !digest.is_null()), "{digests:?}");
+    assert_eq!(digests, models(&beside));
+}
+
+#[test]
+fn a_comparison_without_published_numbers_prints_our_own_and_says_why_and_hints_lead_to_the_same_folder() {
+    let bench = Bench::new(GRID);
+    let output = bench.command("table").args(["--compare", "published"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_contains(&stdout(&output), &["A small grid", "missing"]);
+    let results = bench.results().display().to_string();
+    assert_contains(
+        &stderr(&output),
+        &["no comparison", "none of shapes", "hint: tsbd run", &format!("--results {results}")],
+    );
+}
+
 /// One cell that trains for a while.
 fn one_cell(epochs: usize) -> Bench {
     let grid = GRID.replace("epochs = 6", &format!("epochs = {epochs}"));

@@ -62,3 +62,18 @@ fn json_holds_the_schema_for_other_programs() {
     assert_eq!(names, registry);
     assert_eq!(list[1]["shared_parameters"]["properties"]["poisoning_ratio"]["default"], 0.1);
 }
+
+#[test]
+fn experiments_are_listed_with_every_axis_of_their_grids() {
+    let folder = tempfile::tempdir().unwrap();
+    let grid = |text: &str| format!("title = \"A\"\nprofile = \"smoke\"\n[grid]\n{text}");
+    let files = [
+        ("measured", grid("attack = [\"badnets\"]\nmeasure = [\"activations\"]\n")),
+        ("over", grid("attack = [\"a\", \"b\"]\ndefense = [\"tsbd\"]\n\"defenses.tsbd.alpha\" = [0.0, 0.5, 1.0]\n")),
+    ];
+    for (name, text) in files {
+        common::experiment(folder.path(), &format!("{name}.toml"), &text);
+    }
+    let output = tsbd().args(["list", "experiments", "--folder"]).arg(folder.path()).output().unwrap();
+    assert_contains(&stdout(&output), &["1 attack x 1 measurement", "2 attacks x 1 defense x 3 alpha"]);
+}

@@ -265,13 +265,30 @@ fn figure_draws_the_triggers_of_a_grid_with_the_same_bytes_each_time_and_refuses
     for out in ["first", "again"] {
         let output = draw(&format!("{grid}{figure}"), out, &[]);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        assert_contains(&stdout(&output), &["triggers.png"]);
+        assert_contains(&stdout(&output), &["triggers-smoke.png"]);
     }
     let [first, again] =
-        ["first", "again"].map(|out| std::fs::read(folder.path().join(out).join("triggers.png")).unwrap());
+        ["first", "again"].map(|out| std::fs::read(folder.path().join(out).join("triggers-smoke.png")).unwrap());
     assert!(first == again);
-    let picture = tsbd_data::read_rgb(&folder.path().join("first/triggers.png")).unwrap();
+    let picture = tsbd_data::read_rgb(&folder.path().join("first/triggers-smoke.png")).unwrap();
     assert!(picture.width > 2 * 128 && picture.height > 3 * 128, "{} x {}", picture.width, picture.height);
+
+    // A report shows that picture, and none that shows something else.
+    let embedded = |flags: &[&str]| {
+        let mut command = tsbd();
+        let page = folder.path().join("report.html");
+        command.arg("report").arg(folder.path().join("triggers.toml")).arg("--out").arg(&page);
+        command.arg("--figures").arg(folder.path().join("first"));
+        let output =
+            command.arg("--results").arg(folder.path().join("results")).args(&SMALL[2..]).args(flags).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        std::fs::read_to_string(page).unwrap().contains("data:image/png")
+    };
+    let mut command = tsbd();
+    let trained = command.arg("run").arg(folder.path().join("triggers.toml")).args(&SMALL[2..]);
+    let trained = trained.arg("--results").arg(folder.path().join("results")).output().unwrap();
+    assert_eq!(trained.status.code(), Some(0), "{}", stderr(&trained));
+    assert!(embedded(&[]) && !embedded(&["--set", "figure.image=1"]));
 
     let output = draw(&format!("{grid}{figure}"), "other", &["--set", "figure.image=100"]);
     assert_eq!(output.status.code(), Some(2));

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::cell::{Cell, CellKey};
 use crate::planning::{KnownImages, SlurmParameters};
 use crate::record::OutcomeKind;
+use crate::setting::Setting;
 
 /// What an experiment is called and what is made of its results.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,6 +21,9 @@ pub struct Experiment {
     pub title: String,
     /// The profile in force.
     pub profile: String,
+    /// What `--set` wrote over profile and file and whoever compares results has to know, by key: neither the title nor
+    /// seeds, which are shown anyway, nor how tables, figures and jobs are made. Later ones come last, each key once.
+    pub settings: Vec<Setting>,
     /// The table made of the results.
     pub table: TableSpec,
     /// The figure, if the file asks for one.
@@ -172,6 +176,7 @@ pub(crate) mod tests {
                 name: "test".into(),
                 title: "A test".into(),
                 profile: "smoke".into(),
+                settings: Vec::new(),
                 table: TableSpec::default(),
                 figure: None,
             },

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::diagnostic::{Place, Problems, SourceText};
 use crate::document::{Content, Node, Table, lookup, parse, set};
 
 /// One `--set KEY=VALUE`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setting {
     /// Dotted key, as in an experiment file.
     pub key: String,
@@ -18,6 +20,13 @@ impl Setting {
     /// A setting of `key` to `value`.
     pub fn new(key: impl Into<String>, value: impl Into<String>) -> Self {
         Self { key: key.into(), value: value.into() }
+    }
+
+    /// Whether results made with it are others than without. Titles, seeds and what tables and figures show can be read off
+    /// these themselves, and how jobs are queued changes nothing.
+    pub(crate) fn changes_results(&self) -> bool {
+        let section = self.key.split('.').next().unwrap_or_default().trim();
+        !["title", "seeds", "profile", "table", "figure", "slurm"].contains(&section)
     }
 
     /// The setting as a document of one value, whose places point into `KEY=VALUE`.

@@ -114,6 +114,7 @@ pub(crate) async fn run_on<E: Executor>(
 ) -> Result<RunSummary, RunError> {
     let coordinator = store.lock_holder()?.unwrap_or_default();
     store.note_images(&plan.images)?;
+    store.note_run(&plan.experiment)?;
     let survey = store.survey(plan, Verification::Digests)?;
     for damage in survey.damaged {
         let aside = store.set_aside(&damage)?;

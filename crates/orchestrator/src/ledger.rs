@@ -174,6 +174,7 @@ pub(crate) mod tests {
             name: "test".into(),
             title: "A test".into(),
             profile: "smoke".into(),
+            settings: Vec::new(),
             table: TableSpec::default(),
             figure: None,
         };

@@ -119,7 +119,7 @@ impl Sum {
 }
 
 /// Mean and sample standard deviation, the latter of at least two values.
-fn mean(values: &[f64]) -> Option<Mean> {
+pub(crate) fn mean(values: &[f64]) -> Option<Mean> {
     let count = values.len() as f64;
     let mean = (!values.is_empty()).then(|| values.iter().sum::<f64>() / count)?;
     let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();

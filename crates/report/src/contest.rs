@@ -43,8 +43,12 @@ pub(crate) fn mark_best(
     }
 }
 
-/// Positions of the best complete values; none where fewer than two are there to be compared.
+/// Positions of the best values; none where fewer than two are there to be compared, or where one is still to come: what
+/// is best now need not be best then.
 fn winners(values: &[Value], better: Option<Better>) -> Vec<usize> {
+    if values.iter().any(|value| *value != Value::Undefined && value.complete().is_none()) {
+        return Vec::new();
+    }
     let printed = |value: &Value| value.complete().map(|mean| (mean * 100.0).round() as i64);
     let all = || values.iter().filter_map(printed);
     let best = match better {

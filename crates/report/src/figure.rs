@@ -1,34 +1,40 @@
 //! Figures of a table: its rows along the horizontal axis, a series for each of its columns, a panel for each of its
 //! metrics (and for each choice of what else varies).
 
-use crate::chart::{Axis, Chart, Mark, Panel, Point, Scale, Series, Shape};
+use crate::chart::{Axis, Chart, Mark, Mean, Panel, Point, Scale, Series, Shape};
 use crate::error::{Error, Result};
 use crate::metric::Metric;
+use crate::render::{configured, named_seeds};
 use crate::table::{Line, Table, Unit, Value};
 
 impl Table {
-    /// A curve for each column over the rows, whose names are numbers: an ablation. Standard deviations over seeds are bands.
+    /// A curve for each column over the rows, whose names are numbers: an ablation. Standard deviations over seeds are bands, and
+    /// a curve is broken where a result is missing.
     ///
     /// # Errors
     /// A row is no number (or not positive on a logarithmic axis), or there is nothing to draw.
     pub fn curves(&self, logarithmic: bool) -> Result<Chart> {
         let numbers = self.row_numbers(logarithmic)?;
         let mut chart = self.chart(Shape::Line, (380, 270));
-        let scale = if logarithmic { Scale::Logarithmic(numbers.clone()) } else { Scale::Linear };
+        let scale = if logarithmic { Scale::Logarithmic } else { Scale::Around };
+        let scale = scale(numbers.clone());
         let x = Axis { label: axis_title(&self.row_axis), scale };
         for (panel, metric, title) in self.facets() {
-            let mark = |(series, column): (usize, usize)| {
-                let mut points: Vec<Point> = (panel.lines.iter().zip(&numbers))
-                    .filter_map(|(line, x)| {
-                        let (y, spread) = self.measured(line, column, metric)?;
-                        Some(Point { x: *x, y, spread })
-                    })
-                    .collect();
-                points.sort_by(|a, b| a.x.total_cmp(&b.x));
-                Mark::Line { series, points }
+            let mut order: Vec<usize> = (0..panel.lines.len()).collect();
+            order.sort_by(|a, b| numbers[*a].total_cmp(&numbers[*b]));
+            let point = |column: usize, line: usize| {
+                Some(Point { x: numbers[line], y: self.measured(&panel.lines[line], column, metric)? })
             };
-            let marks = self.drawn_columns().into_iter().enumerate().map(mark).collect();
-            let y = Axis { label: self.label(metric), scale: Scale::Linear };
+            let curve = |(series, column): (usize, usize)| {
+                let points: Vec<Option<Point>> = order.iter().map(|line| point(column, *line)).collect();
+                let stretches = points.split(Option::is_none).filter(|stretch| !stretch.is_empty());
+                let stretches: Vec<Vec<Point>> =
+                    stretches.map(|stretch| stretch.iter().copied().flatten().collect()).collect();
+                stretches.into_iter().map(move |points| Mark::Line { series, points })
+            };
+            let marks = self.drawn_columns().into_iter().enumerate().flat_map(curve).collect();
+            let scale = if self.unit == Unit::Percent { Scale::Percent } else { Scale::Linear };
+            let y = Axis { label: self.label(metric), scale };
             chart.panels.push(Panel { title, x: x.clone(), y, marks, remarks: Vec::new() });
         }
         chart.columns = self.metrics().len().clamp(1, 3);
@@ -60,19 +66,20 @@ impl Table {
 
     /// The figure without its panels.
     fn chart(&self, shape: Shape, panel_size: (u32, u32)) -> Chart {
-        let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
-        let plural = if seeds.len() > 1 { "seeds" } else { "seed" };
         let series = |column: usize| Series { name: self.columns[column].title.clone(), shape };
-        let mut notes = Vec::new();
-        if self.count.done < self.count.cells {
-            notes.push(format!("{} of {} cells have a result.", self.count.done, self.count.cells));
-        }
+        let mut notes: Vec<String> = done_of(self.count.done, self.count.cells).into_iter().collect();
         if self.seeds.len() > 1 {
-            notes.push("Means over the seeds, with their standard deviation.".to_owned());
+            notes.push(MEANS.to_owned());
+        }
+        let entries =
+            self.panels.iter().flat_map(|panel| self.lines(panel)).flat_map(|line| line.entries.iter().flatten());
+        let partial = |value: Value| matches!(value, Value::Measured { seeds, of, .. } if seeds < of);
+        if entries.map(|entry| entry.value).any(partial) {
+            notes.push(HOLLOW.to_owned());
         }
         Chart {
             title: self.title.clone(),
-            subtitle: format!("{} · profile {} · {plural} {}", self.material, self.profile, seeds.join(", ")),
+            subtitle: subtitle(&self.material, &configured(&self.profile, &self.settings), &self.seeds),
             legend: self.drawn_columns().into_iter().map(series).collect(),
             panels: Vec::new(),
             columns: 1,
@@ -115,10 +122,12 @@ impl Table {
     }
 
     /// Mean and deviation in percent, where there is a result.
-    fn measured(&self, line: &Line, column: usize, metric: &Metric) -> Option<(f64, Option<f64>)> {
+    fn measured(&self, line: &Line, column: usize, metric: &Metric) -> Option<Mean> {
         let place = self.columns[column].metrics.iter().position(|other| other == metric)?;
         match line.entries[column][place].value {
-            Value::Measured { mean, deviation, .. } => Some((mean, deviation)),
+            Value::Measured { mean, deviation, seeds, of } => {
+                Some(Mean { value: mean, spread: deviation, complete: seeds == of })
+            }
             Value::Missing | Value::Failed | Value::Undefined => None,
         }
     }
@@ -135,6 +144,22 @@ impl Table {
         };
         lines.iter().map(number).collect()
     }
+}
+
+/// Says what values and bands are where there are several seeds.
+pub(crate) const MEANS: &str = "Means over the seeds, with their standard deviation.";
+
+/// Says which marks are not what they will be.
+pub(crate) const HOLLOW: &str = "Hollow: not all seeds are done.";
+
+/// What a reader has to know to compare a figure.
+pub(crate) fn subtitle(material: &str, configured: &str, seeds: &[u64]) -> String {
+    format!("{material} · {configured} · {}", named_seeds(seeds))
+}
+
+/// Says how much of a figure is there, unless it is everything.
+pub(crate) fn done_of(done: usize, cells: usize) -> Option<String> {
+    (done < cells).then(|| format!("{done} of {cells} cells have a result."))
 }
 
 /// What stands at an axis: the last part of its key, as words.
@@ -178,16 +203,53 @@ mod tests {
         assert_eq!(chart.panels.iter().map(|panel| panel.y.label.as_str()).collect::<Vec<_>>(), ["ACC (%)", "ASR (%)"]);
         assert_eq!(chart.panels[1].x.label, "poisoning ratio");
         assert_eq!(chart.legend.iter().map(|series| series.name.as_str()).collect::<Vec<_>>(), ["BadNets", "Blended"]);
-        let [Mark::Line { points: badnets, .. }, Mark::Line { points: blended, .. }] = &chart.panels[1].marks[..]
-        else {
-            panic!("{:?}", chart.panels[1].marks)
-        };
+        let lines = chart.panels[1].marks.iter().map(|mark| match mark {
+            Mark::Line { series, points } => (*series, points.clone()),
+            other => panic!("{other:?}"),
+        });
+        let lines: Vec<(usize, Vec<Point>)> = lines.collect();
+        let badnets = &lines[0].1;
         assert_eq!(badnets.iter().map(|point| point.x).collect::<Vec<_>>(), [0.01, 0.05, 0.1]);
-        assert_eq!(blended.iter().map(|point| point.x).collect::<Vec<_>>(), [0.01, 0.1]);
+        // Blended has no result in the middle: two lines, not one that leads past it.
+        let xs = |line: &(usize, Vec<Point>)| (line.0, line.1.iter().map(|point| point.x).collect::<Vec<_>>());
+        assert_eq!(lines[1..].iter().map(xs).collect::<Vec<_>>(), [(1, vec![0.01]), (1, vec![0.1])]);
         // Two seeds, 90 and 92 %: mean 91, sample deviation the root of 2.
-        assert!((badnets[2].y - 91.0).abs() < 1e-9 && (badnets[2].spread.unwrap() - 2f64.sqrt()).abs() < 1e-9);
+        assert!((badnets[2].y.value - 91.0).abs() < 1e-9 && (badnets[2].y.spread.unwrap() - 2f64.sqrt()).abs() < 1e-9);
         assert!(chart.notes.iter().any(|note| note.starts_with("10 of 12 cells")), "{:?}", chart.notes);
         chart.draw().unwrap();
+    }
+
+    #[test]
+    fn what_lacks_seeds_is_hollow_and_said_and_settings_are_in_the_subtitle() {
+        let ratios = ["0.1", "0.05"];
+        let whole = over_ratios(&ratios);
+        let mut rows = Vec::new();
+        for (ratio, seed) in [("0.1", 0), ("0.1", 1), ("0.05", 0), ("0.05", 1)] {
+            let mut row = match (ratio, seed) {
+                ("0.05", 1) => missing("badnets", "tsbd", seed),
+                _ => done("badnets", "tsbd", seed, &[("acc", 0.9), ("asr", 0.1)]),
+            };
+            row.key = key("badnets", ratio, seed);
+            row.axes.insert(RATIO.into(), ratio.into());
+            rows.push(row);
+        }
+        let spec = TableSpec { rows: RATIO.into(), columns: "attack".into(), metrics: vec!["acc".into()] };
+        let settings = vec![tsbd_experiment::Setting::new("training.epochs", "5")];
+        let partial = table(&rows, &Experiment { table: spec, settings, ..experiment() }, &titles()).unwrap();
+        for chart in [partial.curves(false).unwrap(), partial.bars().unwrap()] {
+            let means: Vec<Mean> = match &chart.panels[0].marks[0] {
+                Mark::Line { points, .. } => points.iter().map(|point| point.y).rev().collect(),
+                Mark::Bars { heights, .. } => heights.iter().copied().flatten().collect(),
+                other => panic!("{other:?}"),
+            };
+            let shown: Vec<_> = means.iter().map(|mean| (mean.complete, mean.spread.is_some())).collect();
+            assert_eq!(shown, [(true, true), (false, false)]);
+            assert!(chart.notes.iter().any(|note| note == HOLLOW), "{:?}", chart.notes);
+            assert!(chart.subtitle.contains("profile smoke, training.epochs = 5 · seeds 0, 1"), "{}", chart.subtitle);
+            chart.draw().unwrap();
+        }
+        // Missing altogether is not the same.
+        assert!(!whole.curves(true).unwrap().notes.iter().any(|note| note == HOLLOW));
     }
 
     #[test]
@@ -204,8 +266,8 @@ mod tests {
         assert_eq!(names, &["No attack", "BadNets", "Blended", "Average"]);
         let Mark::Bars { heights, .. } = &chart.panels[1].marks[2] else { panic!("bars") };
         assert_eq!(chart.legend[2].name, "FP");
-        let [None, None, Some((percent, None))] = heights[..3] else { panic!("{heights:?}") };
-        assert!((percent - 76.54).abs() < 1e-9);
+        let [None, None, Some(height)] = heights[..3] else { panic!("{heights:?}") };
+        assert!((height.value - 76.54).abs() < 1e-9 && height.spread.is_none() && height.complete);
         chart.draw().unwrap();
     }
 }

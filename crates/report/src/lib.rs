@@ -45,7 +45,7 @@ pub use long::{COLUMNS, ColumnDescription, LongTable, long};
 pub use metric::{Better, Metric};
 pub use neuron_figure::NeuronFigure;
 pub use neurons::{NEURON_COLUMNS, NeuronTable, neurons};
-pub use picture_grid::{GridColumn, PictureGrid};
+pub use picture_grid::{GridColumn, PictureGrid, remark};
 pub use table::{Column, Count, Entry, FailedCell, Line, Panel, Table, Unit, Value, table};
 pub use titles::Titles;
 

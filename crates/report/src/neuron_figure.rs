@@ -1,11 +1,14 @@
 //! Figures of what measurements found inside networks: a panel for each attack (and each other choice of the grid).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tsbd_experiment::{Experiment, NeuronRows, ResultRow};
 
-use crate::chart::{Axis, Chart, Mark, Panel, Point, Scale, Series, Shape};
+use crate::aggregate;
+use crate::chart::{Axis, Chart, Mark, Mean, Panel, Point, Scale, Series, Shape};
 use crate::error::{Error, Result};
+use crate::figure::{HOLLOW, MEANS, done_of, subtitle};
+use crate::render::configured;
 use crate::titles::Titles;
 
 /// What a figure shows of neurons.
@@ -35,43 +38,52 @@ impl NeuronFigure {
         }
     }
 
-    /// Draws it of the measured cells among these.
+    /// Draws it of the measured cells among these. `grid` are the rows of all points, which tell what is still to come.
+    ///
+    /// Neurons of different seeds have nothing to do with each other: each seed has its panel. Coverages are averaged
+    /// over the seeds, with the standard deviation as a band.
     ///
     /// # Errors
     /// None of the cells has the measurement, or one lacks the layer or the vectors.
-    pub fn chart(self, cells: &[NeuronRows], experiment: &Experiment, titles: &Titles) -> Result<Chart> {
-        let measured: Vec<&NeuronRows> = cells.iter().filter(|cell| cell.row.measure == self.measure()).collect();
+    pub fn chart(
+        self,
+        cells: &[NeuronRows],
+        grid: &[ResultRow],
+        experiment: &Experiment,
+        titles: &Titles,
+    ) -> Result<Chart> {
+        let is_shown = |row: &ResultRow| row.measure == self.measure();
+        let measured: Vec<&NeuronRows> = cells.iter().filter(|cell| is_shown(&cell.row)).collect();
         let Some(first) = measured.first() else { return Err(Error::NotMeasured { measure: self.measure() }) };
-        let seeds: std::collections::BTreeSet<u64> = measured.iter().map(|cell| cell.row.seed).collect();
-        let several_seeds = seeds.len() > 1;
+        let asked: Vec<&ResultRow> = grid.iter().filter(|row| is_shown(row)).collect();
+        let seeds: Vec<u64> = asked.iter().map(|row| row.seed).collect::<BTreeSet<u64>>().into_iter().collect();
+        let (dataset, model) = (titles.of("dataset", &first.row.dataset), titles.of("model", &first.row.model));
+        let configured = configured(&experiment.profile, &experiment.settings);
         let mut chart = Chart {
             title: experiment.title.clone(),
-            subtitle: subtitle(&first.row, &seeds, titles),
+            subtitle: subtitle(&format!("data {dataset} · model {model}"), &configured, &seeds),
             legend: Vec::new(),
             panels: Vec::new(),
             columns: 4,
             panel_size: (250, 230),
             notes: Vec::new(),
         };
+        if self == NeuronFigure::Coverage {
+            coverage(&mut chart, &measured, &asked, titles);
+        }
         for cell in &measured {
-            let title = title(&cell.row, titles, several_seeds);
+            let title = title(&cell.row, titles, seeds.len() > 1);
             match self {
                 NeuronFigure::WeightChanges => weight_changes(&mut chart, cell, title)?,
                 NeuronFigure::Activeness => activeness(&mut chart, cell, title)?,
                 NeuronFigure::Activations => activations(&mut chart, cell, &title)?,
-                NeuronFigure::Coverage => coverage(&mut chart, cell, title),
+                NeuronFigure::Coverage => {}
             }
         }
+        let cells = asked.iter().map(|row| &row.key).collect::<BTreeSet<_>>().len();
+        chart.notes.splice(0..0, done_of(measured.len(), cells));
         Ok(chart)
     }
-}
-
-/// What a reader has to know to compare the figure.
-fn subtitle(row: &ResultRow, seeds: &std::collections::BTreeSet<u64>, titles: &Titles) -> String {
-    let seeds: Vec<String> = seeds.iter().map(u64::to_string).collect();
-    let plural = if seeds.len() > 1 { "seeds" } else { "seed" };
-    let (dataset, model) = (titles.of("dataset", &row.dataset), titles.of("model", &row.model));
-    format!("data {dataset} · model {model} · profile {} · {plural} {}", row.profile, seeds.join(", "))
 }
 
 /// The attack, where the point lies on the other axes, and the seed if there are several.
@@ -164,27 +176,55 @@ fn activations(chart: &mut Chart, cell: &NeuronRows, title: &str) -> Result<()> 
     Ok(())
 }
 
-fn coverage(chart: &mut Chart, cell: &NeuronRows, title: String) {
-    let mut curves: BTreeMap<&str, Vec<Point>> = BTreeMap::new();
-    for (name, value) in &cell.row.metrics {
-        let named = name.strip_prefix("coverage_").and_then(|rest| rest.split_once("_at_"));
-        if let Some((method, Ok(x))) = named.map(|(method, ratio)| (method, ratio.parse())) {
-            curves.entry(method).or_default().push(Point { x, y: *value, spread: None });
+/// A panel for each attack and choice of the grid, over its seeds.
+fn coverage(chart: &mut Chart, measured: &[&NeuronRows], asked: &[&ResultRow], titles: &Titles) {
+    let mut places: Vec<String> = Vec::new();
+    for cell in measured {
+        let place = title(&cell.row, titles, false);
+        if !places.contains(&place) {
+            places.push(place);
         }
     }
+    for place in places {
+        let of_place: Vec<&ResultRow> =
+            measured.iter().map(|cell| &cell.row).filter(|row| title(row, titles, false) == place).collect();
+        let seeds = asked.iter().filter(|row| title(row, titles, false) == place).map(|row| row.seed);
+        let seeds = seeds.collect::<BTreeSet<u64>>().len();
+        let form = of_place.iter().find_map(|row| row.facts.get("tac")?.as_str());
+        let label = form.map_or("coverage of TAC".to_owned(), |form| format!("coverage of TAC ({form})"));
+        // By method, then by the ratio as it is written.
+        let mut curves: BTreeMap<&str, BTreeMap<&str, Vec<f64>>> = BTreeMap::new();
+        for (name, value) in of_place.iter().flat_map(|row| &row.metrics) {
+            let named = name.strip_prefix("coverage_").and_then(|rest| rest.split_once("_at_"));
+            if let Some((method, ratio)) = named {
+                curves.entry(method).or_default().entry(ratio).or_default().push(*value);
+            }
+        }
+        let mut marks = Vec::with_capacity(curves.len());
+        for (method, ratios) in curves {
+            let point = |(ratio, values): (&str, Vec<f64>)| {
+                let (value, spread) = aggregate::mean(&values)?;
+                Some(Point { x: ratio.parse().ok()?, y: Mean { value, spread, complete: values.len() == seeds } })
+            };
+            let mut points: Vec<Point> = ratios.into_iter().filter_map(point).collect();
+            points.sort_by(|a, b| a.x.total_cmp(&b.x));
+            let name = method.to_uppercase();
+            let series = chart.legend.iter().position(|series| series.name == name).unwrap_or_else(|| {
+                chart.legend.push(Series { name, shape: Shape::Line });
+                chart.legend.len() - 1
+            });
+            marks.push(Mark::Line { series, points });
+        }
+        let (x, y) = (linear("neuron ratio"), Axis { label, scale: Scale::Within(0.0, 1.0) });
+        chart.panels.push(Panel { title: place, x, y, marks, remarks: Vec::new() });
+    }
     chart.notes = vec!["By chance the coverage is the neuron ratio. Layers that every method scores; neurons with equal scores share places.".to_owned()];
-    let marks = curves.into_iter().map(|(method, mut points)| {
-        points.sort_by(|a, b| a.x.total_cmp(&b.x));
-        let name = method.to_uppercase();
-        let series = chart.legend.iter().position(|series| series.name == name).unwrap_or_else(|| {
-            chart.legend.push(Series { name, shape: Shape::Line });
-            chart.legend.len() - 1
-        });
-        Mark::Line { series, points }
-    });
-    let marks = marks.collect();
-    let (x, y) = (linear("neuron ratio"), Axis { label: "coverage of TAC".to_owned(), scale: Scale::Within(0.0, 1.0) });
-    chart.panels.push(Panel { title, x, y, marks, remarks: Vec::new() });
+    let marks = || chart.panels.iter().flat_map(|panel| &panel.marks);
+    let points = || marks().flat_map(|mark| if let Mark::Line { points, .. } = mark { &points[..] } else { &[] });
+    let spread = points().any(|point| point.y.spread.is_some());
+    let partial = points().any(|point| !point.y.complete);
+    chart.notes.extend(spread.then(|| MEANS.to_owned()));
+    chart.notes.extend(partial.then(|| HOLLOW.to_owned()));
 }
 
 #[cfg(test)]
@@ -193,7 +233,7 @@ mod tests {
     use tsbd_experiment::NeuronVector;
 
     use super::*;
-    use crate::sample::{done, experiment, titles};
+    use crate::sample::{done, experiment, key, missing, titles};
 
     fn cell(measure: &str, attack: &str, metrics: &[(&str, f64)], vectors: &[(&str, [f64; 3])]) -> NeuronRows {
         let mut row = done(attack, "none", 0, metrics);
@@ -205,7 +245,8 @@ mod tests {
     }
 
     fn chart(figure: NeuronFigure, cells: &[NeuronRows]) -> Result<Chart> {
-        let chart = figure.chart(cells, &experiment(), &titles())?;
+        let grid: Vec<ResultRow> = cells.iter().map(|cell| cell.row.clone()).collect();
+        let chart = figure.chart(cells, &grid, &experiment(), &titles())?;
         chart.draw()?;
         Ok(chart)
     }
@@ -260,7 +301,35 @@ mod tests {
         let chart = chart(NeuronFigure::Coverage, &[cell("coverage", "badnets", &metrics, &[])]).unwrap();
         assert_eq!(chart.legend.iter().map(|series| series.name.as_str()).collect::<Vec<_>>(), ["FP", "NWC"]);
         let Mark::Line { points, .. } = &chart.panels[0].marks[1] else { panic!("a line") };
-        assert_eq!(points.iter().map(|point| (point.x, point.y)).collect::<Vec<_>>(), [(0.1, 0.6), (0.5, 0.9)]);
+        assert_eq!(points.iter().map(|point| (point.x, point.y.value)).collect::<Vec<_>>(), [(0.1, 0.6), (0.5, 0.9)]);
+    }
+
+    #[test]
+    fn coverages_of_several_seeds_are_one_panel_with_a_band_that_names_its_form_of_tac() {
+        let of_seed = |attack: &str, seed: u64, value: f64| {
+            let mut cell = cell("coverage", attack, &[("coverage_nwc_at_0.1", value)], &[]);
+            cell.row.facts.insert("tac".to_owned(), json!("clp"));
+            (cell.row.seed, cell.row.key) = (seed, key(attack, "none", seed));
+            cell
+        };
+        let cells = [of_seed("badnets", 0, 0.6), of_seed("badnets", 1, 0.8), of_seed("blended", 0, 0.5)];
+        let mut grid: Vec<ResultRow> = cells.iter().map(|cell| cell.row.clone()).collect();
+        grid.push(ResultRow { measure: "coverage".into(), ..missing("blended", "none", 1) });
+        let chart = NeuronFigure::Coverage.chart(&cells, &grid, &experiment(), &titles()).unwrap();
+        chart.draw().unwrap();
+        let titles: Vec<&str> = chart.panels.iter().map(|panel| panel.title.as_str()).collect();
+        assert_eq!(titles, ["BadNets", "Blended"]);
+        assert_eq!(chart.panels[0].y.label, "coverage of TAC (clp)");
+        let means = chart.panels.iter().map(|panel| match &panel.marks[0] {
+            Mark::Line { points, .. } => points[0].y,
+            other => panic!("{other:?}"),
+        });
+        let means: Vec<Mean> = means.collect();
+        // The sample deviation of 0.6 and 0.8 is 0.1 times the root of 2.
+        assert!((means[0].value - 0.7).abs() < 1e-9 && (means[0].spread.unwrap() - 0.1 * 2f64.sqrt()).abs() < 1e-9);
+        assert!(means[0].complete && !means[1].complete && means[1].spread.is_none());
+        assert_eq!(chart.notes[0], "3 of 4 cells have a result.");
+        assert!(chart.notes.iter().any(|note| note == HOLLOW) && chart.subtitle.ends_with("seeds 0, 1"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use tsbd_data::{CHANNELS, Picture};
 
+use crate::error::{Error, Result};
 use crate::lettering::{BOLD, PLAIN};
 
 /// Pictures in rows and columns.
@@ -60,6 +61,35 @@ impl PictureGrid {
     }
 }
 
+/// Under which keyword a file says what it shows.
+const REMARK: &str = "Source";
+
+impl PictureGrid {
+    /// The grid as a PNG file that says of itself what it shows, for [`remark`] to read.
+    ///
+    /// # Errors
+    /// The remark has other characters than ASCII.
+    pub fn png(&self, remark: &str) -> Result<Vec<u8>> {
+        let Picture { pixels, height, width } = self.draw();
+        let failed = |error: png::EncodingError| Error::Chart(error.to_string());
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, width as u32, height as u32);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.add_text_chunk(REMARK.to_owned(), remark.to_owned()).map_err(failed)?;
+        let mut writer = encoder.write_header().map_err(failed)?;
+        writer.write_image_data(&pixels).map_err(failed)?;
+        writer.finish().map_err(failed)?;
+        Ok(bytes)
+    }
+}
+
+/// What a file of [`PictureGrid::png`] says that it shows; `None` of any other file.
+pub fn remark(png: &[u8]) -> Option<String> {
+    let reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().ok()?;
+    let chunks = &reader.info().uncompressed_latin1_text;
+    chunks.iter().find(|chunk| chunk.keyword == REMARK).map(|chunk| chunk.text.clone())
+}
+
 /// Puts `picture`, enlarged by the largest whole factor that fits a tile, in the middle of the tile at `x` and `y`. A
 /// picture larger than a tile loses rows and columns evenly.
 fn paste(picture: &Picture, x: usize, y: usize, onto: &mut Picture) {
@@ -114,6 +144,17 @@ mod tests {
         assert_eq!(first.pixels.len(), first.height * first.width * CHANNELS);
         other.columns[1].title = "SSBA".to_owned();
         assert_ne!(other.draw(), first);
+    }
+
+    #[test]
+    fn a_file_says_what_it_shows() {
+        let png = grid().png("cells a b").unwrap();
+        assert_eq!(remark(&png).as_deref(), Some("cells a b"));
+        let read = image::load_from_memory(&png).unwrap().into_rgb8();
+        let drawn = grid().draw();
+        assert_eq!((read.height() as usize, read.width() as usize), (drawn.height, drawn.width));
+        assert_eq!(read.into_raw(), drawn.pixels);
+        assert_eq!(remark(b"no picture"), None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ impl Table {
     /// The same table of published numbers, those rows and columns of it that have any.
     ///
     /// # Errors
-    /// Rows are not attacks and columns not defenses, or nothing of the data set is published.
+    /// Rows are not attacks and columns not defenses, or nothing of the data set, or of its attacks and defenses, is published.
     pub fn published(&self) -> Result<Table> {
         let numbers: Numbers =
             toml::from_str(include_str!("published.toml")).map_err(|error| Error::Published(error.to_string()))?;
@@ -65,6 +65,9 @@ impl Table {
             panel.average = None;
             panel.lines = panel.lines.iter().filter_map(of_attack).collect();
         }
+        if table.columns.is_empty() || table.panels.iter().all(|panel| panel.lines.is_empty()) {
+            return Err(Error::Published(format!("of {dataset}, there are none of these attacks and defenses")));
+        }
         table.title = "Nearest published numbers".to_owned();
         table.source = Some(SOURCE.to_owned());
         table.failed.clear();
@@ -104,6 +107,26 @@ mod tests {
     fn a_data_set_without_published_numbers_is_refused() {
         let error = of("shapes").unwrap_err().to_string();
         assert!(error.contains("none of shapes") && error.contains("cifar10 and tiny-imagenet"), "{error}");
+    }
+
+    #[test]
+    fn published_numbers_are_no_means_over_our_seeds() {
+        let rows = [0, 1].map(|seed| {
+            let row = done("badnets", "ft", seed, &[("acc", 0.9)]);
+            tsbd_experiment::ResultRow { dataset: "cifar10".into(), ..row }
+        });
+        let own = table(&rows, &experiment(), &titles()).unwrap();
+        let text = |table: &Table| String::from_utf8(table.render(Format::Text, Emphasis::Star).unwrap()).unwrap();
+        assert!(text(&own).contains("standard deviation"));
+        assert!(!text(&own.published().unwrap()).contains("standard deviation"));
+    }
+
+    #[test]
+    fn a_table_of_which_nothing_is_published_is_refused() {
+        let row = done("badnets", "tsbd", 0, &[("acc", 0.9)]);
+        let row = tsbd_experiment::ResultRow { dataset: "cifar10".into(), ..row };
+        let error = table(&[row], &experiment(), &titles()).unwrap().published().unwrap_err().to_string();
+        assert!(error.contains("none of these attacks and defenses"), "{error}");
     }
 
     #[test]

@@ -55,6 +55,7 @@ pub(crate) fn experiment() -> Experiment {
         name: "table1".into(),
         title: "Table 1: defenses".into(),
         profile: "smoke".into(),
+        settings: Vec::new(),
         table: TableSpec::default(),
         figure: None,
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use tsbd_experiment::{CellKey, Experiment, ResultRow, RowState};
+use tsbd_experiment::{CellKey, Experiment, ResultRow, RowState, Setting};
 
 use crate::aggregate::{Aggregate, Group, Means, aggregate};
 use crate::axis::{self, Positions};
@@ -20,6 +20,8 @@ pub struct Table {
     pub title: String,
     /// The profile that made the results.
     pub profile: String,
+    /// What `--set` wrote over profile and file, by key, as far as results depend on it.
+    pub settings: Vec<Setting>,
     /// Names of the data sets.
     pub datasets: Vec<String>,
     /// Names and widths of the models, `preact-resnet18/16`.
@@ -175,7 +177,7 @@ impl Table {
 /// Makes the table of an experiment from its rows, as its `[table]` says. Fractions become percent.
 ///
 /// Seeds are averaged. What varies beside rows, columns and seeds makes panels and is never mixed. The best value per
-/// metric is marked among the entries for which every seed is there: along each line where the columns are defenses
+/// metric is marked where every seed of every rival is there: along each line where the columns are defenses
 /// (or settings of one), down each column where the rows are. The model without a defense does not compete.
 pub fn table(rows: &[ResultRow], experiment: &Experiment, titles: &Titles) -> Result<Table> {
     let spec = &experiment.table;
@@ -272,6 +274,7 @@ pub fn table(rows: &[ResultRow], experiment: &Experiment, titles: &Titles) -> Re
         experiment: first.experiment.clone(),
         title: experiment.title.clone(),
         profile: first.profile.clone(),
+        settings: experiment.settings.clone(),
         datasets,
         models,
         material,

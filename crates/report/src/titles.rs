@@ -10,6 +10,8 @@ pub struct Titles {
     measures: BTreeMap<String, String>,
     datasets: BTreeMap<String, String>,
     models: BTreeMap<String, String>,
+    /// By axis and value.
+    choices: BTreeMap<(String, String), String>,
 }
 
 impl Titles {
@@ -48,6 +50,13 @@ impl Titles {
         self
     }
 
+    /// With the titles of what an axis of parameters chooses between.
+    pub fn choices<'a>(mut self, axis: &str, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        self.choices
+            .extend(pairs.into_iter().map(|(value, title)| ((axis.to_owned(), value.to_owned()), title.to_owned())));
+        self
+    }
+
     /// The title of a value of an axis. A model is given as `name/width` and keeps its width.
     pub(crate) fn of(&self, axis: &str, value: &str) -> String {
         let title = |titles: &BTreeMap<String, String>, none: &str| match titles.get(value) {
@@ -67,7 +76,7 @@ impl Titles {
                 }
                 None => title(&self.models, "none"),
             },
-            _ => value.to_owned(),
+            _ => self.choices.get(&(axis.to_owned(), value.to_owned())).map_or(value, String::as_str).to_owned(),
         }
     }
 }
@@ -88,6 +97,14 @@ mod tests {
         assert_eq!(titles.of("attack", "badnets"), "BadNets");
         assert_eq!(titles.of("attack", "wanet"), "wanet");
         assert_eq!(titles.of("defenses.tsbd.neuron_ratio", "0.15"), "0.15");
+    }
+
+    #[test]
+    fn a_choice_has_its_title_on_its_own_axis_alone() {
+        let titles = Titles::new().choices("defenses.fp.order", [("nwc", "NWC-FP")]);
+        assert_eq!(titles.of("defenses.fp.order", "nwc"), "NWC-FP");
+        assert_eq!(titles.of("defenses.fp.order", "activation"), "activation");
+        assert_eq!(titles.of("measures.coverage.methods", "nwc"), "nwc");
     }
 
     #[test]

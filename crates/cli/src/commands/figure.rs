@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tsbd_attack::{LEARNED_TRIGGER, TriggeredTest};
-use tsbd_data::{ImageSource, Picture, write_png};
+use tsbd_data::{ImageSource, Picture};
 use tsbd_experiment::store::write_atomically;
 use tsbd_experiment::{FigureSpec, GridPoint, Plan, Store, neuron_rows, registry, result_rows};
 use tsbd_report::chart::Drawing;
 use tsbd_report::{GridColumn, NeuronFigure, PictureGrid};
 
 use crate::command_line::examples;
-use crate::commands::{data, table};
+use crate::commands::table;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::labels;
 use crate::options::{Folders, Overrides};
@@ -34,8 +34,8 @@ use crate::workbench::{self, Workbench};
 /// results folder, and left out where it is not there.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
-    "tsbd figure experiments/fig6.toml                          figures/fig6.svg and figures/fig6.png"
-    "tsbd figure experiments/triggers.toml                      figures/triggers.png"
+    "tsbd figure experiments/fig6.toml                          figures/fig6-quick.svg and figures/fig6-quick.png"
+    "tsbd figure experiments/triggers.toml                      figures/triggers-quick.png"
     "tsbd figure experiments/triggers.toml --set figure.image=7 another image"
     "tsbd figure experiments/triggers.toml --profile smoke --set 'grid.attack=[\"badnets\", \"sig\"]'"
 ))]
@@ -43,7 +43,7 @@ pub struct Arguments {
     /// Experiment file
     file: PathBuf,
 
-    /// Folder for the figure, which is named after the experiment
+    /// Folder for the figure, which is named after the experiment and the profile
     #[arg(long, value_name = "DIR", default_value = "figures")]
     out: PathBuf,
 
@@ -64,9 +64,10 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     let written = match plan.experiment.figure {
         Some(FigureSpec::Triggers { image }) => {
             let plan = planning::to_run(&file, &overrides, &folders)?;
-            let drawn = triggers(&plan, image, &folders, talk)?.draw();
+            let drawn = triggers(&plan, image, &folders, talk)?.png(&shown(&plan, image));
+            let png = drawn.map_err(|error| Failure::from_error(Exit::Failed, error))?;
             make_folder()?;
-            write_png(&path("png"), &drawn.pixels, (drawn.height, drawn.width)).map_err(data::failure)?;
+            write_atomically(&path("png"), &png).map_err(planning::store_failure)?;
             vec![path("png")]
         }
         Some(spec) => {
@@ -87,9 +88,26 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     Ok(Exit::Done)
 }
 
-/// Where the figure of an experiment is written.
+/// Where the figure of an experiment is written: each profile has its own.
 pub fn path(folder: &Path, plan: &Plan, extension: &str) -> PathBuf {
-    folder.join(format!("{}.{extension}", plan.experiment.name))
+    folder.join(format!("{}-{}.{extension}", plan.experiment.name, plan.experiment.profile))
+}
+
+/// The picture of triggers that `tsbd figure` left, if it shows this plan's: not after `--set`, or of an earlier file.
+pub fn left_picture(folder: &Path, plan: &Plan, image: usize) -> Option<Vec<u8>> {
+    let png = fs_err::read(path(folder, plan, "png")).ok()?;
+    (tsbd_report::remark(&png)? == shown(plan, image)).then_some(png)
+}
+
+/// What a picture of triggers shows, exactly.
+fn shown(plan: &Plan, image: usize) -> String {
+    let cells: Vec<&str> = with_triggers(plan).map(|point| point.cell.as_str()).collect();
+    format!("tsbd triggers of test image {image}, cells {}", cells.join(" "))
+}
+
+/// The points whose triggers are shown: what a defense does has no part in it.
+fn with_triggers(plan: &Plan) -> impl Iterator<Item = &GridPoint> {
+    plan.points.iter().filter(|point| point.defense == "none" && point.attack != "none")
 }
 
 /// Dots to a pixel of a PNG.
@@ -104,7 +122,7 @@ pub fn draw(spec: FigureSpec, plan: &Plan, folders: &Folders) -> Result<Drawing,
     let rows = result_rows(plan, &store).map_err(planning::store_failure)?;
     let of_neurons = |figure: NeuronFigure| {
         let cells = neuron_rows(&rows, &store).map_err(planning::store_failure)?;
-        Ok(figure.chart(&cells, &plan.experiment, &table::titles()))
+        Ok(figure.chart(&cells, &rows, &plan.experiment, &table::titles()))
     };
     let chart = match spec {
         FigureSpec::Curves { logarithmic } => table::of_rows(&rows, plan)?.curves(logarithmic),
@@ -124,8 +142,7 @@ const RESIDUAL: u8 = 10;
 fn triggers(plan: &Plan, image: usize, folders: &Folders, talk: &Talk) -> Result<PictureGrid, Failure> {
     let mut columns = Vec::new();
     let several_seeds = plan.points.iter().any(|point| point.seed != plan.points[0].seed);
-    // What a defense does has no part in it.
-    for point in plan.points.iter().filter(|point| point.defense == "none" && point.attack != "none") {
+    for point in with_triggers(plan) {
         let workbench = Workbench::of(&plan.leading_to(&point.cell), folders, talk)?;
         let triggered = workbench.triggered()?;
         let Some(&index) = triggered.get(image) else {

@@ -75,6 +75,8 @@ pub struct Line {
     pub state: State,
     /// Seconds it took, or will probably take.
     pub seconds: Option<f64>,
+    /// [`Plan::image_passes`]: what it costs where no speed is known.
+    pub passes: Option<f64>,
     /// Training images times epochs, for cells that train from the beginning.
     pub images: Option<usize>,
 }
@@ -141,6 +143,7 @@ pub fn survey(plan: &Plan, store: &Store, measure: bool) -> Result<Vec<Line>, Fa
             kind: cell.kind,
             state,
             seconds: seconds.or_else(|| costs.estimate(cell)),
+            passes: costs.passes(cell),
             images: images.map(|(training, images)| training.epochs * images),
         });
     }
@@ -293,9 +296,18 @@ fn describe(plan: &Plan, lines: &[Line]) -> Value {
             })
         })
         .collect();
+    let outstanding: Vec<&Line> = lines.iter().filter(|line| line.state.is_outstanding()).collect();
+    let total = json!({
+        "cells": lines.len(),
+        "done": lines.iter().filter(|line| line.state == State::Done).count(),
+        "outstanding": outstanding.len(),
+        "estimated_seconds": outstanding.iter().filter_map(|line| line.seconds).sum::<f64>(),
+        "of_unknown_cost": outstanding.iter().filter(|line| line.seconds.is_none()).count(),
+    });
     json!({
         "experiment": plan.experiment.name, "title": plan.experiment.title, "profile": plan.experiment.profile,
         "points": plan.points, "cells": cells,
-        "outstanding": lines.iter().filter(|line| line.state.is_outstanding()).count(),
+        "total": total,
+        "outstanding": outstanding.len(),
     })
 }

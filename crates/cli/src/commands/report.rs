@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tsbd_experiment::planning::PROFILES;
-use tsbd_experiment::store::{Found, Verification, write_atomically};
+use tsbd_experiment::store::{Found, Runs, Verification, write_atomically};
 use tsbd_experiment::{FigureSpec, Plan, RowState, Store, result_rows};
 use tsbd_report::page::{CellSheet, CellState, Chapter, Figure, Page};
 
@@ -18,11 +18,12 @@ use crate::{labels, planning, terminal};
 /// Write one HTML page with every table and figure found
 ///
 /// Nothing is trained. The page needs no network and can be sent to others: tables that are sorted and filtered, figures, and for each
-/// cell its configuration, its metrics over epochs, its cost and the end of its log. Cells that failed or have not been run are listed.
-/// Experiments without any result are left out.
+/// cell its configuration, its metrics over epochs, its cost and the end of its log. Cells that failed are listed, those that have not
+/// been run are counted. Experiments without any result are left out. A page of everything would be too large where there are very
+/// many cells: it says what it leaves out.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
-    "tsbd report                                       every file of experiments/, every profile: report.html"
+    "tsbd report                                       every file of experiments/, in the profiles it was run in"
     "tsbd report experiments/table1.toml --profile quick --out table1.html"
 ))]
 pub struct Arguments {
@@ -49,18 +50,19 @@ pub fn run(arguments: Arguments) -> Outcome {
     let Arguments { files, out, figures, overrides, folders } = arguments;
     let named = !files.is_empty();
     let files = if named { files } else { experiments::files(Path::new("experiments"))? };
-    let profiles = match &overrides.profile {
-        Some(profile) => vec![profile.clone()],
-        None => PROFILES.iter().map(|(name, _)| (*name).to_owned()).collect(),
-    };
+    let runs = Store::new(&folders.results).runs().map_err(planning::store_failure)?;
     let mut chapters = Vec::new();
     for file in &files {
         let before = chapters.len();
         let mut refusals = Vec::new();
+        let profiles = profiles(file, &overrides, &runs);
         for profile in &profiles {
-            let overrides = Overrides { profile: Some(profile.clone()), ..overrides.clone() };
+            let overrides = Overrides { profile: profile.clone(), ..overrides.clone() };
             match planning::to_look(file, &overrides, &folders) {
-                Ok(plan) => chapters.extend(chapter(file, &plan, &figures, &overrides, &folders)?),
+                Ok(plan) => {
+                    let overrides = Overrides { profile: Some(plan.experiment.profile.clone()), ..overrides };
+                    chapters.extend(chapter(file, &plan, &figures, &overrides, &folders)?);
+                }
                 // Without a run in this profile, nothing may be known of its data.
                 Err(refusal) => refusals.push(refusal),
             }
@@ -68,7 +70,10 @@ pub fn run(arguments: Arguments) -> Outcome {
         if chapters.len() == before {
             match refusals.pop().filter(|_| refusals.len() + 1 == profiles.len()) {
                 Some(refusal) if named => return Err(refusal),
-                Some(_) => terminal::say(format!("{0}: left out, try `tsbd plan {0}`", file.display())),
+                Some(_) => {
+                    let folder_flags = folders.as_typed();
+                    terminal::say(format!("{0}: left out, try `tsbd plan {0}{folder_flags}`", file.display()));
+                }
                 None => terminal::say(format!("{}: left out, nothing of it has been run", file.display())),
             }
         }
@@ -77,6 +82,21 @@ pub fn run(arguments: Arguments) -> Outcome {
     write_atomically(&out, page.as_bytes()).map_err(planning::store_failure)?;
     terminal::print(&format!("{}\n", out.display()));
     Ok(Exit::Done)
+}
+
+/// The profiles of which a file's results are shown: the one asked for, else those in which it was run, else its own. Cells
+/// may be there in others too, but as results of another experiment.
+fn profiles(file: &Path, overrides: &Overrides, runs: &Runs) -> Vec<Option<String>> {
+    let name = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    match (&overrides.profile, runs.get(&name)) {
+        (None, Some(run)) => {
+            let rank = |profile: &String| PROFILES.iter().position(|(name, _)| name == profile);
+            let mut run: Vec<&String> = run.iter().collect();
+            run.sort_by_key(|profile| (rank(profile).is_none(), rank(profile)));
+            run.into_iter().cloned().map(Some).collect()
+        }
+        (profile, _) => vec![profile.clone()],
+    }
 }
 
 /// The chapter of an experiment, if anything of it has been run.
@@ -93,30 +113,39 @@ fn chapter(
         return Ok(None);
     }
     let table = table::of_rows(&rows, plan)?;
+    let folder_flags = folders.as_typed();
     let figure = match plan.experiment.figure {
         None => None,
         // It takes the data to draw one.
-        Some(FigureSpec::Triggers { .. }) => fs_err::read(figure::path(figures, plan, "png")).ok().map(Figure::Picture),
+        Some(FigureSpec::Triggers { image }) => {
+            let picture = figure::left_picture(figures, plan, image);
+            if picture.is_none() {
+                let (file, flags) = (file.display(), overrides.as_typed());
+                terminal::say(format!("{file}: without its picture, try `tsbd figure {file}{flags}{folder_flags}`"));
+            }
+            picture.map(Figure::Picture)
+        }
         // A page without a figure is better than none.
         Some(spec) => match figure::draw(spec, plan, folders) {
             Ok(drawing) => Some(Figure::Chart(drawing)),
             Err(_) => {
-                terminal::say(format!("{0}: without its figure, try `tsbd figure {0}`", file.display()));
+                let (file, flags) = (file.display(), overrides.as_typed());
+                terminal::say(format!("{file}: without its figure, try `tsbd figure {file}{flags}{folder_flags}`"));
                 None
             }
         },
     };
     let labels = labels::of(plan);
-    let mut cells = Vec::with_capacity(plan.cells.len());
+    let mut cells = Vec::new();
     for (key, cell) in &plan.cells {
         let state = match store.look(key, Verification::Sizes).map_err(planning::store_failure)? {
             Found::Done(record) => CellState::Done { record, log: end_of_log(&store.artefact(key, "log")) },
             Found::Failed(failure) => CellState::Failed(*failure),
-            Found::Nothing | Found::Damaged(_) => CellState::Missing,
+            Found::Nothing | Found::Damaged(_) => continue,
         };
         cells.push(CellSheet { key: key.clone(), label: labels[key].clone(), parameters: cell.to_toml(), state });
     }
-    let command = format!("tsbd run {}{}", file.display(), overrides.as_typed());
+    let command = format!("tsbd run {}{}{folder_flags}", file.display(), overrides.as_typed());
     Ok(Some(Chapter { command, table, figure, rows, cells }))
 }
 

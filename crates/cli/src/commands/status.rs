@@ -22,7 +22,7 @@ use crate::{planning, terminal};
 #[command(after_help = examples!(
     "tsbd status                             is anything running in ./results?"
     "tsbd status experiments/table1.toml     and how many cells of this experiment are done"
-    "tsbd status experiments/table1.toml --json | jq .done"
+    "tsbd status experiments/table1.toml --json | jq .cells.done"
     "watch tsbd status experiments/table1.toml"
 ))]
 pub struct Arguments {

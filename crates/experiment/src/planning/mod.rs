@@ -81,6 +81,7 @@ pub fn plan(request: &Request) -> Result<Plan, Refusal> {
         name: layers.name.clone(),
         title: text(&layers.table, "title", &mut problems).unwrap_or_else(|| layers.name.clone()),
         profile: layers.profile.clone(),
+        settings: told(&request.set),
         table: table_spec(&layers, &grid, &mut problems),
         figure: figure_spec(&layers, &mut problems),
     };
@@ -100,6 +101,13 @@ pub fn plan(request: &Request) -> Result<Plan, Refusal> {
     let is_trained = |cell: &Cell| matches!(cell.kind, CellKind::Prepare | CellKind::Train);
     let (models, repairs): (Vec<_>, Vec<_>) = planner.cells.into_iter().partition(|(_, cell)| is_trained(cell));
     Ok(Plan { experiment, cells: models.into_iter().chain(repairs).collect(), points, images: planner.images, slurm })
+}
+
+/// What a reader of the results has to be told of these settings: of each key the last.
+fn told(set: &[Setting]) -> Vec<Setting> {
+    let changes = || set.iter().filter(|setting| setting.changes_results());
+    let last = |&(place, setting): &(usize, &Setting)| changes().skip(place + 1).all(|later| later.key != setting.key);
+    changes().enumerate().filter(last).map(|(_, setting)| setting.clone()).collect()
 }
 
 fn text(root: &Table, key: &str, problems: &mut Problems) -> Option<String> {

@@ -74,6 +74,21 @@ fn the_same_experiment_has_the_same_keys_and_a_title_changes_none() {
 }
 
 #[test]
+fn a_plan_tells_what_was_set_as_far_as_results_depend_on_it() {
+    let set = [
+        ("training.epochs", "5"),
+        ("seeds", "[0, 1]"),
+        ("attack.poisoning_ratio", "0.05"),
+        ("title", "another"),
+        ("table.metrics", "[\"acc\"]"),
+        ("attack.poisoning_ratio", "0.01"),
+    ];
+    let told = planned(SMALL, &set).experiment.settings;
+    assert_eq!(told, [Setting::new("training.epochs", "5"), Setting::new("attack.poisoning_ratio", "0.01")]);
+    assert!(planned(SMALL, &[]).experiment.settings.is_empty());
+}
+
+#[test]
 fn set_comes_before_the_file_and_the_file_before_the_profile() {
     let plan = planned(SMALL, &[("model.width", "6"), ("training.epochs", "2")]);
     let cell = &plan.cells[0];

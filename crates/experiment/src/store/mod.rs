@@ -27,6 +27,7 @@ mod damage;
 mod index;
 mod lock;
 mod publication;
+mod runs;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -38,6 +39,7 @@ pub use attempt::{Attempt, AttemptId};
 pub use damage::Damage;
 pub use lock::{CoordinatorLock, LockHolder, host_name};
 pub use publication::Published;
+pub use runs::Runs;
 
 use self::index::{Identity, Index, Indexed, NewLine};
 use crate::cell::{Cell, CellKey};

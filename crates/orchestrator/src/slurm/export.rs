@@ -35,6 +35,7 @@ pub fn export_slurm(plan: &Plan, store: &Store, out: &Path, options: &RunOptions
         return Err(SlurmError::Path { path: out, reason }.into());
     }
     store.note_images(&plan.images)?;
+    store.note_run(&plan.experiment)?;
     let survey = store.survey(plan, Verification::Sizes)?;
     let todo = outstanding(plan, &survey.found);
     for key in &todo {

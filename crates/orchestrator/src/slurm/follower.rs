@@ -288,6 +288,11 @@ impl<S: Scheduler> Follower<S> {
                 self.end(position, End::Because(reason));
             }
             Verdict::Lost(reason) => self.lost(position, reason).await,
+            Verdict::Crashed(_) if self.has_moved(position) => {
+                self.again(position, "its process was killed or crashed; it goes on from its checkpoint".to_owned())
+                    .await;
+            }
+            Verdict::Crashed(reason) => self.failed(position, reason).await,
             Verdict::OutOfTime if self.has_moved(position) => {
                 self.again(position, "its job reached its limit of time; it goes on from its checkpoint".to_owned())
                     .await;

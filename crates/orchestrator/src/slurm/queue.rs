@@ -268,6 +268,8 @@ pub(super) enum Verdict {
     OutOfTime,
     /// The cell failed, and would again.
     Failed(String),
+    /// Its process ended without a word: it crashed, could not start, or somebody killed it.
+    Crashed(String),
     /// Somebody cancelled it.
     Cancelled,
 }
@@ -316,8 +318,8 @@ pub(super) fn judge(task: Option<&Task>, word: &Word) -> Verdict {
         "FAILED" => match word {
             Word::Failed(reason) => Verdict::Failed(reason.clone()),
             Word::Stopped => Verdict::Lost("it was asked to stop".to_owned()),
-            Word::Nothing => Verdict::Failed(format!(
-                "its process crashed or could not start, and gave no reason; Slurm says {reason}, the log below may say more"
+            Word::Nothing => Verdict::Crashed(format!(
+                "its process crashed, was killed or could not start, and gave no reason; Slurm says {reason}, the log below may say more"
             )),
         },
         "TIMEOUT" => Verdict::OutOfTime,
@@ -361,7 +363,7 @@ mod tests {
         assert!(lost(&Word::Nothing, 0), "COMPLETED without a result");
         assert_eq!(verdict(1, &failed), Verdict::Failed("the loss is NaN".into()), "FAILED NonZeroExitCode");
         assert!(lost(&Word::Stopped, 1), "FAILED with exit code 130");
-        assert!(matches!(verdict(2, &Word::Nothing), Verdict::Failed(reason) if reason.contains("JobLaunchFailure")));
+        assert!(matches!(verdict(2, &Word::Nothing), Verdict::Crashed(reason) if reason.contains("JobLaunchFailure")));
         assert_eq!(verdict(3, &Word::Stopped), Verdict::OutOfTime);
         assert!(matches!(verdict(4, &Word::Nothing), Verdict::Failed(reason) if reason.contains("`memory`")));
         assert_eq!(verdict(5, &Word::Nothing), Verdict::Cancelled);

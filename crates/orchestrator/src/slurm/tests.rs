@@ -41,10 +41,15 @@ enum Fate {
     Forgotten,
     /// It leaves a newer checkpoint.
     OutOfTime,
+    /// Its process is killed when it has left a newer checkpoint.
+    Killed,
+    /// Its process ends without a word and without a checkpoint.
+    Crashes,
     BootFails,
 }
 
-const FATES: [Fate; 10] = [
+/// Those that cost no more than time.
+const FATES: [Fate; 11] = [
     Fate::NodeFails,
     Fate::Preempted,
     Fate::Requeued,
@@ -54,6 +59,7 @@ const FATES: [Fate; 10] = [
     Fate::ForgottenWhenDone,
     Fate::Forgotten,
     Fate::OutOfTime,
+    Fate::Killed,
     Fate::BootFails,
 ];
 
@@ -180,10 +186,11 @@ impl World {
             Some(Fate::Requeued | Fate::RequeuedWhenDone) => task("PENDING", "BeginTime"),
             Some(Fate::Held | Fate::HeldWhenDone) => task("PENDING", "launch_failed_requeued_held"),
             Some(Fate::Forgotten | Fate::ForgottenWhenDone) => None,
-            Some(Fate::OutOfTime) => {
+            Some(Fate::Crashes) => task("FAILED", "NonZeroExitCode"),
+            Some(fate @ (Fate::OutOfTime | Fate::Killed)) => {
                 let attempt = self.store.begin_attempt(key, None).unwrap();
                 std::fs::write(attempt.checkpoint(), "further").unwrap();
-                task("TIMEOUT", "TimeLimit")
+                if fate == Fate::Killed { task("FAILED", "NonZeroExitCode") } else { task("TIMEOUT", "TimeLimit") }
             }
         }
     }
@@ -405,6 +412,19 @@ fn a_cell_that_is_lost_too_often_fails_with_the_last_reason_and_skips_what_start
     bench.cluster.0.lock().unwrap().fates.clear();
     let summary = bench.coordinate(None).unwrap();
     assert_eq!((summary.finished.len(), summary.exit_code()), (2, 0), "{summary:?}");
+}
+
+#[test]
+fn a_cell_whose_process_is_killed_goes_on_from_a_new_checkpoint_as_often_as_there_is_one() {
+    let mut plan = plan(&[0]);
+    plan.slurm.resubmit = 0;
+    let bench = Bench::new(plan.clone(), quiet(vec![(0, Fate::Killed); 3]));
+    let summary = bench.coordinate(None).unwrap();
+    assert_eq!((summary.finished.len(), summary.failed.len()), (1, 0), "{summary:?}");
+    let bench = Bench::new(plan, quiet(vec![(0, Fate::Crashes)]));
+    let summary = bench.coordinate(None).unwrap();
+    assert_eq!(summary.finished.len(), 0, "nothing to go on from: {summary:?}");
+    assert!(summary.failed[0].1.contains("gave no reason"), "{summary:?}");
 }
 
 #[test]

@@ -17,8 +17,14 @@ pub const EPOCHS: usize = 20;
 /// Every attack, alone and with every defense.
 pub fn grid(attacks: &[&str], defenses: &[&str]) -> Plan {
     let table = TableSpec::default();
-    let experiment =
-        Experiment { name: "test".into(), title: "A test".into(), profile: "smoke".into(), table, figure: None };
+    let experiment = Experiment {
+        name: "test".into(),
+        title: "A test".into(),
+        profile: "smoke".into(),
+        settings: Vec::new(),
+        table,
+        figure: None,
+    };
     let mut plan = Plan {
         experiment,
         cells: Default::default(),

@@ -18,6 +18,11 @@ pub struct Axis {
 pub enum Scale {
     /// In proportion; from the smallest to the largest datum, widened to round numbers.
     Linear,
+    /// The same, as if these were among the data: what is still missing has its place.
+    Around(Vec<f64>),
+    /// In proportion, percentages: as [`Scale::Linear`], but over at least five points, so that a difference that means
+    /// nothing does not fill the axis, and within 0 and 100 as far as the data are.
+    Percent,
     /// In proportion, between these two.
     Within(f64, f64),
     /// By their logarithm, with these ticks; all positive.
@@ -25,6 +30,9 @@ pub enum Scale {
     /// Names beside each other, the first at 0.
     Names(Vec<String>),
 }
+
+/// The least that an axis of percentages spans.
+const LEAST_POINTS: f64 = 5.0;
 
 /// An axis laid out, as plotters wants its coordinates.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,8 +77,16 @@ impl Layout {
                 Layout { low: low / room, high: high * room, ticks, logarithmic: true }
             }
             Scale::Within(low, high) => Layout::round(*low, *high, false),
-            Scale::Linear if smallest > largest => Layout::round(0.0, 1.0, false),
+            Scale::Around(more) => Layout::of(&Scale::Linear, data.iter().chain(more).copied()),
+            Scale::Linear | Scale::Percent if smallest > largest => Layout::round(0.0, 1.0, false),
             Scale::Linear => Layout::round(smallest, largest, true),
+            Scale::Percent => {
+                let room = (LEAST_POINTS - (largest - smallest)).max(0.0) / 2.0;
+                let (low, high) = (smallest - room, largest + room);
+                // Room that there is not below is above.
+                let shift = (0.0 - low).max(0.0).min(room) - (high - 100.0).max(0.0).min(room);
+                Layout::round(low + shift, high + shift, true)
+            }
         }
     }
 
@@ -151,7 +167,23 @@ mod tests {
         assert_eq!(labels(&Scale::Linear, &[0.12, 0.31, f64::NAN]), ["0.1", "0.15", "0.2", "0.25", "0.3", "0.35"]);
         assert_eq!(labels(&Scale::Within(0.0, 100.0), &[]), ["0", "20", "40", "60", "80", "100"]);
         assert_eq!(labels(&Scale::Within(-4.0, 103.0), &[]), ["0", "25", "50", "75", "100"]);
+        assert_eq!(labels(&Scale::Around(vec![0.0, 1.0]), &[0.7]), ["0", "0.2", "0.4", "0.6", "0.8", "1"]);
         assert_eq!(labels(&Scale::Linear, &[-1.0, 1.0]), ["−1", "−0.5", "0", "0.5", "1"]);
+    }
+
+    #[test]
+    fn percentages_that_hardly_differ_do_not_fill_the_axis() {
+        let ends = |data: &[f64]| {
+            let layout = Layout::of(&Scale::Percent, data.iter().copied());
+            (layout.low, layout.high)
+        };
+        assert_eq!(ends(&[90.01, 90.04]), (87.0, 93.0));
+        assert_eq!(ends(&[99.98, 100.0]), (95.0, 100.0));
+        assert_eq!(ends(&[0.0, 0.03]), (0.0, 5.0));
+        assert_eq!(ends(&[3.0, 97.0]), (0.0, 100.0));
+        assert_eq!(ends(&[]), (0.0, 1.0));
+        // A band may leave 0 and 100.
+        assert!(ends(&[-2.0, 8.0]).0 <= -2.0);
     }
 
     #[test]

@@ -82,8 +82,12 @@ impl Chart {
         let rows = (self.panels.len() as i32 + columns - 1) / columns;
         let width = 2 * MARGIN + columns * panel_width + (columns - 1) * GAP;
         let legend = self.legend_lines(width - 2 * MARGIN)?;
-        let notes = self.note_lines(width - 2 * MARGIN)?;
-        let head = MARGIN + TITLE + 6 + if self.subtitle.is_empty() { 0 } else { SUBTITLE + 6 };
+        let wrapped = |texts: &[String], style: TextStyle| lines(texts, &style, width - 2 * MARGIN);
+        let title = wrapped(std::slice::from_ref(&self.title), bold(TITLE))?;
+        let subtitle = wrapped(std::slice::from_ref(&self.subtitle), text(SUBTITLE, GREY_TEXT))?;
+        let notes = wrapped(&self.notes, text(NOTE, GREY_TEXT))?;
+        let below_title = MARGIN + title.len() as i32 * (TITLE + 6);
+        let head = below_title + subtitle.len() as i32 * (SUBTITLE + 6);
         let top = head + legend.len() as i32 * (LEGEND + 8) + 4;
         let bottom = top + rows * panel_height + (rows - 1).max(0) * GAP;
         let height = bottom + MARGIN + notes.len() as i32 * (NOTE + 4);
@@ -96,8 +100,12 @@ impl Chart {
             let put = |line: &str, style: &TextStyle, x: i32, y: i32| {
                 page.draw_text(line, style, (x * FINE, y * FINE)).map_err(failed)
             };
-            put(&self.title, &bold(TITLE), MARGIN, MARGIN)?;
-            put(&self.subtitle, &text(SUBTITLE, GREY_TEXT), MARGIN, MARGIN + TITLE + 6)?;
+            for (index, line) in title.iter().enumerate() {
+                put(line, &bold(TITLE), MARGIN, MARGIN + index as i32 * (TITLE + 6))?;
+            }
+            for (index, line) in subtitle.iter().enumerate() {
+                put(line, &text(SUBTITLE, GREY_TEXT), MARGIN, below_title + index as i32 * (SUBTITLE + 6))?;
+            }
             for (row, line) in legend.iter().enumerate() {
                 let y = head + row as i32 * (LEGEND + 8);
                 for (series, x) in line {
@@ -135,24 +143,24 @@ impl Chart {
         }
         Ok(lines)
     }
+}
 
-    /// The notes, broken at spaces into lines of this width.
-    fn note_lines(&self, width: i32) -> Result<Vec<String>> {
-        let mut lines = Vec::new();
-        for note in &self.notes {
-            let mut line = String::new();
-            for word in note.split(' ') {
-                let longer = if line.is_empty() { word.to_owned() } else { format!("{line} {word}") };
-                if !line.is_empty() && text_width(&longer, &text(NOTE, GREY_TEXT))? > width {
-                    lines.push(std::mem::replace(&mut line, word.to_owned()));
-                } else {
-                    line = longer;
-                }
+/// Texts, broken at spaces into lines of this width in pixels; nothing of an empty one.
+fn lines(texts: &[String], style: &TextStyle, width: i32) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for text in texts.iter().filter(|text| !text.is_empty()) {
+        let mut line = String::new();
+        for word in text.split(' ') {
+            let longer = if line.is_empty() { word.to_owned() } else { format!("{line} {word}") };
+            if !line.is_empty() && text_width(&longer, style)? > width {
+                lines.push(std::mem::replace(&mut line, word.to_owned()));
+            } else {
+                line = longer;
             }
-            lines.push(line);
         }
-        Ok(lines)
+        lines.push(line);
     }
+    Ok(lines)
 }
 
 /// Width of a text in pixels, rounded up.

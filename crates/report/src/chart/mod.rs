@@ -70,7 +70,7 @@ pub struct Panel {
 /// Data of one series, by its number in the legend. What is not finite is left out.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Mark {
-    /// Points joined by a line, with the spread of several seeds as a band.
+    /// Points joined by a line, with the spread of several seeds as a band where it is known. A line with a gap is two marks.
     Line {
         /// The series.
         series: usize,
@@ -88,8 +88,8 @@ pub enum Mark {
     Bars {
         /// The series.
         series: usize,
-        /// Height and spread; `None` where there is no result, which is marked.
-        heights: Vec<Option<(f64, Option<f64>)>>,
+        /// `None` where there is no result, which is marked.
+        heights: Vec<Option<Mean>>,
     },
 }
 
@@ -98,10 +98,19 @@ pub enum Mark {
 pub struct Point {
     /// Place on the horizontal axis.
     pub x: f64,
-    /// Mean over the seeds.
-    pub y: f64,
+    /// Place on the vertical axis.
+    pub y: Mean,
+}
+
+/// A mean over seeds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Mean {
+    /// The mean.
+    pub value: f64,
     /// Standard deviation over the seeds; `None` of one seed.
     pub spread: Option<f64>,
+    /// Whether every seed that was asked for is there. If not, the mark is hollow.
+    pub complete: bool,
 }
 
 #[cfg(test)]

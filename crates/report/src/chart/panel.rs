@@ -8,7 +8,7 @@ use plotters::style::text_anchor::{HPos, VPos};
 use super::axis::Layout;
 use super::canvas::{Area, BLACK_TEXT, FINE, GREY_TEXT, at, bold, failed, text, text_width};
 use super::style::{Style, style};
-use super::{Mark, Panel, Point, Scale, Series};
+use super::{Mark, Mean, Panel, Point, Scale, Series};
 use crate::error::Result;
 
 const TITLE: i32 = 12;
@@ -88,7 +88,7 @@ impl Mark {
     /// The points of lines and dots.
     fn points(&self) -> Vec<(f64, f64)> {
         match self {
-            Mark::Line { points, .. } => points.iter().map(|point| (point.x, point.y)).collect(),
+            Mark::Line { points, .. } => points.iter().map(|point| (point.x, point.y.value)).collect(),
             Mark::Dots { points, .. } => {
                 points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect()
             }
@@ -103,13 +103,11 @@ impl Mark {
 
     /// Everything that the vertical axis has to show, with spreads.
     fn ys(&self) -> Vec<f64> {
-        let around = |(y, spread): (f64, Option<f64>)| [y - spread.unwrap_or(0.0), y + spread.unwrap_or(0.0)];
+        let around = |mean: &Mean| [-1.0, 1.0].map(|sign| mean.value + sign * mean.spread.unwrap_or(0.0));
         match self {
-            Mark::Line { points, .. } => points.iter().flat_map(|point| around((point.y, point.spread))).collect(),
+            Mark::Line { points, .. } => points.iter().flat_map(|point| around(&point.y)).collect(),
             Mark::Dots { points, .. } => points.iter().map(|(_, y)| *y).collect(),
-            Mark::Bars { heights, .. } => {
-                heights.iter().flatten().flat_map(|height| around(*height)).chain([0.0]).collect()
-            }
+            Mark::Bars { heights, .. } => heights.iter().flatten().flat_map(around).chain([0.0]).collect(),
         }
     }
 }
@@ -143,20 +141,31 @@ impl Frame<'_, '_> {
 
     /// A line with its band and its markers.
     fn line(&self, points: &[Point], look: Style) -> Result<()> {
-        let points: Vec<&Point> = points.iter().filter(|point| point.x.is_finite() && point.y.is_finite()).collect();
-        if points.iter().any(|point| point.spread.is_some()) {
-            let edge =
-                |sign: f64| move |point: &&Point| self.place(point.x, point.y + sign * point.spread.unwrap_or(0.0));
-            let band = points.iter().map(edge(1.0)).chain(points.iter().rev().map(edge(-1.0)));
-            self.fill(band.collect(), look.color.mix(0.18).filled())?;
+        let finite = |point: &&Point| point.x.is_finite() && point.y.value.is_finite();
+        let points: Vec<&Point> = points.iter().filter(finite).collect();
+        // Where no spread is known there is no band, rather than one without width.
+        for stretch in points.split(|point| point.y.spread.is_none()) {
+            let edge = |sign: f64| {
+                move |point: &&Point| self.place(point.x, point.y.value + sign * point.y.spread.unwrap_or_default())
+            };
+            let band: Vec<Place> = stretch.iter().map(edge(1.0)).chain(stretch.iter().rev().map(edge(-1.0))).collect();
+            match stretch.len() {
+                0 => {}
+                1 => self.stroke(band, look.color.mix(0.4).stroke_width(3 * FINE as u32))?,
+                _ => self.fill(band, look.color.mix(0.18).filled())?,
+            }
         }
-        let places: Vec<Place> = points.iter().map(|point| self.place(point.x, point.y)).collect();
+        let places: Vec<Place> = points.iter().map(|point| self.place(point.x, point.y.value)).collect();
         for (start, end) in dashes(&places, look.dash) {
             self.stroke(vec![start, end], look.color.stroke_width(2 * FINE as u32))?;
         }
         // Markers of long curves would hide them.
-        if places.len() <= 25 {
-            for place in places {
+        let marked = places.len() <= 25;
+        for (point, place) in points.into_iter().zip(places) {
+            if !point.y.complete {
+                self.fill(corners(place, look, 4.6), look.color.filled())?;
+                self.fill(corners(place, look, 2.8), WHITE.filled())?;
+            } else if marked {
                 self.area.draw(&marker(place, look, 3.6)).map_err(failed)?;
             }
         }
@@ -173,20 +182,26 @@ impl Frame<'_, '_> {
     }
 
     /// The bars of one series: the `slot`-th of `slots` beside each other.
-    fn bars(&self, heights: &[Option<(f64, Option<f64>)>], slot: usize, slots: usize, look: Style) -> Result<()> {
+    fn bars(&self, heights: &[Option<Mean>], slot: usize, slots: usize, look: Style) -> Result<()> {
         let width = FILLED / slots as f64;
         for (name, height) in heights.iter().enumerate() {
             let left = name as f64 - FILLED / 2.0 + slot as f64 * width;
             let (right, middle) = (left + width * 0.92, left + width * 0.46);
-            let Some((height, spread)) = height.filter(|(height, _)| height.is_finite()) else {
+            let Some(Mean { value, spread, complete }) = height.filter(|height| height.value.is_finite()) else {
                 let missing = at(text(TICK, GREY_TEXT), HPos::Center, VPos::Bottom);
                 self.area.draw_text("×", &missing, self.place(middle, self.ground)).map_err(failed)?;
                 continue;
             };
-            let rectangle = [self.place(left, height), self.place(right, self.ground)];
-            self.area.draw(&Rectangle::new(rectangle, look.color.filled())).map_err(failed)?;
+            let rectangle = [self.place(left, value), self.place(right, self.ground)];
+            if complete {
+                self.area.draw(&Rectangle::new(rectangle, look.color.filled())).map_err(failed)?;
+            } else {
+                let outline = look.color.stroke_width(2 * FINE as u32);
+                self.area.draw(&Rectangle::new(rectangle, look.color.mix(0.15).filled())).map_err(failed)?;
+                self.area.draw(&Rectangle::new(rectangle, outline)).map_err(failed)?;
+            }
             if let Some(spread) = spread {
-                let ends = vec![self.place(middle, height - spread), self.place(middle, height + spread)];
+                let ends = vec![self.place(middle, value - spread), self.place(middle, value + spread)];
                 self.stroke(ends, BLACK_TEXT.stroke_width(FINE as u32))?;
             }
         }

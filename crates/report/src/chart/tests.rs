@@ -8,14 +8,18 @@ fn axis(label: &str, scale: Scale) -> Axis {
     Axis { label: label.to_owned(), scale }
 }
 
+fn mean(value: f64, spread: Option<f64>) -> Mean {
+    Mean { value, spread, complete: true }
+}
+
 /// All kinds of marks, one panel each.
 fn everything() -> Chart {
     let curve = |series: usize, spread: Option<f64>| {
-        let points = [0.01, 0.1, 0.5].map(|x| Point { x, y: 90.0 - 40.0 * x - 5.0 * series as f64, spread });
+        let points = [0.01, 0.1, 0.5].map(|x| Point { x, y: mean(90.0 - 40.0 * x - 5.0 * series as f64, spread) });
         Mark::Line { series, points: points.to_vec() }
     };
     let dots = (0..200).map(|index| (f64::from(index), f64::from(index * index % 97))).chain([(f64::NAN, 1.0)]);
-    let heights = vec![Some((80.0, Some(3.0))), None, Some((12.5, None))];
+    let heights = vec![Some(mean(80.0, Some(3.0))), None, Some(mean(12.5, None))];
     let names = ["a", "b < c & d", "c"].map(str::to_owned).to_vec();
     Chart {
         title: "Everything".into(),
@@ -114,4 +118,61 @@ fn remarks_stand_where_there_are_no_data() {
     };
     let above = |x: f64| (0..50).map(move |index| (x, f64::from(index) / 50.0)).collect::<Vec<_>>();
     assert!(x(panel(&above(0.1))) > x(panel(&above(0.9))));
+}
+
+/// The corners of every polygon of a colour and an opacity, e.g. of the bands.
+fn polygons(svg: &str, look: &str) -> Vec<Vec<(i32, i32)>> {
+    let drawn = svg.split("<polygon").skip(1).map(|part| part.split("/>").next().unwrap());
+    let corners = |part: &str| {
+        let points = part.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
+        let place = |pair: &str| pair.split_once(',').map(|(x, y)| (x.parse().unwrap(), y.parse().unwrap()));
+        points.split_whitespace().filter_map(place).collect()
+    };
+    drawn.filter(|part| part.contains(look)).map(corners).collect()
+}
+
+/// A curve through means of 90 with these spreads; `None`: one seed of two.
+fn curve(spreads: &[Option<f64>]) -> Chart {
+    let point = |(place, spread): (usize, &Option<f64>)| Point {
+        x: place as f64,
+        y: Mean { value: 90.0, spread: *spread, complete: spread.is_some() },
+    };
+    let points = spreads.iter().enumerate().map(point).collect();
+    let (x, y) = (axis("x", Scale::Linear), axis("ACC (%)", Scale::Percent));
+    let panel =
+        Panel { title: String::new(), x, y, marks: vec![Mark::Line { series: 0, points }], remarks: Vec::new() };
+    Chart { legend: series(&["s"], Shape::Line), panels: vec![panel], columns: 1, ..everything() }
+}
+
+#[test]
+fn a_band_ends_where_no_spread_is_known_instead_of_being_pinched_to_nothing() {
+    let bands = |spreads: &[Option<f64>]| polygons(&curve(spreads).draw().unwrap().svg, "opacity=\"0.18\"");
+    assert_eq!(bands(&[Some(2.0); 5]).iter().map(Vec::len).collect::<Vec<_>>(), [10]);
+    let broken = bands(&[Some(2.0), Some(2.0), None, Some(2.0), Some(2.0)]);
+    assert_eq!(broken.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4]);
+    for corners in broken {
+        assert!(corners[0].1 != corners[3].1, "a band has a width everywhere: {corners:?}");
+    }
+}
+
+#[test]
+fn a_point_that_lacks_seeds_is_hollow() {
+    let white = |spreads: &[Option<f64>]| polygons(&curve(spreads).draw().unwrap().svg, "#FFFFFF").len();
+    assert_eq!((white(&[Some(2.0); 3]), white(&[Some(2.0), None, Some(2.0)])), (0, 1));
+}
+
+#[test]
+fn titles_wider_than_the_panels_are_broken_into_lines() {
+    let title = "A title that is much wider than a single panel of a figure can ever be";
+    let mut chart = Chart { title: title.into(), subtitle: title.into(), ..everything() };
+    chart.panels.truncate(1);
+    let drawn = chart.draw().unwrap().svg;
+    assert!(!drawn.contains(title));
+    let texts = drawn.split("</text>").filter_map(|part| part.rsplit('>').next()).map(str::trim);
+    let texts: Vec<&str> = texts.filter(|text| !text.is_empty() && title.contains(text)).collect();
+    assert_eq!(texts.join(" "), format!("{title} {title}"));
+    for (size, style) in [(15, canvas::bold(15)), (11, canvas::text(11, canvas::GREY_TEXT))] {
+        let widest = texts.iter().map(|line| canvas::text_width(line, &style).unwrap()).min().unwrap();
+        assert!(widest <= 300, "{size}: {widest}");
+    }
 }

@@ -4,6 +4,8 @@
 
 mod curves;
 
+use std::collections::HashSet;
+
 use base64::prelude::{BASE64_STANDARD, Engine};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use tsbd_experiment::{CellKey, CellRecord, Failure, ResultRow, RowState};
@@ -32,7 +34,7 @@ pub struct Chapter {
     pub figure: Option<Figure>,
     /// Its grid points.
     pub rows: Vec<ResultRow>,
-    /// Its cells, parents first.
+    /// Those of its cells that have a result or failed, parents first.
     pub cells: Vec<CellSheet>,
 }
 
@@ -70,32 +72,41 @@ pub enum CellState {
     },
     /// Its last attempt failed.
     Failed(Failure),
-    /// It has not been run.
-    Missing,
 }
 
-/// How much is shown, from everything down.
+/// How much is shown, each level with all before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Detail {
-    /// Tables, and of each cell configuration and cost.
-    Cost,
-    /// Figures too.
+    /// Tables alone.
+    Tables,
     Figures,
-    /// The curves of each cell too.
+    /// Every point of the grids.
+    Points,
+    /// What each cell cost.
+    Cells,
+    /// How each cell was configured, and its facts.
+    Configurations,
+    /// The curves of each cell.
     Curves,
-    /// Logs and numbers on the way too.
+    /// Logs and numbers on the way.
     Everything,
 }
 
 impl Detail {
-    /// What is left out.
-    fn left_out(self) -> &'static str {
-        match self {
-            Detail::Everything => "nothing is",
-            Detail::Curves => "logs and numbers over epochs are",
-            Detail::Figures => "logs, numbers and curves over epochs are",
-            Detail::Cost => "figures, logs, numbers and curves over epochs are",
-        }
+    /// From everything down, with what that level adds.
+    const ALL: [(Detail, &'static str); 7] = [
+        (Detail::Everything, "logs and numbers over epochs"),
+        (Detail::Curves, "curves over epochs"),
+        (Detail::Configurations, "configurations and facts of cells"),
+        (Detail::Cells, "cells"),
+        (Detail::Points, "points of the grids"),
+        (Detail::Figures, "figures"),
+        (Detail::Tables, "tables"),
+    ];
+
+    /// What is left out, if anything is.
+    fn left_out(self) -> Vec<String> {
+        Self::ALL.iter().filter(|(level, _)| *level > self).map(|(_, what)| (*what).to_owned()).collect()
     }
 }
 
@@ -103,20 +114,30 @@ impl Detail {
 pub const LARGEST: usize = 5_000_000;
 
 impl Page {
-    /// The page. If it would be larger than [`LARGEST`], logs and numbers on the way are left out, then curves, then figures;
-    /// it says so.
+    /// The page, never larger than [`LARGEST`]. Where everything does not fit, first logs and numbers on the way are left
+    /// out, then curves, configurations, cells, points, at last figures, and if the tables alone are too large, the last
+    /// chapters; it says so.
     pub fn html(&self) -> String {
-        let mut page = String::new();
-        for detail in [Detail::Everything, Detail::Curves, Detail::Figures, Detail::Cost] {
-            page = self.render(detail).into_string();
+        for (detail, _) in Detail::ALL {
+            let page = self.render(detail, self.chapters.len()).into_string();
             if page.len() <= LARGEST {
-                break;
+                return page;
             }
         }
-        page
+        let tables = |chapters: usize| self.render(Detail::Tables, chapters).into_string();
+        let counts: Vec<usize> = (1..self.chapters.len()).collect();
+        tables(counts.partition_point(|count| tables(*count).len() <= LARGEST))
     }
 
-    fn render(&self, detail: Detail) -> Markup {
+    /// The first `count` chapters.
+    fn render(&self, detail: Detail, count: usize) -> Markup {
+        let chapters = &self.chapters[..count];
+        let mut left_out = detail.left_out();
+        if count < self.chapters.len() {
+            left_out.push(format!("the last {} of {} experiments", self.chapters.len() - count, self.chapters.len()));
+        }
+        // Experiments share cells: each is shown where it comes first.
+        let mut shown = HashSet::new();
         html! {
             (DOCTYPE)
             html lang="en" {
@@ -132,7 +153,7 @@ impl Page {
                         h1 { "Backdoor attacks and defenses: results" }
                         nav aria-label="Experiments" {
                             ul {
-                                @for (index, chapter) in self.chapters.iter().enumerate() {
+                                @for (index, chapter) in chapters.iter().enumerate() {
                                     li { a href={ "#chapter-" (index) } { (chapter.table.title) } " (" (chapter.table.profile) ")" }
                                 }
                             }
@@ -142,10 +163,10 @@ impl Page {
                         @if self.chapters.is_empty() {
                             p { "No experiment has a result yet. Run one: " code { "tsbd run experiments/demo.toml" } }
                         }
-                        @if detail != Detail::Everything {
-                            p.note { "The page would be too large: " (detail.left_out()) " left out. The results folder has them." }
+                        @if !left_out.is_empty() {
+                            p.note { "The page would be too large. Left out: " (left_out.join(", ")) ". The results folder has them." }
                         }
-                        @for (index, chapter) in self.chapters.iter().enumerate() { (chapter.render(index, detail)) }
+                        @for (index, chapter) in chapters.iter().enumerate() { (chapter.render(index, detail, &mut shown)) }
                     }
                     script { (PreEscaped(include_str!("page.js"))) }
                 }
@@ -155,8 +176,10 @@ impl Page {
 }
 
 impl Chapter {
-    fn render(&self, index: usize, detail: Detail) -> Markup {
+    /// `shown` are the cells that chapters before this one have shown.
+    fn render<'a>(&'a self, index: usize, detail: Detail, shown: &mut HashSet<&'a CellKey>) -> Markup {
         let (table, count) = (&self.table, self.table.count);
+        let (own, before): (Vec<_>, Vec<_>) = self.cells.iter().partition(|cell| shown.insert(&cell.key));
         html! {
             section id={ "chapter-" (index) } aria-labelledby={ "title-" (index) } {
                 h2 id={ "title-" (index) } { (table.title) }
@@ -179,17 +202,25 @@ impl Chapter {
                     h3 { "Without a result" }
                     ul {
                         @for cell in &self.cells {
-                            @match &cell.state {
-                                CellState::Failed(failure) => li { strong { (cell.label) } " failed: " (failure.reason) }
-                                CellState::Missing => li { strong { (cell.label) } " has not been run" }
-                                CellState::Done { .. } => {}
+                            @if let CellState::Failed(failure) = &cell.state {
+                                li { strong { (cell.label) } " failed: " (shortened(&failure.reason)) }
                             }
+                        }
+                        @if count.missing > 0 {
+                            li { (count.missing) @if count.missing == 1 { " cell has" } @else { " cells have" } " not been run" }
                         }
                     }
                 }
-                (long(&self.rows, index))
-                h3 { "Cells" }
-                @for cell in &self.cells { (cell.render(detail)) }
+                @if detail >= Detail::Points { (long(&self.rows, index)) }
+                @if detail >= Detail::Cells && !self.cells.is_empty() {
+                    h3 { "Cells" }
+                    @for cell in own { (cell.render(detail)) }
+                    @if !before.is_empty() {
+                        p { "Shown above, with another experiment:"
+                            @for cell in before { " " a href={ "#cell-" (cell.key) } { (cell.label) } }
+                        }
+                    }
+                }
             }
         }
     }
@@ -256,8 +287,9 @@ fn value(entry: &Entry) -> Markup {
     html! { td.without[number.is_none()] data-value=[number.as_ref()] { @if entry.best { strong { (text) } } @else { (text) } } }
 }
 
-/// Every grid point with its result, to be sorted and filtered.
+/// Every grid point that was run, with its result, to be sorted and filtered.
 fn long(rows: &[ResultRow], index: usize) -> Markup {
+    let rows: Vec<&ResultRow> = rows.iter().filter(|row| row.state != RowState::Missing).collect();
     let mut names = vec!["acc", "asr", "ra", "der"];
     for name in rows.iter().flat_map(|row| row.metrics.keys()) {
         if !names.contains(&name.as_str()) && !["acc_before", "asr_before"].contains(&name.as_str()) {
@@ -278,20 +310,20 @@ fn long(rows: &[ResultRow], index: usize) -> Markup {
     let heads = heads.chain(metrics.iter().map(|metric| metric.title.clone()));
     let heads: Vec<String> = heads.chain(["seconds", "peak MB", "state"].map(str::to_owned)).collect();
     html! {
-        h3 { "Every point of the grid" }
+        h3 { "Every point that was run" }
         p {
             label for={ "filter-" (index) } { "Show only rows with " }
             input type="search" id={ "filter-" (index) } data-filters={ "long-" (index) };
             output.count for={ "filter-" (index) } {}
         }
-        (scrolling("Every point of the grid", html! {
+        (scrolling("Every point that was run", html! {
             table.sortable id={ "long-" (index) } {
-                caption { "Every point of the grid; rates in percent, numbers of measurements as they are" }
+                caption { "Every point of the grid that was run; rates in percent, numbers of measurements as they are" }
                 thead { tr {
                     @for (column, head) in heads.iter().enumerate() { th scope="col" data-column=(column) { (sorting(head)) } }
                 } }
                 tbody {
-                    @for row in rows {
+                    @for row in &rows {
                         tr {
                             th scope="row" { (row.attack) }
                             td { (row.defense) }
@@ -313,13 +345,13 @@ fn long(rows: &[ResultRow], index: usize) -> Markup {
 impl CellSheet {
     fn render(&self, detail: Detail) -> Markup {
         html! {
-            details {
+            details id={ "cell-" (self.key) } {
                 summary { (self.label) " " span.key { (self.key.short()) } " " (self.result()) }
                 @if let CellState::Done { record, log } = &self.state {
                     (cost(record))
                     @if detail >= Detail::Curves { (curves(&record.trace)) }
                     @if detail == Detail::Everything && !record.trace.is_empty() { (trace(record)) }
-                    @if !record.facts.is_empty() {
+                    @if detail >= Detail::Configurations && !record.facts.is_empty() {
                         h4 { "Facts" }
                         dl { @for (name, fact) in &record.facts { dt { (name) } dd { (shortened(&fact.to_string())) } } }
                     }
@@ -327,10 +359,12 @@ impl CellSheet {
                 }
                 @if let CellState::Failed(failure) = &self.state {
                     p { "Failed: " (failure.reason) }
-                    @if !failure.log_tail.is_empty() { pre tabindex="0" { (failure.log_tail.join("\n")) } }
+                    @if detail == Detail::Everything && !failure.log_tail.is_empty() { pre tabindex="0" { (failure.log_tail.join("\n")) } }
                 }
-                h4 { "Configuration" }
-                pre tabindex="0" { (self.parameters) }
+                @if detail >= Detail::Configurations {
+                    h4 { "Configuration" }
+                    pre tabindex="0" { (self.parameters) }
+                }
             }
         }
     }
@@ -347,12 +381,11 @@ impl CellSheet {
                 parts.chain([format!("{:.0} s", record.provenance.seconds)]).collect::<Vec<_>>().join(" · ")
             }
             CellState::Failed(_) => "failed".to_owned(),
-            CellState::Missing => "missing".to_owned(),
         }
     }
 }
 
-/// Facts may be lists of thousands.
+/// Facts may be lists of thousands, reasons of failures whole reports.
 fn shortened(text: &str) -> String {
     const LONGEST: usize = 300;
     if text.chars().count() <= LONGEST {

@@ -34,8 +34,7 @@ fn page() -> Page {
     let rows = grid();
     let table = table(&rows, &experiment(), &titles()).unwrap();
     let figure = Some(Figure::Chart(table.bars().unwrap().draw().unwrap()));
-    let cells =
-        vec![sheet("blended + tsbd", CellState::Failed(failure("blended"))), sheet("badnets + fp", CellState::Missing)];
+    let cells = vec![sheet("blended + tsbd", CellState::Failed(failure("blended")))];
     Page { chapters: vec![Chapter { command: "tsbd run x.toml".into(), table, figure, rows, cells }] }
 }
 
@@ -45,12 +44,12 @@ fn everything_is_on_the_page_and_nothing_comes_from_elsewhere() {
     for text in [
         "Table 1: defenses",
         "tsbd run x.toml",
-        "<strong>1.23</strong>",
+        "<strong>92.50</strong>",
         "profile smoke",
         "blended + tsbd",
         "the loss is &lt;NaN&gt;",
         "last &amp; words",
-        "has not been run",
+        "1 cell has not been run",
         "kind = &quot;defend&quot;",
         "<svg",
     ] {
@@ -83,15 +82,53 @@ fn every_filter_has_its_table_and_every_link_its_target() {
     assert_eq!(ids.iter().collect::<std::collections::BTreeSet<_>>().len(), ids.len(), "an id stands twice: {ids:?}");
 }
 
-#[test]
-fn a_page_that_would_be_too_large_leaves_out_numbers_and_says_so() {
+/// A page whose cells have configurations of `size` bytes each, and a log.
+fn large(cells: usize, size: usize) -> Page {
     let mut page = page();
-    let long = vec!["x".repeat(1000); 6000];
-    page.chapters[0].cells[0].state = CellState::Failed(Failure { log_tail: vec![], ..failure("blended") });
-    assert!(!page.html().contains("too large"));
-    // What never gets smaller is shown whole, however large.
-    page.chapters[0].cells[0].state = CellState::Failed(Failure { log_tail: long, ..failure("blended") });
-    assert!(page.html().contains("The page would be too large"));
+    let failed = |number: usize| {
+        let label = format!("attack {number}");
+        let failure = Failure { log_tail: vec!["x".repeat(1000); 3], ..failure(&label) };
+        CellSheet { parameters: "y".repeat(size), ..sheet(&label, CellState::Failed(failure)) }
+    };
+    page.chapters[0].cells = (0..cells).map(failed).collect();
+    page
+}
+
+#[test]
+fn a_page_that_would_be_too_large_leaves_out_the_least_important_and_says_so() {
+    let said = |page: &Page| {
+        let html = page.html();
+        assert!(html.len() <= LARGEST, "{} bytes", html.len());
+        assert!(html.contains("Table 1: defenses"));
+        let said = html.split("Left out: ").nth(1).map(|text| text.split('.').next().unwrap().to_owned());
+        (said, html.contains("<svg"), html.contains("yyyy"))
+    };
+    assert_eq!(said(&large(100, 100)), (None, true, true));
+    let logs = "logs and numbers over epochs";
+    assert_eq!(said(&large(2000, 1000)), (Some(logs.to_owned()), true, true));
+    // Figures stay longer than configurations and cells.
+    let more = format!("{logs}, curves over epochs, configurations and facts of cells");
+    assert_eq!(said(&large(2000, 4000)), (Some(more.clone()), true, false));
+    assert_eq!(said(&large(25_000, 10)), (Some(format!("{more}, cells")), true, false));
+}
+
+#[test]
+fn tables_that_are_too_large_themselves_leave_out_the_last_experiments() {
+    let chapter = page().chapters.remove(0);
+    let size = Page { chapters: vec![chapter.clone()] }.render(Detail::Tables, 1).into_string().len();
+    let page = Page { chapters: vec![chapter; 3 * LARGEST / size] };
+    let html = page.html();
+    assert!(html.len() <= LARGEST && html.len() > LARGEST - size, "{} bytes", html.len());
+    assert!(html.contains("figures, the last ") && html.contains(" experiments. The results folder"));
+}
+
+#[test]
+fn a_cell_of_two_experiments_is_shown_once_and_cells_that_were_not_run_are_counted() {
+    let chapter = page().chapters.remove(0);
+    let html = Page { chapters: vec![chapter.clone(), chapter] }.html();
+    assert_eq!(html.matches("kind = &quot;defend&quot;").count(), 1);
+    assert_eq!(html.matches("Shown above").count(), 1);
+    assert_eq!(html.matches("1 cell has not been run").count(), 2);
 }
 
 #[test]
@@ -101,9 +138,7 @@ fn a_picture_is_on_the_page_unless_it_alone_is_too_large() {
     assert!(page.html().contains("src=\"data:image/png;base64,UE5H\""));
     page.chapters[0].figure = Some(Figure::Picture(vec![0; LARGEST]));
     let html = page.html();
-    assert!(
-        !html.contains("data:image") && html.contains("figures, logs, numbers and curves over epochs are left out")
-    );
+    assert!(!html.contains("data:image") && html.contains("points of the grids, figures."));
     assert!(html.len() < LARGEST && html.contains("Table 1: defenses"));
 }
 

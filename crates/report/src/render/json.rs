@@ -20,10 +20,13 @@ pub(super) fn render(table: &Table) -> Result<Vec<u8>> {
     });
     let failed =
         table.failed.iter().map(|cell| json!({ "place": cell.place, "key": cell.key.as_str(), "reason": cell.reason }));
+    let settings: Map<String, Json> =
+        table.settings.iter().map(|set| (set.key.clone(), Json::from(set.value.as_str()))).collect();
     let value = json!({
         "experiment": table.experiment,
         "title": table.title,
         "profile": table.profile,
+        "settings": settings,
         "datasets": table.datasets,
         "models": table.models,
         "seeds": table.seeds,

@@ -10,16 +10,24 @@ mod wide;
 #[cfg(test)]
 mod tests;
 
+use tsbd_experiment::Setting;
+
 use crate::error::Result;
 use crate::format::{Emphasis, Format};
 use crate::table::{Panel, Table, Unit, Value};
 
 impl Table {
+    /// The table for a terminal. Columns that do not fit beside each other in `width` letters make blocks below each other;
+    /// without a width, as in a file, all stand side by side.
+    pub fn text(&self, emphasis: Emphasis, width: Option<usize>) -> String {
+        text::render(self, emphasis, width)
+    }
+
     /// The table in a format, as bytes; text formats are UTF-8 and end in a newline. `emphasis` matters to
     /// [`Format::Text`] alone.
     pub fn render(&self, format: Format, emphasis: Emphasis) -> Result<Vec<u8>> {
         match format {
-            Format::Text => Ok(text::render(self, emphasis).into_bytes()),
+            Format::Text => Ok(self.text(emphasis, None).into_bytes()),
             Format::Markdown => Ok(markdown::render(self).into_bytes()),
             Format::Latex => Ok(latex::render(self).into_bytes()),
             Format::Json => json::render(self),
@@ -28,19 +36,11 @@ impl Table {
         }
     }
 
-    /// `profile quick · data CIFAR-10 · model PreAct-ResNet18, width 16 · seed 0 · 8 of 8 cells`.
+    /// `profile quick, training.epochs = 5 · data CIFAR-10 · model PreAct-ResNet18, width 16 · seed 0 · 8 of 8 cells`.
     pub(crate) fn summary(&self) -> String {
         if let Some(source) = &self.source {
             return source.clone();
         }
-        let seeds = match &self.seeds[..] {
-            // Hundreds of numbers in a row say no more than the first and the last.
-            [first, .., last] if self.seeds.len() > 20 && last - first + 1 == self.seeds.len() as u64 => {
-                format!("seeds {first} to {last}")
-            }
-            [seed] => format!("seed {seed}"),
-            seeds => format!("seeds {}", seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")),
-        };
         let count = self.count;
         let mut cells = format!("{} of {} cells done", count.done, count.cells);
         if count.missing > 0 {
@@ -49,7 +49,20 @@ impl Table {
         if count.failed > 0 {
             cells += &format!(", {} failed", count.failed);
         }
-        format!("profile {} · {} · {seeds} · {cells}", self.profile, self.material)
+        let profile = configured(&self.profile, &self.settings);
+        format!("{profile} · {} · {} · {cells}", self.material, named_seeds(&self.seeds))
+    }
+
+    /// Whether a row or a column is the model without a defense.
+    fn has_undefended(&self) -> bool {
+        let names = |axis: &str| match axis {
+            _ if axis == self.column_axis => self.columns.iter().map(|column| &column.name).collect(),
+            _ if axis == self.row_axis => {
+                self.panels.iter().flat_map(|panel| &panel.lines).map(|line| &line.name).collect()
+            }
+            _ => Vec::new(),
+        };
+        names("defense").into_iter().any(|name| name.as_deref() == Some("none"))
     }
 
     /// Sentences on how to read the table, as far as they apply. `best` says how the best value is marked.
@@ -64,20 +77,41 @@ impl Table {
             Unit::Mixed => "Rates in percent, numbers of measurements as they are",
         }
         .to_owned();
-        if self.seeds.len() > 1 {
+        if self.seeds.len() > 1 && self.source.is_none() {
             values += ", mean ± sample standard deviation over the seeds";
         }
         if entries().any(|entry| entry.best) {
-            values += &format!("; {best}, the undefended model not competing");
+            values += &format!("; {best} where every rival is done");
+            if self.has_undefended() {
+                values += ", the undefended model not competing";
+            }
         }
         notes.push(values + ".");
         if has(|value| matches!(value, Value::Measured { seeds, of, .. } if seeds < of)) {
-            notes.push("(k/n): only k of n seeds are done; such values neither win nor enter an average.".into());
+            notes.push("(k/n): only k of n seeds are done; such values enter no average.".into());
         }
         if self.panels.iter().any(|panel| panel.average.is_some()) {
             notes.push("Average: over the attacks (not the clean model), only where all of them are done.".into());
         }
         notes
+    }
+}
+
+/// `profile quick, training.epochs = 5`: the profile, and what `--set` wrote over it and the file.
+pub(crate) fn configured(profile: &str, settings: &[Setting]) -> String {
+    let settings = settings.iter().map(|setting| format!("{} = {}", setting.key, setting.value));
+    std::iter::once(format!("profile {profile}")).chain(settings).collect::<Vec<_>>().join(", ")
+}
+
+/// `seed 0`, or `seeds 0, 1, 2`; the seeds ascend.
+pub(crate) fn named_seeds(seeds: &[u64]) -> String {
+    match seeds {
+        // Hundreds of numbers in a row say no more than the first and the last.
+        [first, .., last] if seeds.len() > 20 && last - first + 1 == seeds.len() as u64 => {
+            format!("seeds {first} to {last}")
+        }
+        [seed] => format!("seed {seed}"),
+        seeds => format!("seeds {}", seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")),
     }
 }
 

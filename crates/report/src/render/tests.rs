@@ -4,6 +4,7 @@
 use std::io::Cursor;
 
 use polars::prelude::*;
+use tsbd_experiment::Setting;
 
 use crate::sample::{done, experiment, grid, missing, titles};
 use crate::{Emphasis, Format, Table, long, table};
@@ -54,12 +55,32 @@ fn text_of_several_seeds_has_deviations_and_counts_of_seeds() {
 #[test]
 fn bold_text_is_the_starred_text_with_other_marks() {
     let bold = String::from_utf8(made().render(Format::Text, Emphasis::Bold).unwrap()).unwrap();
-    let line = |text: &str| text.lines().find(|line| line.contains("Blended ")).unwrap().to_owned();
-    assert!(line(&bold).contains(" \u{1b}[1m91.11\u{1b}[0m "), "{}", line(&bold));
+    let line = |text: &str| text.lines().find(|line| line.contains("No attack ")).unwrap().to_owned();
+    assert!(line(&bold).contains(" \u{1b}[1m92.50\u{1b}[0m "), "{}", line(&bold));
     let grid = |text: &str| text.lines().filter(|line| line.starts_with('│')).collect::<Vec<_>>().join("\n");
     let starred = grid(&bold).replace("\u{1b}[1m", "").replace("\u{1b}[0m ", "*");
     assert_eq!(starred, grid(&written(&made(), Format::Text)));
     assert!(bold.contains("the best in bold") && !bold.contains('*'));
+}
+
+#[test]
+fn text_for_a_narrow_terminal_has_blocks_that_fit_with_every_column_once() {
+    let widest = |text: &str| {
+        let of_grid = |line: &&str| line.starts_with(['┌', '│', '╞', '└']);
+        text.lines().filter(of_grid).map(|line| line.chars().count()).max().unwrap()
+    };
+    let whole = made().text(Emphasis::Star, None);
+    assert_eq!(whole, made().text(Emphasis::Star, Some(widest(&whole))));
+    for (width, blocks) in [(widest(&whole) - 1, 2), (60, 3), (1, 4)] {
+        let text = made().text(Emphasis::Star, Some(width));
+        // A block has at least one column.
+        assert!(widest(&text) <= width.max(42), "{} letters in {width}:\n{text}", widest(&text));
+        assert_eq!(text.matches('┌').count(), blocks, "{text}");
+        assert_eq!(text.matches("│ BadNets ").count(), blocks);
+        for column in ["No defense", " FT ", " FP ", " TSBD "] {
+            assert_eq!(text.matches(column).count(), 1, "{column}\n{text}");
+        }
+    }
 }
 
 #[test]
@@ -127,9 +148,39 @@ fn json_says_of_every_place_what_it_is() {
     assert_eq!(rows[1]["columns"]["fp"]["asr"]["state"], "missing");
     assert_eq!(rows[2]["columns"]["tsbd"]["der"]["state"], "failed");
     assert_eq!(rows[0]["columns"]["ft"]["asr"]["state"], "undefined");
-    assert_eq!(rows[1]["columns"]["tsbd"]["asr"]["best"], true);
+    assert_eq!(
+        (&rows[0]["columns"]["ft"]["acc"]["best"], &rows[1]["columns"]["tsbd"]["asr"]["best"]),
+        (&true.into(), &false.into())
+    );
     assert_eq!(rows[1]["columns"]["tsbd"]["asr"]["state"], "done");
     assert_eq!(value["failures"][0]["reason"], "the loss is NaN at epoch 3, step 17");
+}
+
+#[test]
+fn settings_from_the_command_line_are_told_in_every_format() {
+    let mut experiment = experiment();
+    experiment.settings = vec![Setting::new("attack.poisoning_ratio", "0.01"), Setting::new("training.epochs", "5")];
+    let changed = table(&grid(), &experiment, &titles()).unwrap();
+    let said = "profile smoke, attack.poisoning_ratio = 0.01, training.epochs = 5 · data";
+    for format in [Format::Text, Format::Markdown] {
+        assert!(written(&changed, format).contains(said), "{}", written(&changed, format));
+        assert!(written(&made(), format).contains("profile smoke · data"));
+    }
+    assert!(written(&changed, Format::Latex).contains("attack.poisoning\\_ratio = 0.01"));
+    let json: serde_json::Value = serde_json::from_str(&written(&changed, Format::Json)).unwrap();
+    assert_eq!(json["settings"]["attack.poisoning_ratio"], "0.01");
+    let csv = written(&changed, Format::Csv);
+    assert!(csv.lines().all(|line| line.split(',').count() == csv.lines().next().unwrap().split(',').count()));
+    assert!(csv.contains(",settings,cells,") && csv.contains(",attack.poisoning_ratio=0.01 training.epochs=5,"));
+    assert!(!written(&made(), Format::Csv).contains("settings"));
+}
+
+#[test]
+fn the_undefended_model_is_spoken_of_where_it_is() {
+    let without: Vec<_> = several_seeds().notes("the best in bold");
+    assert!(without.iter().all(|note| !note.contains("undefended")), "{without:?}");
+    let with = made().notes("the best in bold");
+    assert!(with[0].contains("the undefended model not competing"), "{with:?}");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! For a terminal: one column per method, its metrics side by side under a common head.
+//! For a terminal: one column per method, its metrics side by side under a common head. Methods that do not fit beside each
+//! other make blocks below each other.
 
 use comfy_table::{Cell, presets};
 
@@ -9,7 +10,7 @@ use crate::table::{Entry, Panel, Table};
 /// Stand before and behind the best values while the grid is laid out; each is as wide as the space it replaces.
 const BEST: (char, char) = ('\u{e000}', '\u{e001}');
 
-pub(super) fn render(table: &Table, emphasis: Emphasis) -> String {
+pub(super) fn render(table: &Table, emphasis: Emphasis, width: Option<usize>) -> String {
     let mut text = format!("{}\n{}\n", table.title, table.summary());
     for panel in &table.panels {
         if !panel.choice.is_empty() {
@@ -19,8 +20,10 @@ pub(super) fn render(table: &Table, emphasis: Emphasis) -> String {
             Emphasis::Star => (" ", "*"),
             Emphasis::Bold => (" \u{1b}[1m", "\u{1b}[0m "),
         };
-        text += &grid(table, panel).replace(BEST.0, before).replace(BEST.1, behind);
-        text.push('\n');
+        for block in blocks(table, panel, width) {
+            text += &grid(table, panel, &block).replace(BEST.0, before).replace(BEST.1, behind);
+            text.push('\n');
+        }
     }
     let best = match emphasis {
         Emphasis::Star => "* marks the best",
@@ -35,10 +38,29 @@ pub(super) fn render(table: &Table, emphasis: Emphasis) -> String {
     text
 }
 
-fn grid(table: &Table, panel: &Panel) -> String {
+/// The columns that stand beside each other in this width, at least one at a time.
+fn blocks(table: &Table, panel: &Panel, width: Option<usize>) -> Vec<Vec<usize>> {
+    let titles = table.lines(panel).map(|line| line.title.chars().count());
+    let first = titles.chain([row_head(&table.row_axis).chars().count()]).max().unwrap_or(0) + 4;
+    let mut blocks: Vec<Vec<usize>> = vec![Vec::new()];
+    let mut used = first;
+    for (c, column) in table.columns.iter().enumerate().filter(|(_, column)| !column.metrics.is_empty()) {
+        // Each metric has a space on either side, each column a line behind it.
+        let metrics = widths(table, panel, c).iter().map(|width| width + 2).sum::<usize>();
+        let wide = metrics.max(column.title.chars().count()) + 1;
+        if width.is_some_and(|width| used + wide > width) && blocks.last().is_some_and(|block| !block.is_empty()) {
+            blocks.push(Vec::new());
+            used = first;
+        }
+        used += wide;
+        blocks.last_mut().expect("there is always one").push(c);
+    }
+    blocks
+}
+
+fn grid(table: &Table, panel: &Panel, shown: &[usize]) -> String {
     let mut grid = comfy_table::Table::new();
     grid.load_style(presets::UTF8_FULL_CONDENSED).force_no_tty();
-    let shown: Vec<usize> = (0..table.columns.len()).filter(|&c| !table.columns[c].metrics.is_empty()).collect();
     let widths: Vec<Vec<usize>> = shown.iter().map(|&c| widths(table, panel, c)).collect();
 
     let mut head = vec![Cell::new(format!("\n{}", row_head(&table.row_axis)))];

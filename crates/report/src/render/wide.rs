@@ -86,6 +86,11 @@ fn heading(table: &Table) -> Vec<Column> {
     for (name, value) in texts.into_iter().filter(|(name, _)| !in_use(name)) {
         columns.push(Column::new(name.into(), vec![value; height]));
     }
+    if !table.settings.is_empty() {
+        let settings: Vec<String> =
+            table.settings.iter().map(|setting| format!("{}={}", setting.key, setting.value)).collect();
+        columns.push(Column::new("settings".into(), vec![joined(&settings); height]));
+    }
     for (name, count) in counts {
         columns.push(Column::new(name.into(), vec![count as u64; height]));
     }

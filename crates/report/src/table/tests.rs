@@ -57,7 +57,10 @@ fn one_attack_has_no_average() {
 
 #[test]
 fn the_best_is_the_highest_accuracy_and_the_lowest_success_rate_of_the_defenses() {
-    let table = made(&grid());
+    let mut rows = grid();
+    let fp = rows.iter_mut().find(|row| row.state == RowState::Missing).unwrap();
+    *fp = done("badnets", "fp", 0, &[("acc", 0.9), ("asr", 0.5), ("der", 0.7)]);
+    let table = made(&rows);
     assert!(entry(&table, "badnets", "ft", "acc").best);
     assert!(entry(&table, "badnets", "tsbd", "asr").best);
     assert!(entry(&table, "badnets", "tsbd", "der").best);
@@ -85,6 +88,16 @@ fn a_defense_without_rivals_is_not_the_best() {
     let [undefended, ft] = alone;
     let rival_missing = [undefended, ft, missing("badnets", "fp", 0)];
     assert!(!entry(&made(&rival_missing), "badnets", "ft", "acc").best);
+}
+
+#[test]
+fn nothing_is_the_best_while_a_rival_is_missing_or_failed() {
+    let table = made(&grid());
+    for (attack, defense) in [("badnets", "ft"), ("badnets", "tsbd"), ("blended", "ft"), ("blended", "fp")] {
+        for metric in ["acc", "asr", "der"] {
+            assert!(!entry(&table, attack, defense, metric).best, "{attack}, {defense}, {metric}");
+        }
+    }
 }
 
 #[test]
@@ -118,7 +131,8 @@ fn a_mean_over_part_of_the_seeds_neither_wins_nor_enters_the_average() {
     let partial = entry(&table, "badnets", "ft", "acc");
     assert_eq!(partial.value, Value::Measured { mean: 99.0, deviation: None, seeds: 1, of: 2 });
     assert!(!partial.best);
-    assert!(entry(&table, "badnets", "fp", "acc").best);
+    // What is done will not win once the other seed of its rival is.
+    assert!(!entry(&table, "badnets", "fp", "acc").best && !entry(&table, "badnets", "tsbd", "acc").best);
     assert_eq!(entry(&table, "average", "ft", "acc").value, Value::Missing);
 }
 
