@@ -22,6 +22,7 @@ pub mod numpy_random;
 mod official;
 mod pictures;
 pub mod python_random;
+mod resident;
 pub mod resize;
 mod root;
 

@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use tsbd_nn::{Batch, BatchSource, RandomStream, Streams};
 
+use crate::resident::resident;
 use crate::{CHANNELS, Dataset, Error, ImageSource, Normalization, normalization::LevelTable};
 
 /// Random changes of training images that keep their class.
@@ -99,7 +100,6 @@ impl Loader {
     /// The batches of epoch `epoch`, as an iterator of its own: for whoever draws from a second loader step by step.
     pub fn into_epoch(self, epoch: usize) -> impl Iterator<Item = tsbd_nn::Result<Batch>> + 'static {
         let order = if self.batch_size == 0 { vec![] } else { self.order(epoch) };
-        let mut uploaded = None;
         let table = self.normalization.table();
         let mut random = self.stream("augment", epoch);
         let refused = (self.batch_size == 0).then(|| {
@@ -117,12 +117,8 @@ impl Loader {
             if self.device.is_cpu() {
                 return self.batch(indices, &table, &placements);
             }
-            // A GPU cuts out its batches itself; the pixels travel once an epoch, as they are.
-            let pixels = match &uploaded {
-                Some(pixels) => pixels,
-                None => uploaded.insert(self.upload(&order)?),
-            };
-            self.cut_out(pixels, begin, indices, &table, &placements)
+            // A GPU cuts out its batches itself.
+            self.cut_out(&resident(&self.source, &self.device)?, indices, &table, &placements)
         });
         refused.into_iter().chain(batches)
     }
@@ -160,24 +156,16 @@ impl Loader {
         self.labelled(images, indices)
     }
 
-    /// The pixels of the images in `order`, on the device.
-    fn upload(&self, order: &[u32]) -> tsbd_nn::Result<Tensor> {
-        let pixels = order.iter().flat_map(|&index| self.source.image(index as usize)).copied().collect();
-        Ok(tsbd_tensor::upload(pixels, [order.len(), self.source.height(), self.source.width()], &self.device)?)
-    }
-
-    /// [`Self::batch`] from pixels that were uploaded in the order of the epoch; the batch's are those from `begin` on.
+    /// [`Self::batch`] from all pixels of the source, wherever they are.
     fn cut_out(
         &self,
         pixels: &Tensor,
-        begin: usize,
         indices: &[u32],
         table: &LevelTable,
         placements: &[Placement],
     ) -> tsbd_nn::Result<Batch> {
-        let uploaded: Vec<u32> = (begin..begin + indices.len()).map(|position| position as u32).collect();
         let placements: Vec<tsbd_tensor::Placement> = placements.iter().map(|&placement| placement.into()).collect();
-        self.labelled(tsbd_tensor::augment(pixels, &uploaded, &placements, table)?, indices)
+        self.labelled(tsbd_tensor::augment(pixels, indices, &placements, table)?, indices)
     }
 
     fn labelled(&self, images: Tensor, indices: &[u32]) -> tsbd_nn::Result<Batch> {
