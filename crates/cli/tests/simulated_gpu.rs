@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use common::{assert_contains, experiment, stderr, stdout, tsbd};
 use serde_json::Value;
 
-/// As small as can be: the simulated GPU does a thousandth of what a CPU does.
+/// As small and as short as can be: the simulated GPU does a thousandth of what a CPU does.
 const SMALL: &str = r#"
 profile = "smoke"
 
@@ -26,25 +26,6 @@ width = 4
 [training]
 epochs = 1
 
-[defense]
-clean_ratio = 0.5
-batch_size = 32
-"#;
-
-const REPAIRS: &str = r#"
-[grid]
-attack = ["badnets"]
-defense = ["none", "ft", "i-bau"]
-
-[defenses.ft]
-epochs = 1
-
-[defenses.i-bau]
-rounds = 1
-iterations = 2
-"#;
-
-const ATTACKS: &str = r#"
 [attacks.ssba]
 encoder_epochs = 1
 encoder_width = 4
@@ -67,12 +48,10 @@ epochs = 1
 epochs = 2
 mask_epochs = 1
 
-[grid]
-attack = ["none", "badnets", "blended", "input-aware", "lf", "sig", "ssba", "trojan", "wanet"]
-defense = ["none"]
-"#;
+[defense]
+clean_ratio = 0.5
+batch_size = 32
 
-const DEFENSES: &str = r#"
 [defenses.ft]
 epochs = 1
 
@@ -106,22 +85,24 @@ unlearning_epochs = 1
 fine_tuning_passes = 1
 
 [grid]
+"#;
+
+const REPAIRS: &str = r#"
+attack = ["badnets"]
+defense = ["none", "ft", "i-bau"]
+"#;
+
+const ATTACKS: &str = r#"
+attack = ["none", "badnets", "blended", "input-aware", "lf", "sig", "ssba", "trojan", "wanet"]
+defense = ["none"]
+"#;
+
+const DEFENSES: &str = r#"
 attack = ["badnets"]
 defense = ["ft", "fp", "nad", "nc", "anp", "clp", "i-bau", "rnp", "ft-sam", "tsbd"]
 "#;
 
 const MEASUREMENTS: &str = r#"
-[defenses.anp]
-iterations = 4
-
-[defenses.rnp]
-unlearning_epochs = 1
-recovering_epochs = 1
-
-[defenses.tsbd]
-unlearning_epochs = 1
-
-[grid]
 attack = ["badnets"]
 measure = ["nwc", "activeness", "tac", "coverage", "activations"]
 "#;
@@ -176,9 +157,9 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(parts: &[&str]) -> Self {
+    fn new(grid: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let file = experiment(folder.path(), "small.toml", &parts.concat());
+        let file = experiment(folder.path(), "small.toml", &format!("{SMALL}{grid}"));
         Self { folder, file }
     }
 
@@ -202,7 +183,7 @@ const EXACT: [(&str, &str); 2] = [("TSBD_CONV", "exact"), ("TSBD_SIMD", "portabl
 #[test]
 fn trainings_and_repairs_are_those_of_the_cpu_but_for_rounding() {
     let Some(simulator) = simulator() else { return };
-    let bench = Bench::new(&[SMALL, REPAIRS]);
+    let bench = Bench::new(REPAIRS);
     let run = |device: &str| {
         assert_done(&bench.run(simulator, &EXACT, &[device], device));
         let mut records = records(&bench.results(device));
@@ -234,7 +215,7 @@ fn trainings_and_repairs_are_those_of_the_cpu_but_for_rounding() {
 fn every_attack_trains_and_every_measurement_measures() {
     let Some(simulator) = simulator() else { return };
     for grid in [ATTACKS, MEASUREMENTS] {
-        let bench = Bench::new(&[SMALL, grid]);
+        let bench = Bench::new(grid);
         assert_done(&bench.run(simulator, &[], &["cuda", "--cells-per-gpu", "2"], "results"));
     }
 }
@@ -242,7 +223,7 @@ fn every_attack_trains_and_every_measurement_measures() {
 #[test]
 fn every_defense_repairs_on_two_gpus_and_goes_on_with_the_same_bits_after_it_was_stopped() {
     let Some(simulator) = simulator() else { return };
-    let bench = Bench::new(&[SMALL, DEFENSES]);
+    let bench = Bench::new(DEFENSES);
     let two = [("TSBD_SIMULATED_GPUS", "2")];
     assert_done(&bench.run(simulator, &two, &["cuda"], "whole"));
     let digests = |results: &str| {
@@ -277,8 +258,7 @@ fn every_defense_repairs_on_two_gpus_and_goes_on_with_the_same_bits_after_it_was
 #[test]
 fn a_gpu_without_enough_memory_ends_the_cell_with_a_way_out() {
     let Some(simulator) = simulator() else { return };
-    let output =
-        Bench::new(&[SMALL, REPAIRS]).run(simulator, &[("TSBD_SIMULATED_MEMORY", "1000000")], &["cuda"], "results");
+    let output = Bench::new(REPAIRS).run(simulator, &[("TSBD_SIMULATED_MEMORY", "1000000")], &["cuda"], "results");
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert_contains(
         &stderr(&output),
@@ -289,7 +269,7 @@ fn a_gpu_without_enough_memory_ends_the_cell_with_a_way_out() {
 #[test]
 fn a_gpu_that_is_not_there_is_refused_with_what_there_is() {
     let Some(simulator) = simulator() else { return };
-    let bench = Bench::new(&[SMALL, REPAIRS]);
+    let bench = Bench::new(REPAIRS);
     for (devices, reason) in [("cuda:2", "the driver sees 2 of them"), ("cuda:0,cuda:0", "it is named twice")] {
         let output = bench.run(simulator, &[("TSBD_SIMULATED_GPUS", "2")], &[devices], "results");
         assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
