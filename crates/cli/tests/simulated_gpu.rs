@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use common::{assert_contains, experiment, stderr, stdout, tsbd};
 use serde_json::Value;
 
-/// As small and as short as can be: the simulated GPU does a thousandth of what a CPU does.
+/// As small and as short as can be: the simulated GPU is slow.
 const SMALL: &str = r#"
 profile = "smoke"
 

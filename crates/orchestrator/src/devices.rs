@@ -127,13 +127,10 @@ impl Places {
 
     /// How many cells may be at work now, those that are included.
     pub fn capacity(&mut self, occupants: &[Occupant], now: Instant) -> usize {
-        let Devices::Gpus { gpus, cells } = &self.devices else {
-            let Devices::Cpu { workers } = self.devices else { return 1 };
-            return workers.max(1);
-        };
-        match *cells {
-            CellsPerGpu::Exactly(cells) => gpus.len() * cells.max(1),
-            CellsPerGpu::Auto => {
+        match &self.devices {
+            Devices::Cpu { workers } => (*workers).max(1),
+            Devices::Gpus { gpus, cells: CellsPerGpu::Exactly(cells) } => gpus.len() * (*cells).max(1),
+            Devices::Gpus { cells: CellsPerGpu::Auto, .. } => {
                 self.watch(occupants, now);
                 occupants.len() + (0..self.watched.len()).filter(|&gpu| self.admits(gpu, occupants, now)).count()
             }

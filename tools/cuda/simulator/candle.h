@@ -118,12 +118,10 @@ template <typename T> void copy2d(void **p) {
 
 template <typename T, typename I> void index_select(void **p) {
     const size_t count = parameter<size_t>(p, 0);
-    const Layout ids_layout = layout(p);
     const I *ids = parameter<const I *>(p, 3);
     const T *x = parameter<const T *>(p, 4);
     T *y = parameter<T *>(p, 5);
     const size_t source = parameter<size_t>(p, 7), chosen = parameter<size_t>(p, 8), right = parameter<size_t>(p, 9);
-    (void)ids_layout;
     for (size_t i = 0; i < count; i++)
         y[i] = x[(i / (chosen * right) * source + ids[i / right % chosen]) * right + i % right];
 }
