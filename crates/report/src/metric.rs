@@ -23,8 +23,12 @@ pub struct Metric {
 }
 
 impl Metric {
-    /// The metric of this name. A name that is not known here is shown as it is, without a best value.
+    /// The metric of this name. A name that is not known here is shown in words, without a best value; a measurement's stands
+    /// under the measurement's name and needs not repeat it.
     pub fn named(name: &str) -> Self {
+        let in_words = name.replace('_', " ");
+        let own =
+            ["activeness ", "activation ", "coverage "].into_iter().find_map(|measure| in_words.strip_prefix(measure));
         let (title, better) = match name {
             "acc" => ("ACC", Some(Better::Higher)),
             "asr" => ("ASR", Some(Better::Lower)),
@@ -32,7 +36,7 @@ impl Metric {
             "der" => ("DER", Some(Better::Higher)),
             "acc_before" => ("ACC before", None),
             "asr_before" => ("ASR before", None),
-            other => (other, None),
+            _ => (own.unwrap_or(&in_words), None),
         };
         Self { name: name.to_owned(), title: title.to_owned(), better }
     }
@@ -61,6 +65,13 @@ mod tests {
         assert!(der.is_defined(&missing("badnets", "ft", 0)));
         assert!(!der.is_defined(&missing("badnets", "none", 0)));
         assert!(!der.is_defined(&missing("none", "ft", 0)));
+    }
+
+    #[test]
+    fn a_metric_without_a_title_is_shown_in_words() {
+        let titles = ["slope", "coverage_anp_at_0.05", "activeness_median_clean", "acc_first_epoch"];
+        let titles = titles.map(|name| Metric::named(name).title);
+        assert_eq!(titles, ["slope", "anp at 0.05", "median clean", "acc first epoch"]);
     }
 
     #[test]
