@@ -218,7 +218,14 @@ fn coverage(chart: &mut Chart, measured: &[&NeuronRows], asked: &[&ResultRow], t
         let (x, y) = (linear("neuron ratio"), Axis { label, scale: Scale::Within(0.0, 1.0) });
         chart.panels.push(Panel { title: place, x, y, marks, remarks: Vec::new() });
     }
-    chart.notes = vec!["By chance the coverage is the neuron ratio. Layers that every method scores; neurons with equal scores share places.".to_owned()];
+    let rankings: BTreeSet<&str> = measured.iter().filter_map(|cell| cell.row.facts.get("ranking")?.as_str()).collect();
+    let ranked = match rankings.into_iter().collect::<Vec<_>>()[..] {
+        ["layer"] => "Neurons are ranked within their layer",
+        ["network"] => "Neurons of all layers are ranked together",
+        _ => "Neurons of layers that every method scores",
+    };
+    chart.notes =
+        vec![format!("By chance the coverage is the neuron ratio. {ranked}; those with equal scores share places.")];
     let marks = || chart.panels.iter().flat_map(|panel| &panel.marks);
     let points = || marks().flat_map(|mark| if let Mark::Line { points, .. } = mark { &points[..] } else { &[] });
     let spread = points().any(|point| point.y.spread.is_some());

@@ -20,7 +20,7 @@ pub static COVERAGE: MeasurementEntry = MeasurementEntry {
     title: "Coverage",
     paper: "Lin et al., NeurIPS 2024, arXiv 2405.20291",
     summary: "the share of the neurons a method takes first that are among as many with the largest TAC",
-    revision: 1,
+    revision: 2,
     scalars: &[Scalar {
         name: "coverage_*",
         meaning: "`coverage_<method>_at_<ratio>`: coverage ratio of a method at a neuron ratio, from 0 to 1; \
@@ -39,6 +39,17 @@ const FP: &str = "fp";
 /// Scored here: neurons whose weights move most in clean unlearning first, as TSBD selects.
 const NWC: &str = "nwc";
 
+/// Among which neurons a method's choice, and that of TAC, is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ranking {
+    /// The ratio is taken of every layer. TAC is larger the more positions a map has, and weight changes the closer a layer is
+    /// to the end: neurons of different layers do not compare.
+    Layer,
+    /// The ratio is taken of all neurons together.
+    Network,
+}
+
 /// Parameters of `coverage`. Clean images and unlearning are said by `[defense]` and `[defenses.tsbd]`, what other
 /// defenses do by their own tables.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -51,7 +62,9 @@ pub struct Parameters {
     pub neuron_ratios: Vec<f64>,
     /// The form of TAC: `backdoor-bench` or `clp`.
     pub tac: TacForm,
-    /// The convolutions whose neurons are ranked together; none given: all in which every method has scores.
+    /// Whether neurons are ranked within their `layer`, or in the `network`.
+    pub ranking: Ranking,
+    /// The convolutions whose neurons are ranked; none given: all in which every method has scores.
     pub layers: Vec<String>,
     /// Pairs of a test image and its triggered version, as for `tac`.
     pub images: usize,
@@ -61,8 +74,9 @@ impl Default for Parameters {
     fn default() -> Parameters {
         Parameters {
             methods: [FP, "clp", "anp", "rnp", NWC].map(str::to_owned).to_vec(),
-            neuron_ratios: vec![0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 0.9],
+            neuron_ratios: vec![0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 0.9],
             tac: TacForm::BackdoorBench,
+            ranking: Ranking::Layer,
             layers: Vec::new(),
             images: 5000,
         }
@@ -142,14 +156,21 @@ impl Measurement for Coverage {
                 "take it out of `layers`, or the method out of `methods`",
             )
         })?;
-        let count = compared.iter().map(|layer| layer.filters).sum::<usize>();
+        let filters = compared.iter().map(|layer| layer.filters);
+        let count = match self.parameters.ranking {
+            Ranking::Layer => filters.max().unwrap_or(0),
+            Ranking::Network => filters.sum(),
+        };
         let none = |ratio: &&f64| (count as f64 * **ratio) as usize == 0;
         match self.parameters.neuron_ratios.iter().find(none) {
             None => Ok(()),
             Some(ratio) => Err(ParameterError::new(
                 "neuron_ratios",
                 *ratio,
-                format!("selects none of the {count} neurons that are compared"),
+                match self.parameters.ranking {
+                    Ranking::Layer => format!("selects none of the {count} neurons of the widest layer"),
+                    Ranking::Network => format!("selects none of the {count} neurons that are compared"),
+                },
                 format!("give at least {}", 1.0 / count.max(1) as f64),
             )),
         }
@@ -175,17 +196,15 @@ impl Measurement for Coverage {
             layers.iter().filter_map(|layer| Some(((*layer).to_owned(), vector.layer(layer)?.to_vec()))).collect()
         };
         let tac = within(&NeuronVector::of_all(&neurons, tac.form(*form)));
-        let reference: Vec<f64> = tac.values().collect();
         let mut measured = Measured::default();
         for (method, vector) in &scores {
             let vector = within(vector);
-            let values: Vec<f64> = vector.values().collect();
             let mut sum = 0.0;
             for ratio in neuron_ratios {
                 // A mean over fewer ratios would not be comparable.
-                let covered = coverage(&values, &reference, *ratio).ok_or_else(|| Error::Mismatch {
+                let covered = self.covered(&vector, &tac, *ratio).ok_or_else(|| Error::Mismatch {
                     name: "neuron_ratios".to_owned(),
-                    reason: format!("{ratio} selects none of {} neurons", values.len()),
+                    reason: format!("{ratio} selects no neuron"),
                 })?;
                 sum += covered;
                 measured = measured.with_scalar(format!("coverage_{method}_at_{ratio}"), Some(covered));
@@ -194,11 +213,13 @@ impl Measurement for Coverage {
                 .with_scalar(format!("coverage_{method}"), Some(sum / neuron_ratios.len() as f64))
                 .with_vector(format!("score_{method}"), vector);
         }
+        let compared = tac.values().count();
         Ok(measured
             .with_vector(form.vector(), tac)
             .with_fact("tac", json!(form))
+            .with_fact("ranking", json!(self.parameters.ranking))
             .with_fact("layers", layers)
-            .with_fact("neurons", reference.len())
+            .with_fact("neurons", compared)
             .with_fact("images", count))
     }
 }
@@ -229,6 +250,22 @@ impl Coverage {
                 scores.ok_or_else(|| Error::NoScores { method: defense.to_owned() })?.by_convolution(neurons)
             }
         }
+    }
+
+    /// Of the neurons that `scores` takes at this ratio the share that `tac` takes too; nothing if none is taken.
+    fn covered(&self, scores: &NeuronVector, tac: &NeuronVector, ratio: f64) -> Option<f64> {
+        if self.parameters.ranking == Ranking::Network {
+            let [scores, tac] = [scores, tac].map(|vector| vector.values().collect::<Vec<_>>());
+            return coverage(&scores, &tac, ratio);
+        }
+        let (mut covered, mut taken) = (0.0, 0.0);
+        for (layer, values) in scores.layers() {
+            // A layer so narrow that the ratio selects none of it says nothing.
+            let Some(share) = coverage(values, tac.layer(layer)?, ratio) else { continue };
+            let count = (values.len() as f64 * ratio).floor();
+            (covered, taken) = (covered + share * count, taken + count);
+        }
+        (taken > 0.0).then(|| covered / taken)
     }
 
     /// The layers that are compared, in the network's order; `without` names a method that has no scores for a layer. Of those
@@ -280,6 +317,25 @@ mod tests {
             (json!(["conv1", "conv2"]), json!(16))
         );
         assert!(found.vectors.contains_key("tac_clp") && !found.vectors.contains_key("tac_backdoorbench"));
+    }
+
+    #[test]
+    fn within_layers_a_method_is_not_judged_by_which_layer_it_prefers() {
+        let tac = measured(&super::super::tac::TAC, json!({})).vectors["tac_clp"].clone();
+        // The order of TAC within each layer, and one layer before the other.
+        let covered = |ranking: &str, factors: [f64; 2]| {
+            let scaled = tac
+                .layers()
+                .zip(factors)
+                .map(|((name, values), factor)| (name.to_owned(), values.iter().map(|value| value * factor).collect()));
+            let own = json!({"methods": ["anp"], "tac": "clp", "neuron_ratios": [0.25], "ranking": ranking});
+            let found = with_scores(own, [("anp".to_owned(), scaled.collect::<NeuronVector>())].into()).unwrap();
+            assert_eq!(found.facts["ranking"], ranking);
+            found.scalars["coverage_anp"]
+        };
+        let orders = [[1e9, 1.0], [1.0, 1e9]];
+        assert_eq!(orders.map(|factors| covered("layer", factors)), [1.0, 1.0]);
+        assert!(orders.iter().any(|factors| covered("network", *factors) < 1.0));
     }
 
     #[test]

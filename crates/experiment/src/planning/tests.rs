@@ -727,9 +727,12 @@ fn a_layer_that_a_compared_defense_does_not_score_and_a_ratio_that_selects_no_ne
 
     let none = ("measures.coverage.neuron_ratios", "[0.5, 0.0045]");
     // Of all 244 neurons it selects one, of the 212 that CLP scores none.
-    planned(&coverage, &[none]);
-    let diagnostics = refused(&coverage, &[both, none]);
+    let together = ("measures.coverage.ranking", "network");
+    planned(&coverage, &[together, none]);
+    let diagnostics = refused(&coverage, &[together, both, none]);
     let (_, key, _, reason, hint) = only(&diagnostics);
     assert_eq!((key, reason), ("measures.coverage.neuron_ratios", "selects none of the 212 neurons that are compared"));
     assert_eq!(hint, format!("give at least {}", 1.0 / 212.0));
+    let diagnostics = refused(&coverage, &[none]);
+    assert_eq!(only(&diagnostics).3, "selects none of the 32 neurons of the widest layer");
 }
