@@ -14,7 +14,8 @@ usage: tools/bench_gpu.sh [FLAGS]
   --width N         width of PreAct-ResNet18 (64)
   --batches "N ..." images per step ("128 512")
   --device NAME     cuda or cuda:N, for tsbd (cuda); CUDA_VISIBLE_DEVICES chooses for both
-  --only TEXT       only the PyTorch variants whose name contains this (f32, tf32, bf16, compiled, free)
+  --only TEXT       only the variants whose name contains this (tsbd, f32, tf32, bf16, compiled, free);
+                    without tsbd's there are no ratios
   --out FILE        where the JSON lines go (bench-gpu.jsonl)
 
 environment
@@ -22,7 +23,8 @@ environment
   TSBD_PYTHON       a Python with PyTorch (python3); without PyTorch, only tsbd is measured
 
 It begins with `tsbd selftest --device cuda` and stops if an operation is wrong: what computes wrong numbers has no speed.
-The ratio of a line is PyTorch's images per second in tsbd's own: above 1, tsbd is slower than that variant.
+The ratio of a line is PyTorch's images per second in those of tsbd in the same precision: above 1, tsbd is slower than that
+variant.
 TEXT
 }
 
@@ -77,7 +79,10 @@ run() {
 
 sizes=(--steps "$steps" --warmup "$warmup" --width "$width")
 for batch in $batches; do
-  run 'tsbd f32' "$tsbd" bench train --device "$device" "${sizes[@]}" --batch "$batch" --json
+  for precision in f32 tf32 bf16; do
+    [[ "tsbd $precision" == *"$only"* ]] || continue
+    run "tsbd $precision" "$tsbd" bench train --device "$device" --precision "$precision" "${sizes[@]}" --batch "$batch" --json
+  done
   "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || continue
   for precision in f32 tf32 bf16; do
     for variant in eager compiled 'eager free'; do
@@ -98,14 +103,14 @@ import sys
 runs = [json.loads(line) for line in open(sys.argv[1])]
 for batch in sorted({run["batch"] for run in runs}):
     of = [run for run in runs if run["batch"] == batch]
-    own = next((run["images_per_second"] for run in of if run["variant"].startswith("tsbd")), None)
+    own = {run["precision"]: run["images_per_second"] for run in of if run["variant"].startswith("tsbd")}
     print(f"\nbatch {batch}{'':18}  images/s  ms a step  GPU MB  x tsbd")
     for run in of:
         if "failed" in run:
             print(f"{run['variant']:28}  {run['failed']}")
             continue
         speed, memory = run["images_per_second"], run.get("peak_gpu_memory_mb")
-        ratio = f"{speed / own:6.2f}" if own else ""
+        ratio = f"{speed / own[run['precision']]:6.2f}" if run["precision"] in own else ""
         memory = f"{memory:6.0f}" if memory else "     -"
         print(f"{run['variant']:28}  {speed:8.0f}  {run['milliseconds_per_step']:9.2f}  {memory}  {ratio}")
 PYTHON

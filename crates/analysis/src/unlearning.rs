@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use tsbd_attack::DatasetFacts;
 use tsbd_data::{ImageSource, Loader};
 use tsbd_nn::{
-    Batch, BatchSource, Checkpoint, CrossEntropyStep, EpochReport, LossOptions, Mode, Model, Outcome, Schedule,
-    SgdConfig, StepReport, StepRule, TrainingConfig, TrainingObserver, describe_run, train_with,
+    Batch, BatchSource, Checkpoint, CrossEntropyStep, EpochReport, LossOptions, Mode, Model, Outcome, Precision,
+    Schedule, SgdConfig, StepReport, StepRule, TrainingConfig, TrainingObserver, describe_run, train_with,
 };
 
 use crate::context::{Context, Observer};
@@ -175,7 +175,7 @@ impl Unlearning {
 
     fn config(&self, epochs: usize) -> TrainingConfig {
         let sgd = SgdConfig { learning_rate: self.learning_rate, momentum: self.momentum, weight_decay: 0.0 };
-        TrainingConfig { epochs, sgd, schedule: Schedule::Constant }
+        TrainingConfig { epochs, sgd, schedule: Schedule::Constant, precision: Precision::F32 }
     }
 
     fn ascend(

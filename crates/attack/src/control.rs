@@ -166,7 +166,7 @@ impl ScheduleChoice {
 #[cfg(test)]
 mod tests {
     use tsbd_data::{ImageSource, Images, Normalization};
-    use tsbd_nn::SgdConfig;
+    use tsbd_nn::{Precision, SgdConfig};
 
     use super::*;
     use crate::parameters::LabelRule;
@@ -197,7 +197,8 @@ mod tests {
     #[test]
     fn the_reference_schedule_is_constant_for_a_hundred_epochs_and_a_profiles_cosine_ends_with_the_model() {
         let sgd = SgdConfig { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.0 };
-        let profile = TrainingConfig { epochs: 10, sgd, schedule: Schedule::Cosine { t_max: 10 } };
+        let schedule = Schedule::Cosine { t_max: 10 };
+        let profile = TrainingConfig { epochs: 10, sgd, schedule, precision: Precision::F32 };
         let cosine = ScheduleChoice::Profile.configure(&profile, 16, 4);
         assert_eq!((cosine.epochs, cosine.schedule), (16, Schedule::Cosine { t_max: 12 }));
         let longer = TrainingConfig { schedule: Schedule::Cosine { t_max: 100 }, ..profile.clone() };

@@ -212,6 +212,27 @@ fn trainings_and_repairs_are_those_of_the_cpu_but_for_rounding() {
 }
 
 #[test]
+fn training_in_tf32_and_in_bf16_rounds_as_much_as_they_may() {
+    let Some(simulator) = simulator() else { return };
+    let bench = Bench::new(
+        "attack = [\"badnets\"]\ndefense = [\"none\"]\n\"training.precision\" = [\"f32\", \"tf32\", \"bf16\"]\n",
+    );
+    assert_done(&bench.run(simulator, &EXACT, &["cuda"], "results"));
+    let records = records(&bench.results("results"));
+    assert_eq!(records.len(), 3);
+    let loss = |precision: Option<&str>| {
+        let is = |record: &&Value| record["cell"]["training"].get("precision").and_then(Value::as_str) == precision;
+        let record = records.iter().find(is).unwrap();
+        record["trace"][0]["metrics"]["mean_loss"].as_f64().unwrap()
+    };
+    let full = loss(None);
+    let moved = [loss(Some("tf32")), loss(Some("bf16"))].map(|loss| (loss - full).abs() / full);
+    // An epoch of an untrained network, in which rounding decides what some ReLUs pass.
+    let [tf32, bf16] = moved;
+    assert!(0. < tf32 && tf32 < 0.01 && 0. < bf16 && bf16 < 0.03, "moved by {moved:?} from {full}");
+}
+
+#[test]
 fn every_attack_trains_and_every_measurement_measures() {
     let Some(simulator) = simulator() else { return };
     for grid in [ATTACKS, MEASUREMENTS] {

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tsbd_attack::parameters::{join, read};
 use tsbd_attack::{DatasetFacts, ParameterError};
 use tsbd_nn::{
-    Architecture, Batch, CrossEntropyStep, Mode, Model, Schedule, SgdConfig, Statistics, Step, StepRule,
+    Architecture, Batch, CrossEntropyStep, Mode, Model, Precision, Schedule, SgdConfig, Statistics, Step, StepRule,
     TrainingConfig, count_correct,
 };
 use tsbd_tensor::{CrossEntropy, Var};
@@ -190,6 +190,7 @@ impl Defense for Nad {
                 epochs,
                 sgd: SgdConfig { learning_rate, momentum, weight_decay },
                 schedule: Schedule::Constant,
+                precision: Precision::F32,
             },
         };
         let distillation_seconds = stage.train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;

@@ -20,7 +20,7 @@ use tsbd_attack::parameters::{join, read};
 use tsbd_attack::{DatasetFacts, ParameterError};
 use tsbd_data::{ImageSource, Subset};
 use tsbd_nn::{
-    Architecture, Batch, CrossEntropyStep, LossOptions, Mode, Model, Schedule, SgdConfig, Step, StepRule,
+    Architecture, Batch, CrossEntropyStep, LossOptions, Mode, Model, Precision, Schedule, SgdConfig, Step, StepRule,
     TrainingConfig,
 };
 use tsbd_tensor::Sgd;
@@ -213,6 +213,7 @@ impl Rnp {
                     weight_decay: parameters.unlearning_weight_decay,
                 },
                 schedule: Schedule::MultiStep { milestones: parameters.unlearning_milestones.clone(), gamma: 0.1 },
+                precision: Precision::F32,
             },
         };
         let mut rule = Ascent {

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use tsbd_attack::{DatasetFacts, ParameterError};
 use tsbd_data::{ImageSource, Loader, Order};
 use tsbd_nn::{
-    BatchSource, Checkpoint, EpochReport, Model, Outcome, Schedule, SgdConfig, StepReport, StepRule, TrainingConfig,
-    TrainingObserver, describe_run, train_with,
+    BatchSource, Checkpoint, EpochReport, Model, Outcome, Precision, Schedule, SgdConfig, StepReport, StepRule,
+    TrainingConfig, TrainingObserver, describe_run, train_with,
 };
 use tsbd_tensor::{DType, Tensor};
 
@@ -212,6 +212,7 @@ impl FineTuning {
             None | Some(FineTuningSchedule::Cosine) => Schedule::Cosine { t_max: cosine_period },
             Some(FineTuningSchedule::Plateau) => Schedule::plateau(),
         };
-        Stage { name: "fine-tuning", rate_parameter: "learning_rate", config: TrainingConfig { epochs, sgd, schedule } }
+        let config = TrainingConfig { epochs, sgd, schedule, precision: Precision::F32 };
+        Stage { name: "fine-tuning", rate_parameter: "learning_rate", config }
     }
 }

@@ -245,7 +245,7 @@ pub(crate) mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::parameters::{Augmentation, Schedule};
+    use crate::parameters::{Augmentation, Precision, Schedule};
 
     pub(crate) fn train_cell(attack: &str, seed: u64) -> Cell {
         Cell {
@@ -270,6 +270,7 @@ pub(crate) mod tests {
                 weight_decay: 5e-4,
                 schedule: Schedule::Cosine { t_max: 3 },
                 augmentation: Augmentation::Standard,
+                precision: Precision::F32,
             }),
             attack: MethodParameters::new(
                 attack,

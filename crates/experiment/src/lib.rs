@@ -32,7 +32,7 @@ pub mod store;
 pub use cell::{Cell, CellKey, CellKind};
 pub use diagnostic::{Diagnostic, Place, Refusal, SourceText};
 pub use parameters::{
-    Augmentation, DatasetParameters, MethodParameters, ModelParameters, Schedule, TrainingParameters,
+    Augmentation, DatasetParameters, MethodParameters, ModelParameters, Precision, Schedule, TrainingParameters,
 };
 pub use plan::{Experiment, FigureSpec, GridPoint, Plan, TableSpec, outstanding};
 pub use planning::{ExperimentSource, ImagesFrom, Request, SlurmParameters, plan};

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use tsbd_data::DatasetParameters;
+pub use tsbd_nn::Precision;
 
 /// Which network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +44,9 @@ pub struct TrainingParameters {
     pub schedule: Schedule,
     /// What is done to an image each time it is shown.
     pub augmentation: Augmentation,
+    /// How far the steps round. What rounds nothing is not in the key.
+    #[serde(default, skip_serializing_if = "Precision::is_full")]
+    pub precision: Precision,
 }
 
 impl TrainingParameters {

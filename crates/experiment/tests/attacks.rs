@@ -10,7 +10,7 @@ use tsbd_attack::{
 };
 use tsbd_data::{DataRoot, Dataset, DatasetParameters, ImageSource};
 use tsbd_experiment::ATTACKS;
-use tsbd_nn::{Batch, Model, Schedule, SgdConfig, Streams, TrainingConfig};
+use tsbd_nn::{Batch, Model, Precision, Schedule, SgdConfig, Streams, TrainingConfig};
 use tsbd_tensor::Device;
 
 /// What makes an attack that trains or searches first quick. An attack without a line here runs with its defaults.
@@ -87,7 +87,8 @@ fn images(poisoner: &Poisoner) -> Option<&PoisonedImages> {
 fn begun(poisoner: &Poisoner) -> Option<Box<dyn ControlledTraining>> {
     let TrainingSource::Controlled(control) = &poisoner.train else { return None };
     let sgd = SgdConfig { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.0 };
-    let config = TrainingConfig { epochs: 2, sgd, schedule: Schedule::Cosine { t_max: 2 } };
+    let schedule = Schedule::Cosine { t_max: 2 };
+    let config = TrainingConfig { epochs: 2, sgd, schedule, precision: Precision::F32 };
     let plan = TrainingPlan { config, batch_size: 40, augment: true, device: Device::Cpu };
     Some(control.begin(&plan).unwrap())
 }

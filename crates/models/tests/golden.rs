@@ -5,7 +5,7 @@ mod formula;
 use formula::{batch, compare, error, golden, network, numbers, tensors};
 use tsbd_models::preact_resnet18;
 use tsbd_nn::{
-    Batch, BatchSource, IgnoreProgress, LossOptions, Mode, Model, Schedule, SgdConfig, TrainingConfig, train,
+    Batch, BatchSource, IgnoreProgress, LossOptions, Mode, Model, Precision, Schedule, SgdConfig, TrainingConfig, train,
 };
 use tsbd_tensor::DType;
 
@@ -55,6 +55,7 @@ fn four_epochs_of_momentum_decay_and_cosine_end_where_pytorchs_do() {
             epochs: 4,
             sgd: SgdConfig { learning_rate: 0.05, momentum: 0.9, weight_decay: 5e-4 },
             schedule: Schedule::Cosine { t_max: 5 },
+            precision: Precision::F32,
         };
         let summary = train(&mut model, &source, &config, None, &mut IgnoreProgress).unwrap();
         let rates: Vec<f64> = summary.history.iter().map(|epoch| epoch.learning_rate).collect();
@@ -140,6 +141,7 @@ fn a_training_step_has_the_same_bits_on_one_thread_and_on_two() {
                 epochs: 2,
                 sgd: SgdConfig { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4 },
                 schedule: Schedule::Constant,
+                precision: Precision::F32,
             };
             assert_eq!(source.images_per_epoch(), 8);
             train(&mut model, &source, &config, None, &mut IgnoreProgress).unwrap();

@@ -53,3 +53,4 @@ pub use training::{
     CrossEntropyStep, EpochReport, IgnoreProgress, Outcome, Preparation, StepReport, StepRule, TrainingConfig,
     TrainingObserver, TrainingSummary, describe_run, train, train_with,
 };
+pub use tsbd_tensor::Precision;

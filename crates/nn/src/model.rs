@@ -1,7 +1,9 @@
 //! A network with weights: its outputs and its gradients.
 
 use crate::pass::gradients_of;
-use crate::{Architecture, Batch, Mode, ParameterGradients, Pass, RandomStream, Result, StateDict, Statistics};
+use crate::{
+    Architecture, Batch, Mode, ParameterGradients, Pass, Precision, RandomStream, Result, StateDict, Statistics,
+};
 use indexmap::IndexMap;
 use std::sync::Arc;
 use tsbd_tensor::{CrossEntropy, DType, Device, Tape, Tensor, Var};
@@ -13,6 +15,8 @@ pub struct Model {
     pub architecture: Arc<dyn Architecture>,
     /// Its weights and running estimates.
     pub state: StateDict,
+    /// How far its passes round, except in [`Mode::Eval`]; [`crate::train_with`] sets it for as long as it trains.
+    pub precision: Precision,
 }
 
 /// What is minimised: `scale` times the mean cross-entropy.
@@ -55,13 +59,13 @@ impl Model {
     /// A network with PyTorch's default initialisation (in distribution), drawn from `stream`.
     pub fn new(architecture: Arc<dyn Architecture>, stream: &mut RandomStream) -> Result<Model> {
         let state = StateDict::initial(architecture.modules(), stream)?;
-        Ok(Model { architecture, state })
+        Ok(Model { architecture, state, precision: Precision::F32 })
     }
 
     /// A network with the weights of a safetensors file; see [`StateDict::load`].
     pub fn load(architecture: Arc<dyn Architecture>, path: impl AsRef<std::path::Path>) -> Result<Model> {
         let state = StateDict::load(path, architecture.modules())?;
-        Ok(Model { architecture, state })
+        Ok(Model { architecture, state, precision: Precision::F32 })
     }
 
     /// Writes the weights to a safetensors file; see [`StateDict::save`].
@@ -71,12 +75,13 @@ impl Model {
 
     /// The same network with its weights on another device.
     pub fn to_device(&self, device: &Device) -> Result<Model> {
-        Ok(Model { architecture: self.architecture.clone(), state: self.state.to_device(device)? })
+        let (architecture, state) = (self.architecture.clone(), self.state.to_device(device)?);
+        Ok(Model { architecture, state, precision: self.precision })
     }
 
     /// A forward pass through these weights, to be run with [`Pass::forward`].
     pub fn pass(&self, mode: Mode) -> Pass<'_> {
-        Pass::new(self.architecture.as_ref(), &self.state, mode)
+        Pass::new(self.architecture.as_ref(), &self.state, mode).rounding_to(self.precision)
     }
 
     /// The logits `[batch, classes]` of images `[batch, height, width, channel]`. Moves no running estimate.

@@ -1,11 +1,11 @@
 //! One way through a network: which weights, which mode, what is recorded.
 
 use crate::module::BATCH_NORM_EPSILON;
-use crate::{Architecture, Error, Layer, Network, ParameterGradients, Result, StateDict};
+use crate::{Architecture, Error, Layer, Network, ParameterGradients, Precision, Result, StateDict};
 use indexmap::IndexMap;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use tsbd_tensor::{BatchNorm, BatchStatistics, Conv2d, Gradients, Tape, Tensor, Var};
+use tsbd_tensor::{BatchNorm, BatchStatistics, Conv2d, DType, Gradients, Tape, Tensor, Var};
 
 /// What batch normalisation does in a forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,6 +44,7 @@ pub struct Pass<'a, N: ?Sized = dyn Architecture + 'a> {
     network: &'a N,
     state: &'a StateDict,
     mode: Mode,
+    precision: Precision,
     tape: Option<&'a Tape>,
     direction: Option<&'a ParameterGradients>,
     parameters: RefCell<IndexMap<String, Var>>,
@@ -59,6 +60,7 @@ impl<'a, N: Network + ?Sized> Pass<'a, N> {
             network,
             state,
             mode,
+            precision: Precision::F32,
             tape: None,
             direction: None,
             parameters: RefCell::default(),
@@ -70,6 +72,12 @@ impl<'a, N: Network + ?Sized> Pass<'a, N> {
     /// Records the pass on `tape`: every parameter becomes a leaf.
     pub fn on_tape(mut self, tape: &'a Tape) -> Pass<'a, N> {
         self.tape = Some(tape);
+        self
+    }
+
+    /// Lets the pass round, unless its mode is [`Mode::Eval`].
+    pub fn rounding_to(mut self, precision: Precision) -> Pass<'a, N> {
+        self.precision = if self.mode == Mode::Eval { Precision::F32 } else { precision };
         self
     }
 
@@ -127,7 +135,8 @@ impl<'a, N: Network + ?Sized> Pass<'a, N> {
         Ok(var)
     }
 
-    /// Offers an output under `name`: it is remembered when the name was asked for. For outputs of blocks.
+    /// Offers an output under `name`: it is remembered when the name was asked for. For outputs of blocks. In a pass that
+    /// rounds to `bf16` on a GPU, outputs are `bf16`.
     pub fn output(&self, name: &str, value: &Var) {
         if let Some(tap) = self.taps.borrow_mut().get_mut(name) {
             *tap = Some((value.clone(), self.statistics.borrow().len()));
@@ -147,16 +156,24 @@ impl<'a, N: Network + ?Sized> Pass<'a, N> {
         })
     }
 
-    fn convolution(&self, name: &str) -> Result<(Var, Option<Var>, Conv2d)> {
+    /// The parameter `name`, which `x` is multiplied by or added to: rounded if `x` is.
+    fn operand(&self, name: &str, x: &Var) -> Result<Var> {
+        let parameter = self.parameter(name)?;
+        let is_rounded = x.tensor().dtype() == DType::BF16;
+        if is_rounded { Ok(parameter.to_dtype(DType::BF16)?) } else { Ok(parameter) }
+    }
+
+    fn convolution(&self, name: &str, x: &Var) -> Result<(Var, Option<Var>, Conv2d)> {
         let layer = self.layer(name, "convolution", |layer| matches!(layer, Layer::Conv2d { .. }))?;
         let &Layer::Conv2d { stride, padding, bias, .. } = layer else { unreachable!("checked above") };
-        let bias = if bias { Some(self.parameter(&format!("{name}.bias"))?) } else { None };
-        Ok((self.parameter(&format!("{name}.weight"))?, bias, Conv2d { stride, padding }))
+        let bias = if bias { Some(self.operand(&format!("{name}.bias"), x)?) } else { None };
+        let options = Conv2d { stride, padding, precision: self.precision };
+        Ok((self.operand(&format!("{name}.weight"), x)?, bias, options))
     }
 
     /// The convolution `name` of `x` `[batch, height, width, in]`.
     pub fn conv(&self, name: &str, x: &Var) -> Result<Var> {
-        let (weight, bias, options) = self.convolution(name)?;
+        let (weight, bias, options) = self.convolution(name, x)?;
         let y = x.conv2d(&weight, bias.as_ref(), options)?;
         self.output(name, &y);
         Ok(y)
@@ -164,10 +181,11 @@ impl<'a, N: Network + ?Sized> Pass<'a, N> {
 
     /// The convolution `name` of `x`, plus `residual`: one pass over memory unless the convolution's own output is tapped.
     pub fn conv_add(&self, name: &str, x: &Var, residual: &Var) -> Result<Var> {
-        let (weight, bias, options) = self.convolution(name)?;
-        if bias.is_some() || self.is_tapped(name) {
+        let is_biased = |layer: &Layer| matches!(layer, Layer::Conv2d { bias: true, .. });
+        if self.is_tapped(name) || self.layer(name, "convolution", is_biased).is_ok() {
             return Ok(self.conv(name, x)?.add(residual)?);
         }
+        let (weight, _, options) = self.convolution(name, x)?;
         Ok(x.conv2d_add(&weight, options, residual)?)
     }
 
@@ -208,8 +226,8 @@ impl<'a, N: Network + ?Sized> Pass<'a, N> {
     /// The linear layer `name` of `x` `[batch, in_features]`.
     pub fn linear(&self, name: &str, x: &Var) -> Result<Var> {
         self.layer(name, "linear layer", |layer| matches!(layer, Layer::Linear { .. }))?;
-        let weight = self.parameter(&format!("{name}.weight"))?;
-        let bias = self.parameter(&format!("{name}.bias"))?;
+        let weight = self.operand(&format!("{name}.weight"), x)?;
+        let bias = self.operand(&format!("{name}.bias"), x)?;
         let y = x.linear(&weight, Some(&bias))?;
         self.output(name, &y);
         Ok(y)
@@ -251,6 +269,10 @@ impl Pass<'_> {
 
     /// Takes images through the network that are computed themselves, or carry a tangent.
     pub fn through(&self, images: &Var) -> Result<Var> {
+        let dtype = images.tensor().dtype();
+        if self.precision == Precision::Bf16 && dtype == DType::F32 && images.tensor().device().is_cuda() {
+            return Ok(self.network.forward(self, &images.to_dtype(DType::BF16)?)?.to_dtype(dtype)?);
+        }
         self.network.forward(self, images)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{ParameterGradients, Result, StateDict};
 use indexmap::IndexMap;
-use tsbd_tensor::{Tensor, sgd_step};
+use tsbd_tensor::{Tensor, sgd_steps};
 
 /// What the optimiser needs to know.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -56,9 +56,11 @@ impl Sgd {
     pub fn step_at(&mut self, learning_rate: f64, state: &mut StateDict, gradients: &ParameterGradients) -> Result<()> {
         let SgdConfig { momentum, weight_decay, .. } = self.config;
         let options = tsbd_tensor::Sgd { learning_rate, momentum, weight_decay };
-        for (name, velocity) in &self.velocities {
-            sgd_step(state.get(name)?, velocity, gradients.get(name)?, options)?;
-        }
-        Ok(())
+        let steps: Result<Vec<_>> = self
+            .velocities
+            .iter()
+            .map(|(name, velocity)| Ok([state.get(name)?, velocity, gradients.get(name)?]))
+            .collect();
+        Ok(sgd_steps(&steps?, options)?)
     }
 }

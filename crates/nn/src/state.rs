@@ -183,18 +183,33 @@ impl StateDict {
 
     /// [`Self::absorb`] in a network whose batch norms have another momentum, the share of an estimate that is replaced.
     pub fn absorb_at(&mut self, momentum: f64, statistics: &Statistics) -> Result<()> {
-        let keep = 1.0 - momentum;
+        let mut met_once = IndexMap::new();
         for (module, met) in statistics.iter() {
-            for (buffer, new) in [("running_mean", &met.mean), ("running_var", &met.variance)] {
+            for (buffer, met) in [("running_mean", &met.mean), ("running_var", &met.variance)] {
                 let name = format!("{module}.{buffer}");
-                let moved = ((self.get(&name)? * keep)? + (new * momentum)?)?;
-                self.set(&name, &moved)?;
+                // A batch norm that several passes have met moves once for each.
+                if met_once.contains_key(&name) {
+                    self.move_estimates(momentum, std::mem::take(&mut met_once))?;
+                }
+                met_once.insert(name, met);
             }
+        }
+        self.move_estimates(momentum, met_once)?;
+        for (module, _) in statistics.iter() {
             let name = format!("{module}.num_batches_tracked");
             let counter = self.get(&name)?;
             let count = counter.to_scalar::<i64>()? + 1;
             let counter = Tensor::new(count, counter.device())?;
             self.set(&name, &counter)?;
+        }
+        Ok(())
+    }
+
+    fn move_estimates(&mut self, momentum: f64, met: IndexMap<String, &Tensor>) -> Result<()> {
+        let pairs = met.iter().map(|(name, met)| Ok([self.get(name)?, *met])).collect::<Result<Vec<_>>>()?;
+        let moved = tsbd_tensor::move_estimates(&pairs, momentum)?;
+        for (name, moved) in met.keys().zip(moved) {
+            self.entries[name.as_str()].tensor = moved;
         }
         Ok(())
     }

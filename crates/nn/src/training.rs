@@ -8,8 +8,8 @@
 //! state that a checkpoint keeps: an attack that trains its trigger beside the model is such a rule.
 
 use crate::{
-    Batch, BatchSource, Checkpoint, Error, LossOptions, Mode, Model, Result, Schedule, ScheduleState, Sgd, SgdConfig,
-    Step,
+    Batch, BatchSource, Checkpoint, Error, LossOptions, Mode, Model, Precision, Result, Schedule, ScheduleState, Sgd,
+    SgdConfig, Step,
 };
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,9 @@ pub struct TrainingConfig {
     pub sgd: SgdConfig,
     /// How the learning rate changes.
     pub schedule: Schedule,
+    /// How far the model's passes round in training.
+    #[serde(default, skip_serializing_if = "Precision::is_full")]
+    pub precision: Precision,
 }
 
 /// One step of training, just made.
@@ -218,6 +221,20 @@ pub fn train_with(
     resume: Option<Checkpoint>,
     observer: &mut dyn TrainingObserver,
 ) -> Result<TrainingSummary> {
+    let before = std::mem::replace(&mut model.precision, config.precision);
+    let summary = train_at_its_precision(rule, model, source, config, resume, observer);
+    model.precision = before;
+    summary
+}
+
+fn train_at_its_precision(
+    rule: &mut dyn StepRule,
+    model: &mut Model,
+    source: &dyn BatchSource,
+    config: &TrainingConfig,
+    resume: Option<Checkpoint>,
+    observer: &mut dyn TrainingObserver,
+) -> Result<TrainingSummary> {
     let run = describe_run(rule, model, source, config);
     let mut schedule = ScheduleState::new(config.sgd.learning_rate);
     let mut history = vec![];
@@ -316,11 +333,12 @@ fn train_epoch(
 
 /// What a checkpoint must agree on with the run that resumes from it: network, configuration, batches and rule, in words.
 pub fn describe_run(rule: &dyn StepRule, model: &Model, source: &dyn BatchSource, config: &TrainingConfig) -> String {
+    let TrainingConfig { epochs, sgd, schedule, precision } = config;
+    let precision = if precision.is_full() { String::new() } else { format!(", {}", precision.name()) };
     format!(
-        "{} with {} parameters, {:?}, {} images in {} batches, {}",
+        "{} with {} parameters, TrainingConfig {{ epochs: {epochs}, sgd: {sgd:?}, schedule: {schedule:?} }}{precision}, {} images in {} batches, {}",
         model.architecture.name(),
         model.state.parameter_count(),
-        config,
         source.images_per_epoch(),
         source.batches_per_epoch(),
         rule.describe(),

@@ -163,7 +163,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
     use tsbd_experiment::{
         Augmentation, Cell, CellKind, DatasetParameters, Experiment, GridPoint, MethodParameters, ModelParameters,
-        Schedule, TableSpec, TrainingParameters,
+        Precision, Schedule, TableSpec, TrainingParameters,
     };
 
     use super::*;
@@ -204,6 +204,7 @@ pub(crate) mod tests {
                     weight_decay: 0.0,
                     schedule: Schedule::Constant,
                     augmentation: Augmentation::None,
+                    precision: Precision::F32,
                 }),
                 attack: MethodParameters::new("none", 1, serde_json::json!({})),
                 defense: None,

@@ -18,7 +18,7 @@ use tsbd_experiment::{
     StoreError, TracePoint, Verification, Versions,
 };
 use tsbd_nn::{load_tensors, save_tensors};
-use tsbd_tensor::Tensor;
+use tsbd_tensor::{Precision, Tensor};
 
 use crate::lifeline;
 use crate::protocol::{CellArguments, CellEvent, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED};
@@ -176,6 +176,11 @@ impl CellWorkspace {
         self.earlier_seconds + self.began.elapsed().as_secs_f64()
     }
 
+    /// How far the steps of a training round; everything else does not.
+    fn precision(&self) -> Precision {
+        self.cell.training.as_ref().map_or(Precision::F32, |training| training.precision)
+    }
+
     /// Publishes what was found. An existing result wins.
     fn publish(&self, findings: Findings, versions: Versions) -> Result<Published, StoreError> {
         let lines: String = findings
@@ -197,7 +202,7 @@ impl CellWorkspace {
             artefacts: BTreeMap::new(),
             provenance: Provenance {
                 device: self.arguments.device.clone(),
-                kernels: kernels(&self.arguments.device),
+                kernels: kernels(&self.arguments.device, self.precision()),
                 threads: self.arguments.threads,
                 seconds: self.earlier_seconds + elapsed.as_secs_f64(),
                 peak_memory_bytes: peak_memory_bytes(),
@@ -393,9 +398,9 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 }
 
 /// What computed, as [`Provenance::kernels`] says it.
-fn kernels(device: &str) -> String {
+fn kernels(device: &str, precision: Precision) -> String {
     let found = match device {
-        "cpu" => tsbd_tensor::kernels_in_use(),
+        "cpu" => tsbd_tensor::kernels_in_use(precision),
         gpu => tsbd_tensor::gpus(gpu).map(|gpus| gpus.first().map_or_else(String::new, |gpu| gpu.name.clone())),
     };
     found.unwrap_or_else(|error| error.to_string())

@@ -15,7 +15,8 @@
 //! - results do not depend on the number of threads: work is cut into pieces of fixed size and partial
 //!   sums are added in a fixed order;
 //! - `f32` convolutions use a faster algorithm with slightly larger rounding errors where they can; the environment
-//!   variable `TSBD_CONV=exact` (or [`ConvolutionAlgorithm::set`]) turns it off, `bf16` rounds their factors;
+//!   variable `TSBD_CONV=exact` (or [`ConvolutionAlgorithm::set`]) turns it off, `bf16` rounds their factors; a
+//!   convolution may ask for that itself ([`Precision`]);
 //! - kernels use the widest instructions that the machine has (on AMX with 16 bits of each factor of a convolution);
 //!   `TSBD_SIMD=avx512`, `avx2` or `portable` chooses narrower ones ([`InstructionSet`]);
 //! - with the feature `cuda`, tensors may be on an NVIDIA GPU ([`device`]), in `f32` or, activations and the weights of
@@ -84,7 +85,7 @@ pub use kernels::peak::{MachinePeak, machine_peak};
 pub use kernels::simd::InstructionSet;
 pub use ops::{
     BatchNorm, BatchStatistics, Conv2d, ConvTranspose2d, ConvolutionAlgorithm, CrossEntropy, GridPadding, GridSample,
-    Placement, Statistics, augment, kernels_in_use, upload,
+    Placement, Precision, Statistics, augment, kernels_in_use, move_estimates, upload,
 };
-pub use sgd::{Sgd, sgd_step};
+pub use sgd::{Sgd, sgd_step, sgd_steps};
 pub use tape::{Gradients, Tape, Var};

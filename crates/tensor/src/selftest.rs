@@ -9,8 +9,8 @@ use std::fmt;
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    Adam, BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, GridPadding, GridSample, Placement, Result, Sgd,
-    Statistics, Tape, Var, adam_step, amsgrad_step, augment, sgd_step, upload,
+    Adam, BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, GridPadding, GridSample, Placement, Precision, Result, Sgd,
+    Statistics, Tape, Var, adam_step, amsgrad_step, augment, move_estimates, sgd_steps, upload,
 };
 
 /// One operation at one shape, in one element type.
@@ -48,6 +48,9 @@ struct Input {
     always_single: bool,
 }
 
+/// A convolution that may round its factors.
+const TF32: &str = "conv2d tf32";
+
 /// Rectified values closer to 0 than this get no gradient.
 const MARGIN: f64 = 1e-3;
 
@@ -68,11 +71,12 @@ impl Check {
     }
 
     /// The largest error that is right: 1e-4 in `f32` on a GPU, 5e-4 on a CPU (see
-    /// [`crate::ConvolutionAlgorithm::Fast`]), 1e-2 in `bf16`. An error that is not a number is never right.
+    /// [`crate::ConvolutionAlgorithm::Fast`]), 2e-3 in TF32, 1e-2 in `bf16`. An error that is not a number is never right.
     pub fn tolerance(&self, device: &Device) -> f64 {
         match (self.dtype, device) {
             (DType::BF16, _) => 1e-2,
             (_, Device::Cpu) => 5e-4,
+            _ if self.operation == TF32 => 2e-3,
             _ => 1e-4,
         }
     }
@@ -126,7 +130,7 @@ impl List<'_> {
                 inputs,
                 outputs,
                 size,
-                Conv2d { stride, padding: kernel / 2 },
+                Conv2d { stride, padding: kernel / 2, ..Conv2d::default() },
                 kernel,
                 Addend::Bias,
             );
@@ -136,6 +140,10 @@ impl List<'_> {
         }
         for (size, channels, kernel, stride, padding) in [(7, 3, 3, 2, 1), (5, 5, 2, 2, 0), (9, 4, 4, 3, 2)] {
             self.pooling("odd", channels, size, kernel, stride, padding);
+        }
+        if self.dtype == DType::F32 {
+            let tf32 = Conv2d { stride: 2, padding: 1, precision: Precision::Tf32 };
+            self.convolution("odd", 5, 3, 7, tf32, 3, Addend::Bias);
         }
         self.global_average_pool("odd", 5, 3);
         self.linear("odd", 7, 13, 3);
@@ -152,7 +160,7 @@ impl List<'_> {
 
     fn residual_network(&mut self) {
         const NETWORK: &str = "preact-resnet18";
-        let three = |stride| Conv2d { stride, padding: 1 };
+        let three = |stride| Conv2d { stride, padding: 1, ..Conv2d::default() };
         self.convolution(NETWORK, 3, 64, 32, three(1), 3, Addend::Nothing);
         let (mut channels, mut size) = (64, 32);
         for stage in 0..4 {
@@ -163,13 +171,17 @@ impl List<'_> {
                     channels,
                     2 * channels,
                     size,
-                    Conv2d { stride: 2, padding: 0 },
+                    Conv2d { stride: 2, padding: 0, ..Conv2d::default() },
                     1,
                     Addend::Nothing,
                 );
                 (channels, size) = (2 * channels, size / 2);
             }
             self.convolution(NETWORK, channels, channels, size, three(1), 3, Addend::Residual);
+            if self.dtype == DType::F32 {
+                let tf32 = Conv2d { precision: Precision::Tf32, ..three(1) };
+                self.convolution(NETWORK, channels, channels, size, tf32, 3, Addend::Nothing);
+            }
             self.batch_norm(NETWORK, channels, size);
         }
         self.global_average_pool(NETWORK, channels, size);
@@ -187,7 +199,15 @@ impl List<'_> {
         const NETWORK: &str = "vgg19-bn";
         let mut inputs = 3;
         for (outputs, size) in [(64, 32), (128, 16), (256, 8), (512, 4), (512, 2)] {
-            self.convolution(NETWORK, inputs, outputs, size, Conv2d { stride: 1, padding: 1 }, 3, Addend::Bias);
+            self.convolution(
+                NETWORK,
+                inputs,
+                outputs,
+                size,
+                Conv2d { stride: 1, padding: 1, ..Conv2d::default() },
+                3,
+                Addend::Bias,
+            );
             self.pooling(NETWORK, outputs, size, 2, 2, 0);
             inputs = outputs;
         }
@@ -197,7 +217,15 @@ impl List<'_> {
 
     fn vision_transformer(&mut self) {
         const NETWORK: &str = "vit-b-16";
-        self.convolution(NETWORK, 3, 768, 224, Conv2d { stride: 16, padding: 0 }, 16, Addend::Bias);
+        self.convolution(
+            NETWORK,
+            3,
+            768,
+            224,
+            Conv2d { stride: 16, padding: 0, ..Conv2d::default() },
+            16,
+            Addend::Bias,
+        );
         self.linear(NETWORK, 197, 768, 3072);
         self.linear(NETWORK, 197, 3072, 768);
     }
@@ -305,7 +333,10 @@ impl List<'_> {
                         false => Statistics::Batch,
                     };
                     let options = BatchNorm { statistics, epsilon: 1e-3, relu: true };
-                    let (same, pointwise) = (Conv2d { stride: 1, padding: 1 }, Conv2d { stride: 1, padding: 0 });
+                    let (same, pointwise) = (
+                        Conv2d { stride: 1, padding: 1, ..Conv2d::default() },
+                        Conv2d { stride: 1, padding: 0, ..Conv2d::default() },
+                    );
                     let moving = pattern.with_tangent(direction)?;
                     let x = moving.broadcast_batch(BATCH)?.add(images)?.conv2d(first, None, same)?;
                     let y = x.batch_norm(scale, shift, options)?.0.conv2d_add(second, same, &x)?;
@@ -335,10 +366,11 @@ impl List<'_> {
         kernel: usize,
         addend: Addend,
     ) {
-        let Conv2d { stride, padding } = options;
+        let Conv2d { stride, padding, precision } = options;
         let shape =
             format!("{network}, {inputs} to {outputs}, {size}x{size}, {kernel}x{kernel} stride {stride}{addend}");
-        self.push("conv2d", shape, move |place| {
+        let operation = if precision == Precision::Tf32 { TF32 } else { "conv2d" };
+        self.push(operation, shape, move |place| {
             let out = (size + 2 * padding - kernel) / stride + 1;
             // Products of the size of the numbers themselves.
             let scale = 1. / ((kernel * kernel * inputs) as f64).sqrt();
@@ -468,7 +500,7 @@ impl List<'_> {
     fn arithmetic(&mut self, network: &str, dims: [usize; 4]) {
         type Function = fn(&[Var]) -> Result<Var>;
         let shape = format!("{network}, {dims:?}");
-        let functions: [(&'static str, f64, Function); 18] = [
+        let functions: [(&'static str, f64, Function); 19] = [
             ("sub", 0., |x| x[0].sub(&x[1])),
             ("mul", 0., |x| x[0].mul(&x[1])),
             ("div", 1.5, |x| x[0].div(&x[1])),
@@ -476,6 +508,8 @@ impl List<'_> {
             ("abs", 0., |x| x[0].abs()),
             ("offset", 0., |x| x[0].offset(0.7)),
             ("scale", 0., |x| x[0].scale(-0.3)),
+            // There and back: `f32` holds every number of either type.
+            ("to_dtype", 0., |x| x[0].to_dtype(DType::F32)?.to_dtype(x[0].tensor().dtype())),
             ("sigmoid", 0., |x| x[0].sigmoid()),
             ("tanh", 0., |x| x[0].tanh()),
             ("sum", 0.5, |x| x[0].sum()),
@@ -528,22 +562,28 @@ impl List<'_> {
         });
     }
 
-    /// Two steps.
+    /// Two steps of two parameters, and then running estimates made of them.
     fn sgd(&mut self, network: &str, dims: &[usize]) {
         let dims = dims.to_vec();
         self.push("sgd_step", format!("{network}, {dims:?}"), move |place| {
-            let steps = |dtype: DType, device: &Device| -> Result<[Tensor; 2]> {
+            let steps = |dtype: DType, device: &Device| -> Result<[Tensor; 4]> {
                 let at = |start| -> Result<Tensor> { Ok(noise(&dims, start)?.to_dtype(dtype)?.to_device(device)?) };
                 let (parameter, velocity) = (at(1)?.copy()?, at(2)?.copy()?);
+                let other =
+                    [at(5)?.flatten_all()?.narrow(0, 0, 1)?.copy()?, at(6)?.flatten_all()?.narrow(0, 0, 1)?.copy()?];
                 for start in [3, 4] {
                     let options = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 5e-4 };
-                    sgd_step(&parameter, &velocity, &at(start)?, options)?;
+                    let one = other[1].copy()?;
+                    sgd_steps(&[[&parameter, &velocity, &at(start)?], [&other[0], &other[1], &one]], options)?;
                 }
-                Ok([parameter, velocity])
+                let moved = move_estimates(&[[&other[0], &other[1]], [&parameter, &velocity]], 0.1)?;
+                Ok([parameter, velocity, moved[0].clone(), moved[1].clone()])
             };
             let expected = steps(DType::F64, &Device::Cpu)?;
             let found = steps(place.dtype, &place.device)?;
-            let pairs = ["parameter", "velocity"].into_iter().zip(found.iter().zip(&expected));
+            let pairs = ["parameter", "velocity", "small estimate", "large estimate"]
+                .into_iter()
+                .zip(found.iter().zip(&expected));
             pairs.map(|(what, (found, expected))| Finding::of(what, found, expected)).collect()
         });
     }
@@ -714,7 +754,7 @@ mod tests {
                 assert!(error <= check.tolerance(&Device::Cpu), "{check:?}, {what}: {error:e}");
             }
         }
-        assert_eq!(operations.len(), 42, "{operations:?}");
+        assert_eq!(operations.len(), 44, "{operations:?}");
     }
 
     #[test]

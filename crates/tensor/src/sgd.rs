@@ -9,7 +9,7 @@ use crate::in_place::{self, slice, slice_mut};
 use crate::kernels::{Element, elementwise};
 use crate::operand::{by_element, on_gpu};
 
-/// Options of [`sgd_step`], as PyTorch's `torch.optim.SGD`.
+/// Options of [`sgd_steps`], as PyTorch's `torch.optim.SGD`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sgd {
     /// Step size.
@@ -20,18 +20,29 @@ pub struct Sgd {
     pub weight_decay: f64,
 }
 
-/// One step, in place: `velocity = momentum·velocity + gradient + weight_decay·parameter`, then
+/// One step of a parameter, in place: `velocity = momentum·velocity + gradient + weight_decay·parameter`, then
 /// `parameter -= learning_rate·velocity`. With a velocity of zeros before the first step this is PyTorch's
 /// rule without dampening and Nesterov.
 ///
 /// Clones of the parameter and the velocity share their memory and see the change. All three have the
 /// same shape and element type, and separate memory.
 pub fn sgd_step(parameter: &Tensor, velocity: &Tensor, gradient: &Tensor, options: Sgd) -> Result<()> {
-    const OPERATION: &str = "sgd_step";
-    if parameter.elem_count() == 0 {
+    sgd_steps(&[[parameter, velocity, gradient]], options)
+}
+
+/// [`sgd_step`] of many parameters, each with its velocity and its gradient. Nothing of one parameter shares its memory with
+/// anything of another. On a GPU all are moved at once.
+pub fn sgd_steps(steps: &[[&Tensor; 3]], options: Sgd) -> Result<()> {
+    let steps: Vec<_> = steps.iter().copied().filter(|[parameter, ..]| parameter.elem_count() > 0).collect();
+    if steps.is_empty() {
         return Ok(());
     }
-    on_gpu!(parameter, gpu => crate::ops::cuda::optimizer::sgd_step(&gpu, parameter, velocity, gradient, options));
+    on_gpu!(steps[0][0], gpu => crate::ops::cuda::optimizer::sgd_steps(&gpu, &steps, options));
+    steps.iter().try_for_each(|&[parameter, velocity, gradient]| step(parameter, velocity, gradient, options))
+}
+
+fn step(parameter: &Tensor, velocity: &Tensor, gradient: &Tensor, options: Sgd) -> Result<()> {
+    const OPERATION: &str = "sgd_step";
     by_element!(OPERATION, "parameter", parameter, T => {
         in_place::check::<T>(OPERATION, &[("parameter", parameter), ("velocity", velocity), ("gradient", gradient)])?;
         let coefficients = [options.learning_rate as T, options.momentum as T, options.weight_decay as T];

@@ -224,7 +224,7 @@ impl Workload {
         let Workload { operation, pass, batch, .. } = *self;
         match operation {
             Operation::Convolution { kernel, stride, inputs, outputs, size } => {
-                let options = Conv2d { stride, padding: kernel / 2 };
+                let options = Conv2d { stride, padding: kernel / 2, ..Conv2d::default() };
                 let x = noise(&[batch, size, size, inputs], 1.)?;
                 let weight = noise(&[kernel, kernel, inputs, outputs], 0.1)?;
                 timer(pass, [x, weight], move |[x, weight]| x.conv2d(weight, None, options))

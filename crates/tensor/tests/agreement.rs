@@ -69,7 +69,7 @@ proptest! {
         images in 1usize..4, height in 3usize..14, width in 3usize..14, inputs in 1usize..20, outputs in 1usize..20,
         kernel in 1usize..4, stride in 1usize..4, padding in 0usize..2,
     ) {
-        let options = Conv2d { stride, padding: padding.min(kernel - 1) };
+        let options = Conv2d { stride, padding: padding.min(kernel - 1), ..Conv2d::default() };
         let inputs = [values(&[images, height, width, inputs], 1), values(&[kernel, kernel, inputs, outputs], 2)];
         compare(&inputs, rounding(), &|v| v[0].conv2d(&v[1], None, options));
     }
@@ -83,7 +83,7 @@ proptest! {
         // squares.
         let dims = [images, height, width, inputs];
         let mut arguments = vec![values(&dims, 1), values(&[3, 3, dims[3], outputs], 2)];
-        let options = Conv2d { stride: 1, padding: 1 };
+        let options = Conv2d { stride: 1, padding: 1, ..Conv2d::default() };
         if residual {
             arguments.push(values(&[dims[0], dims[1], dims[2], outputs], 3));
             compare(&arguments, rounding(), &|v| v[0].conv2d_add(&v[1], options, &v[2]));
@@ -208,8 +208,8 @@ fn the_number_of_threads_does_not_change_a_bit() {
     let network = |v: &[Var]| {
         let options = BatchNorm { statistics: Statistics::Batch, epsilon: 1e-5, relu: true };
         let activated = v[0].batch_norm(&v[2], &v[3], options)?.0;
-        let x = activated.conv2d_add(&v[1], Conv2d { stride: 1, padding: 1 }, &v[0])?;
-        let x = x.conv2d(&v[4], None, Conv2d { stride: 2, padding: 1 })?;
+        let x = activated.conv2d_add(&v[1], Conv2d { stride: 1, padding: 1, ..Conv2d::default() }, &v[0])?;
+        let x = x.conv2d(&v[4], None, Conv2d { stride: 2, padding: 1, ..Conv2d::default() })?;
         let x = x.max_pool2d(2, 2, 0)?.avg_pool2d(2, 1, 0)?;
         x.global_average_pool()?.cross_entropy(&labels, CrossEntropy { label_smoothing: 0.1 })
     };
@@ -242,7 +242,7 @@ fn wide_layers_in_f32_are_those_in_f64_with_any_number_of_threads() {
     // Winograd: 300 tiles with partial ones, in 2 groups of several pieces; 2x3 blocks of channels, the last ones of 8 and 16
     // channels (for registers of 8), of 16 (for both), and of 32 (for tiles as well).
     for (inputs, outputs) in [(72, 136), (80, 144), (96, 160)] {
-        let options = Conv2d { stride: 1, padding: 1 };
+        let options = Conv2d { stride: 1, padding: 1, ..Conv2d::default() };
         let arguments = [values(&[12, 19, 18, inputs], 1), values(&[3, 3, inputs, outputs], 2), values(&[outputs], 3)];
         compare_on_any_threads(&arguments[..2], rounding(), &|v| v[0].conv2d(&v[1], None, options));
         compare_on_any_threads(&arguments, rounding(), &|v| v[0].conv2d(&v[1], Some(&v[2]), options));
@@ -250,7 +250,7 @@ fn wide_layers_in_f32_are_those_in_f64_with_any_number_of_threads() {
     // Direct: 810 pixels in 2 groups, odd panels for registers of 8 and of 16, more steps than are taken at once; the larger
     // one with its kernel in rows.
     for channels in [40, 48, 128] {
-        let options = Conv2d { stride: 2, padding: 1 };
+        let options = Conv2d { stride: 2, padding: 1, ..Conv2d::default() };
         let (x, weight) = (values(&[10, 17, 17, channels], 1), values(&[3, 3, channels, channels], 2));
         let biased = [x.clone(), weight.clone(), values(&[channels], 3)];
         compare_on_any_threads(&biased, rounding(), &|v| v[0].conv2d(&v[1], Some(&v[2]), options));
@@ -296,7 +296,7 @@ fn the_instruction_set_that_is_asked_for_is_used_and_a_wrong_one_refused() {
 fn print_bits_of_a_convolution() {
     let [x, weight] = [values(&[1, 8, 8, 32], 1), values(&[3, 3, 32, 32], 2)]
         .map(|tensor| Var::constant(tensor.to_dtype(DType::F32).unwrap()));
-    let y = x.conv2d(&weight, None, Conv2d { stride: 1, padding: 1 }).unwrap();
+    let y = x.conv2d(&weight, None, Conv2d { stride: 1, padding: 1, ..Conv2d::default() }).unwrap();
     match InstructionSet::current() {
         Ok(_) => {
             let bits = read(y.tensor()).into_iter().fold(0u64, |sum, value| sum.rotate_left(5) ^ value.to_bits());
@@ -360,8 +360,8 @@ fn what_is_not_a_number_stays_visible() {
         };
         let weight = Var::constant(values(&[3, 3, 32, 32], 1).to_dtype(DType::F32).unwrap());
         let ones = Var::constant(Tensor::ones(32, DType::F32, &Device::Cpu).unwrap());
-        spoiled(x.conv2d(&weight, None, Conv2d { stride: 1, padding: 1 }));
-        spoiled(x.conv2d(&weight, None, Conv2d { stride: 2, padding: 0 }));
+        spoiled(x.conv2d(&weight, None, Conv2d { stride: 1, padding: 1, ..Conv2d::default() }));
+        spoiled(x.conv2d(&weight, None, Conv2d { stride: 2, padding: 0, ..Conv2d::default() }));
         for relu in [false, true] {
             let options = BatchNorm { statistics: Statistics::Batch, epsilon: 1e-5, relu };
             spoiled(x.batch_norm(&ones, &ones, options).map(|(y, _)| y));

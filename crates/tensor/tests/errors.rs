@@ -18,7 +18,7 @@ fn refused<T>(result: Result<T>, expected: &str) {
 #[test]
 fn convolutions_refuse_shapes_that_do_not_fit() {
     let (x, weight) = (zeros(&[2, 5, 5, 3]), zeros(&[3, 3, 3, 4]));
-    let options = Conv2d { stride: 1, padding: 1 };
+    let options = Conv2d { stride: 1, padding: 1, ..Conv2d::default() };
     refused(
         zeros(&[5, 5, 3]).conv2d(&weight, None, options),
         "conv2d: `x` has shape [5, 5, 3], expected [batch, height, width, channels], none of them zero",
@@ -33,11 +33,11 @@ fn convolutions_refuse_shapes_that_do_not_fit() {
         "conv2d_add: `residual` has shape [2, 5, 5, 3], expected [2, 5, 5, 4] (the shape of the result)",
     );
     refused(
-        x.conv2d(&weight, None, Conv2d { stride: 0, padding: 1 }),
+        x.conv2d(&weight, None, Conv2d { stride: 0, padding: 1, ..Conv2d::default() }),
         "conv2d: stride = 0 is not possible: the window must move; use at least 1",
     );
     refused(
-        x.conv2d(&weight, None, Conv2d { stride: 1, padding: 3 }),
+        x.conv2d(&weight, None, Conv2d { stride: 1, padding: 3, ..Conv2d::default() }),
         "conv2d: padding = 3 is not possible: windows of 3x3 would lie in the padding; use less",
     );
     refused(

@@ -73,9 +73,11 @@ fn compare(name: &str, inputs: &[&str], function: impl Fn(&[Var], &Golden, DType
 #[test]
 fn convolutions_agree() {
     for (name, stride, padding) in [("conv_3x3_stride2", 2, 1), ("conv_1x1_stride2", 2, 0), ("conv_3x3_tiles", 1, 1)] {
-        compare(name, &["x", "weight"], |v, _, _| v[0].conv2d(&v[1], None, Conv2d { stride, padding }));
+        compare(name, &["x", "weight"], |v, _, _| {
+            v[0].conv2d(&v[1], None, Conv2d { stride, padding, ..Conv2d::default() })
+        });
     }
-    let options = Conv2d { stride: 1, padding: 1 };
+    let options = Conv2d { stride: 1, padding: 1, ..Conv2d::default() };
     compare("conv_3x3", &["x", "weight", "bias"], |v, _, _| v[0].conv2d(&v[1], Some(&v[2]), options));
 }
 

@@ -5,7 +5,8 @@ mod sequence;
 use sequence::values;
 use tsbd_tensor::check::finite_differences;
 use tsbd_tensor::{
-    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, Device, GridPadding, GridSample, Statistics, Tensor, Var,
+    BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, DType, Device, GridPadding, GridSample, Statistics, Tape, Tensor,
+    Var,
 };
 
 /// Central differences in `f64` with a step of 1e-5 are good to about 1e-9.
@@ -14,6 +15,21 @@ const TOLERANCE: f64 = 1e-7;
 #[track_caller]
 fn check(inputs: &[Tensor], function: impl Fn(&[Var]) -> tsbd_tensor::Result<Var>) {
     finite_differences(function, inputs, TOLERANCE).unwrap();
+}
+
+#[test]
+fn another_element_type_and_back() {
+    let tape = Tape::new();
+    let x = tape.leaf(&values(&[2, 3], 1));
+    let direction = Var::constant(values(&[2, 3], 2));
+    let single = x.with_tangent(&direction).unwrap().to_dtype(DType::F32).unwrap();
+    let square = single.mul(&single).unwrap();
+    assert_eq!(square.tensor().dtype(), DType::F32);
+    let slope = square.tangent().unwrap().to_dtype(DType::F64).unwrap().sum().unwrap(); // Σ 2·x·direction
+    let gradient = tape.backward(&slope).unwrap().take(&x).unwrap();
+    assert_eq!(gradient.dtype(), DType::F64);
+    let difference = (gradient - (direction.tensor() * 2.).unwrap()).unwrap().abs().unwrap();
+    assert!(difference.max_all().unwrap().to_scalar::<f64>().unwrap() < 1e-6);
 }
 
 #[test]
@@ -32,7 +48,7 @@ fn convolution_has_the_right_gradients_for_every_geometry() {
         let x = values(&[images, height, width, inputs], 1);
         let weight = values(&[kernel_height, kernel_width, inputs, outputs], 2);
         let bias = values(&[outputs], 3);
-        let options = Conv2d { stride, padding };
+        let options = Conv2d { stride, padding, ..Conv2d::default() };
         check(&[x.clone(), weight.clone()], |v| v[0].conv2d(&v[1], None, options));
         check(&[x.clone(), weight.clone(), bias], |v| v[0].conv2d(&v[1], Some(&v[2]), options));
         let out = |size: usize, kernel: usize| (size + 2 * padding - kernel) / stride + 1;
@@ -48,7 +64,9 @@ fn convolution_adds_its_gradient_to_one_that_is_already_there() {
     for (kernel, padding) in [(1, 0), (3, 1)] {
         let x = values(&[2, 4, 3, 2], 1);
         let weight = values(&[kernel, kernel, 2, 2], 2);
-        check(&[x, weight], |v| v[0].conv2d(&v[1], None, Conv2d { stride: 1, padding })?.add(&v[0]));
+        check(&[x, weight], |v| {
+            v[0].conv2d(&v[1], None, Conv2d { stride: 1, padding, ..Conv2d::default() })?.add(&v[0])
+        });
     }
 }
 
@@ -60,7 +78,7 @@ fn a_residual_block_before_activation_has_the_right_gradients() {
     check(&[x, weight, bias, filter], |v| {
         let options = BatchNorm { statistics: Statistics::Batch, epsilon: 1e-5, relu: true };
         let (activated, _) = v[0].batch_norm(&v[1], &v[2], options)?;
-        activated.conv2d_add(&v[3], Conv2d { stride: 1, padding: 1 }, &v[0])
+        activated.conv2d_add(&v[3], Conv2d { stride: 1, padding: 1, ..Conv2d::default() }, &v[0])
     });
 }
 
@@ -165,7 +183,7 @@ fn division_by_the_norm_of_each_sample_has_the_right_gradient_and_none_through_a
     for dims in [&[3, 5][..], &[2, 3, 2, 2], &[4, 1]] {
         check(&[values(dims, 1)], |v| v[0].divide_by_norm(1e-2));
     }
-    let tape = tsbd_tensor::Tape::new();
+    let tape = Tape::new();
     let x = tape.leaf(&Tensor::new(&[[0f32, 0.], [3., 4.]], &Device::Cpu).unwrap());
     let y = x.divide_by_norm(0.5).unwrap();
     assert_eq!(y.tensor().to_vec2::<f32>().unwrap(), [[0., 0.], [3. / 5.5, 4. / 5.5]]);

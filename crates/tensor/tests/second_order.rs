@@ -28,7 +28,7 @@ fn convolution_has_the_right_tangents_for_every_geometry() {
         let x = values(&[images, height, width, inputs], 1);
         let weight = values(&[kernel_height, kernel_width, inputs, outputs], 2);
         let bias = values(&[outputs], 3);
-        let options = Conv2d { stride, padding };
+        let options = Conv2d { stride, padding, ..Conv2d::default() };
         check(&[x.clone(), weight.clone()], |v| v[0].conv2d(&v[1], None, options));
         check(&[x.clone(), weight.clone(), bias], |v| v[0].conv2d(&v[1], Some(&v[2]), options));
         let out = |size: usize, kernel: usize| (size + 2 * padding - kernel) / stride + 1;
@@ -143,9 +143,9 @@ fn elements_at_other_places_have_the_right_tangents() {
 /// A small network with a shortcut, and its loss.
 fn loss(v: &[Var], statistics: Statistics) -> Result<Var> {
     let images = v[0].broadcast_batch(2)?.add(&v[1])?;
-    let x = images.conv2d(&v[2], None, Conv2d { stride: 1, padding: 1 })?;
+    let x = images.conv2d(&v[2], None, Conv2d { stride: 1, padding: 1, ..Conv2d::default() })?;
     let normalized = x.batch_norm(&v[3], &v[4], BatchNorm { statistics, epsilon: 1e-3, relu: true })?.0;
-    let x = normalized.conv2d_add(&v[5], Conv2d { stride: 1, padding: 1 }, &x)?;
+    let x = normalized.conv2d_add(&v[5], Conv2d { stride: 1, padding: 1, ..Conv2d::default() }, &x)?;
     let labels = Tensor::new(&[2u32, 0], &Device::Cpu)?;
     x.max_pool2d(2, 2, 0)?.global_average_pool()?.cross_entropy(&labels, CrossEntropy::default())
 }

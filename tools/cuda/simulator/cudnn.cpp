@@ -1,14 +1,16 @@
 // libcudnn.so.9: convolutions of NHWC tensors, f32 or bf16, by their definition and summed in f64. It checks what cuDNN
 // leaves to its users: that sizes of descriptors agree, that an algorithm is one it has offered and its workspace as large
-// as it said, and that f32 is not computed on tensor cores.
+// as it said, and that f32 is not computed on tensor cores, unless it may be: then its factors are rounded to TF32.
+#include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <vector>
 
 #include "memory.h"
 
 namespace {
 enum { SUCCESS = 0, BAD_PARAM = 2000, NOT_SUPPORTED = 3000 };
-enum { NHWC = 1, FLOAT = 0, BFLOAT16 = 9, TENSOR_OP_MATH = 1, FMA_MATH = 3 };
+enum { NHWC = 1, FLOAT = 0, BFLOAT16 = 9, DEFAULT_MATH = 0, TENSOR_OP_MATH = 1, FMA_MATH = 3 };
 
 // Sizes as cuDNN names them: images, channels, height, width; of a filter: outputs, inputs, height, width.
 struct Tensor {
@@ -29,7 +31,7 @@ struct Algorithm {
 };
 
 // One that repeats its bits, and needs this workspace.
-constexpr int REPEATABLE = 1;
+constexpr int REPEATABLE = 1, ROUNDING = 4;
 constexpr size_t WORKSPACE = 4096;
 
 int refuse(const char *what) {
@@ -41,29 +43,46 @@ int check(const Tensor *x, const Tensor *w, const Tensor *y, const Convolution *
     if (x->format != NHWC || w->format != NHWC || y->format != NHWC) return refuse("a layout that is not NHWC");
     if (x->type != w->type || x->type != y->type || c->type != FLOAT) return refuse("types that do not fit");
     if (c->mode != 1 || c->dilation[0] != 1 || c->dilation[1] != 1) return refuse("no plain cross-correlation");
-    if (c->math != (x->bf16() ? TENSOR_OP_MATH : FMA_MATH)) return refuse("products that are rounded otherwise than asked");
+    const bool known = c->math == TENSOR_OP_MATH || (!x->bf16() && (c->math == DEFAULT_MATH || c->math == FMA_MATH));
+    if (!known) return refuse("products that are rounded otherwise than asked");
     const auto out = [&](int d) { return (x->sizes[2 + d] + 2 * c->padding[d] - w->sizes[2 + d]) / c->stride[d] + 1; };
     const bool fits = x->sizes[0] == y->sizes[0] && x->sizes[1] == w->sizes[1] && y->sizes[1] == w->sizes[0] &&
                       y->sizes[2] == out(0) && y->sizes[3] == out(1);
     return fits ? SUCCESS : refuse("sizes that do not fit");
 }
 
-int offer(int asked, int *returned, Algorithm *list, bool bf16) {
-    const int math = bf16 ? TENSOR_OP_MATH : FMA_MATH;
+int offer(int asked, int *returned, Algorithm *list, const Convolution *c) {
+    const int math = c->math == FMA_MATH ? FMA_MATH : TENSOR_OP_MATH;
     const Algorithm all[] = {
         {5, NOT_SUPPORTED, -1, 0, 1, math, {}},
+        // What rounds factors, offered also to those who forbid it.
+        {c->math == FMA_MATH ? ROUNDING : REPEATABLE, SUCCESS, .5, WORKSPACE, 1, TENSOR_OP_MATH, {}},
         {0, SUCCESS, 1, 0, 0, math, {}},                    // the fastest, whose bits do not repeat
         {6, SUCCESS, 2, 1ull << 40, 1, math, {}},           // more memory than there is
         {REPEATABLE, SUCCESS, 3, WORKSPACE, 1, math, {}},
     };
     *returned = 0;
-    while (*returned < asked && *returned < 4) list[*returned] = all[*returned], ++*returned;
+    while (*returned < asked && *returned < 5) list[*returned] = all[*returned], ++*returned;
     return SUCCESS;
 }
 
 int chosen(int algorithm, const void *workspace, size_t bytes) {
+    if (algorithm == ROUNDING) return refuse("an algorithm that rounds factors, which was forbidden");
     if (algorithm != REPEATABLE) return refuse("an algorithm whose bits do not repeat, though there is one whose do");
     return workspace && bytes >= WORKSPACE ? SUCCESS : refuse("a workspace that is too small");
+}
+
+// The factors at an address, as they are multiplied.
+std::vector<float> factors(const void *at, const Tensor &tensor, const Convolution &c) {
+    auto values = numbers(on_host(at), tensor.bf16(), tensor.count());
+    if (!tensor.bf16() && c.math != FMA_MATH)
+        for (float &value : values) {
+            uint32_t bits;
+            memcpy(&bits, &value, 4);
+            if ((bits >> 23 & 255) != 255) bits = (bits + 0xFFF + (bits >> 13 & 1)) & ~0x1FFFu;
+            memcpy(&value, &bits, 4);
+        }
+    return values;
 }
 
 // Calls `visit(x, w, y)` with the places of all products.
@@ -114,17 +133,17 @@ int cudnnSetConvolutionMathType(Convolution *d, int math) { return d->math = mat
 int cudnnGetConvolutionForwardAlgorithm_v7(void *, Tensor *x, Tensor *w, Convolution *c, Tensor *y, int asked, int *returned,
                                            Algorithm *list) {
     const int wrong = check(x, w, y, c);
-    return wrong ? wrong : offer(asked, returned, list, x->bf16());
+    return wrong ? wrong : offer(asked, returned, list, c);
 }
 int cudnnGetConvolutionBackwardDataAlgorithm_v7(void *, Tensor *w, Tensor *y, Convolution *c, Tensor *x, int asked,
                                                 int *returned, Algorithm *list) {
     const int wrong = check(x, w, y, c);
-    return wrong ? wrong : offer(asked, returned, list, x->bf16());
+    return wrong ? wrong : offer(asked, returned, list, c);
 }
 int cudnnGetConvolutionBackwardFilterAlgorithm_v7(void *, Tensor *x, Tensor *y, Convolution *c, Tensor *w, int asked,
                                                   int *returned, Algorithm *list) {
     const int wrong = check(x, w, y, c);
-    return wrong ? wrong : offer(asked, returned, list, x->bf16());
+    return wrong ? wrong : offer(asked, returned, list, c);
 }
 
 int cudnnConvolutionForward(void *, const float *alpha, Tensor *x, const void *x_at, Tensor *w, const void *w_at,
@@ -132,7 +151,7 @@ int cudnnConvolutionForward(void *, const float *alpha, Tensor *x, const void *x
                             void *y_at) {
     if (const int wrong = check(x, w, y, c)) return wrong;
     if (const int wrong = chosen(algorithm, workspace, bytes)) return wrong;
-    const auto image = numbers(on_host(x_at), x->bf16(), x->count()), filter = numbers(on_host(w_at), x->bf16(), w->count());
+    const auto image = factors(x_at, *x, *c), filter = factors(w_at, *w, *c);
     const size_t inputs = w->sizes[1], outputs = w->sizes[0], patch = (size_t)w->sizes[2] * w->sizes[3] * inputs;
     std::vector<double> sums(y->count());
     each_product(*x, *w, *y, *c, [&](size_t at_x, size_t tap, size_t at_y) {
@@ -150,8 +169,7 @@ int cudnnConvolutionBackwardData(void *, const float *alpha, Tensor *w, const vo
                                  void *x_at) {
     if (const int wrong = check(x, w, y, c)) return wrong;
     if (const int wrong = chosen(algorithm, workspace, bytes)) return wrong;
-    const auto gradient = numbers(on_host(y_at), x->bf16(), y->count());
-    const auto filter = numbers(on_host(w_at), x->bf16(), w->count());
+    const auto gradient = factors(y_at, *y, *c), filter = factors(w_at, *w, *c);
     const size_t inputs = w->sizes[1], outputs = w->sizes[0], patch = (size_t)w->sizes[2] * w->sizes[3] * inputs;
     std::vector<double> sums(x->count());
     each_product(*x, *w, *y, *c, [&](size_t at_x, size_t tap, size_t at_y) {
@@ -168,7 +186,7 @@ int cudnnConvolutionBackwardFilter(void *, const float *alpha, Tensor *x, const 
                                    void *w_at) {
     if (const int wrong = check(x, w, y, c)) return wrong;
     if (const int wrong = chosen(algorithm, workspace, bytes)) return wrong;
-    const auto image = numbers(on_host(x_at), x->bf16(), x->count()), gradient = numbers(on_host(y_at), x->bf16(), y->count());
+    const auto image = factors(x_at, *x, *c), gradient = factors(y_at, *y, *c);
     const size_t inputs = w->sizes[1], outputs = w->sizes[0], patch = (size_t)w->sizes[2] * w->sizes[3] * inputs;
     std::vector<double> sums(w->count());
     each_product(*x, *w, *y, *c, [&](size_t at_x, size_t tap, size_t at_y) {

@@ -5,8 +5,8 @@ use serde_json::json;
 use tsbd_attack::LabelRule;
 use tsbd_data::{CHANNELS, Images, Loader, Normalization};
 use tsbd_nn::{
-    Architecture, Batch, Checkpoint, IgnoreProgress, Layer, Layout, Mode, Model, Module, Outcome, Pass, Schedule,
-    SgdConfig, StateDict, StepReport, StepRule, TrainingConfig, TrainingObserver, train_with,
+    Architecture, Batch, Checkpoint, IgnoreProgress, Layer, Layout, Mode, Model, Module, Outcome, Pass, Precision,
+    Schedule, SgdConfig, StateDict, StepReport, StepRule, TrainingConfig, TrainingObserver, train_with,
 };
 use tsbd_tensor::{DType, Device, Tensor, Var};
 use tsbd_testing::{Golden, convolution, golden_path, network};
@@ -139,7 +139,8 @@ fn configured(own: Value) -> Result<Box<dyn Attack>, ParameterError> {
 
 fn plan() -> TrainingPlan {
     let sgd = SgdConfig { learning_rate: 0.05, momentum: 0.9, weight_decay: 5e-4 };
-    let config = TrainingConfig { epochs: 4, sgd, schedule: Schedule::Cosine { t_max: 4 } };
+    let schedule = Schedule::Cosine { t_max: 4 };
+    let config = TrainingConfig { epochs: 4, sgd, schedule, precision: Precision::F32 };
     TrainingPlan { config, batch_size: 16, augment: true, device: Device::Cpu }
 }
 

@@ -100,7 +100,7 @@ impl Encoder {
         let taps = weight.reshape(&[9, channels * width])?;
         let taps = Var::concat_channels(&[&taps, &zeros(&[9, added * width])?])?;
         let weight = taps.reshape(&[3, 3, channels + added, width])?;
-        Ok(x.conv2d(&weight, Some(&bias), Conv2d { stride: 1, padding: 1 })?)
+        Ok(x.conv2d(&weight, Some(&bias), Conv2d { stride: 1, padding: 1, ..Conv2d::default() })?)
     }
 }
 
@@ -112,7 +112,7 @@ fn enlarged(pass: &Pass<'_, Encoder>, name: &str, x: &Var) -> Result<Var> {
     let taps = weight.reshape(&[1, 2, 2, channels * filters])?.pad_zeros([1, 0, 1, 0])?;
     let weight = taps.reshape(&[3, 3, channels, filters])?;
     let bias = pass.parameter(&format!("{name}.bias"))?;
-    Ok(x.upsample_nearest(2)?.conv2d(&weight, Some(&bias), Conv2d { stride: 1, padding: 1 })?)
+    Ok(x.upsample_nearest(2)?.conv2d(&weight, Some(&bias), Conv2d { stride: 1, padding: 1, ..Conv2d::default() })?)
 }
 
 impl Network for Encoder {

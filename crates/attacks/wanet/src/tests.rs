@@ -3,7 +3,9 @@ use std::ops::ControlFlow;
 use serde_json::json;
 use tsbd_attack::{LEARNED_TRIGGER, LabelRule};
 use tsbd_data::{CHANNELS, Images, Normalization};
-use tsbd_nn::{Checkpoint, IgnoreProgress, Outcome, Schedule, SgdConfig, StepReport, TrainingObserver, train_with};
+use tsbd_nn::{
+    Checkpoint, IgnoreProgress, Outcome, Precision, Schedule, SgdConfig, StepReport, TrainingObserver, train_with,
+};
 use tsbd_tensor::Device;
 use tsbd_testing::Golden;
 
@@ -119,7 +121,8 @@ fn prepared(own: Value, seed: u64) -> Poisoner {
 
 fn plan(augment: bool) -> TrainingPlan {
     let sgd = SgdConfig { learning_rate: 0.05, momentum: 0.9, weight_decay: 5e-4 };
-    let config = TrainingConfig { epochs: 2, sgd, schedule: Schedule::Cosine { t_max: 2 } };
+    let schedule = Schedule::Cosine { t_max: 2 };
+    let config = TrainingConfig { epochs: 2, sgd, schedule, precision: Precision::F32 };
     TrainingPlan { config, batch_size: 16, augment, device: Device::Cpu }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use nix::sys::resource::{Usage, UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike};
-use tsbd_tensor::ConvolutionAlgorithm;
+use tsbd_tensor::{ConvolutionAlgorithm, Precision};
 
 use crate::command_line::examples;
 use crate::failure::{Failure, Outcome};
@@ -94,11 +94,13 @@ fn peak_memory_mb() -> f64 {
     usage().map_or(0.0, |usage| usage.max_rss() as f64 * 1024.0 / 1e6)
 }
 
-/// What the factors of convolutions are.
-fn precision() -> Result<&'static str, tsbd_tensor::Error> {
-    Ok(match ConvolutionAlgorithm::current()? {
-        ConvolutionAlgorithm::Bf16 => "bf16",
-        ConvolutionAlgorithm::Fast | ConvolutionAlgorithm::Exact => "f32",
+/// How far passes round on a device that were told so far: a CPU knows no TF32, and `TSBD_CONV` may tell it to round all.
+fn name_of(precision: Precision, device: &str) -> Result<&'static str, tsbd_tensor::Error> {
+    let rounds_all = ConvolutionAlgorithm::current()? == ConvolutionAlgorithm::Bf16;
+    Ok(match precision {
+        _ if device != "cpu" => precision.name(),
+        Precision::F32 | Precision::Tf32 if !rounds_all => Precision::F32.name(),
+        _ => Precision::Bf16.name(),
     })
 }
 

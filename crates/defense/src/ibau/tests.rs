@@ -18,8 +18,8 @@ fn repaired(own: Value) -> Result<Repaired, Error> {
 
 /// The tiny network in double precision.
 fn model() -> Model {
-    let Model { architecture, state } = tiny::model("backdoored");
-    Model { architecture, state: state.to_dtype(DType::F64).unwrap() }
+    let model = tiny::model("backdoored");
+    Model { state: model.state.to_dtype(DType::F64).unwrap(), ..model }
 }
 
 /// The clean images in batches of 16 and 8, in double precision.

@@ -4,7 +4,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use tsbd_data::ImageSource;
-use tsbd_nn::{Batch, LossOptions, Mode, Model, Schedule, SgdConfig, Statistics, Step, StepRule, TrainingConfig};
+use tsbd_nn::{
+    Batch, LossOptions, Mode, Model, Precision, Schedule, SgdConfig, Statistics, Step, StepRule, TrainingConfig,
+};
 
 use super::parameters::{FineTuning, GradientNorm, Parameters};
 use crate::Error;
@@ -103,6 +105,7 @@ pub fn fine_tune(
                 weight_decay: 0.0,
             },
             schedule: Schedule::Constant,
+            precision: Precision::F32,
         },
     };
     stage.train(&mut rule, model, &source, context, trace, &mut |report, model, context, point| {

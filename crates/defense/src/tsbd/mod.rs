@@ -70,7 +70,7 @@ impl Tsbd {
         let selected = reinitialisation::select(&change.neurons, nwc, neuron_ratio, round_changes);
         let Reinitialised { state, selected, threshold } =
             reinitialisation::zero(&backdoored.state, change, &selected, weight_ratio, scheme)?;
-        let model = Model { architecture: backdoored.architecture.clone(), state };
+        let model = Model { architecture: backdoored.architecture.clone(), state, precision: backdoored.precision };
         Ok(Repair { neuron_ratio, model, selected, threshold, fine_tuning_seconds: 0.0 })
     }
 

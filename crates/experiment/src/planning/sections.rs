@@ -6,7 +6,7 @@ use tsbd_models::MODELS;
 use super::section::Section;
 use crate::diagnostic::{Place, Problems, suggest};
 use crate::document::Table;
-use crate::parameters::{Augmentation, ModelParameters, Schedule, TrainingParameters};
+use crate::parameters::{Augmentation, ModelParameters, Precision, Schedule, TrainingParameters};
 
 pub(super) fn data(root: &Table, start: &Place, problems: &mut Problems) -> Option<DatasetParameters> {
     let known = ["name", "train_images", "test_images", "image_size", "seed"];
@@ -61,8 +61,16 @@ const SCHEDULES: &[(&str, &[&str])] = &[
 
 /// Defaults as in BackdoorBench's CIFAR-10 configuration.
 pub(super) fn training(root: &Table, start: &Place, problems: &mut Problems) -> Option<TrainingParameters> {
-    let mut known =
-        vec!["epochs", "batch_size", "learning_rate", "momentum", "weight_decay", "schedule", "augmentation"];
+    let mut known = vec![
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "momentum",
+        "weight_decay",
+        "schedule",
+        "augmentation",
+        "precision",
+    ];
     known.extend(SCHEDULES.iter().flat_map(|(_, keys)| keys.iter().copied()));
     let section = Section::open(root, "training", &known, start, problems);
     let before = problems.len();
@@ -86,6 +94,17 @@ pub(super) fn training(root: &Table, start: &Place, problems: &mut Problems) -> 
             return None;
         }
     };
+    let precision = match section.text("precision", problems) {
+        None => Precision::F32,
+        Some(name) => {
+            let Some(precision) = Precision::from_name(&name) else {
+                let hint = suggest(&name, Precision::ALL.map(Precision::name));
+                section.refuse("precision", "there is no such precision", hint, problems);
+                return None;
+            };
+            precision
+        }
+    };
     let parameters = TrainingParameters {
         epochs,
         batch_size,
@@ -94,6 +113,7 @@ pub(super) fn training(root: &Table, start: &Place, problems: &mut Problems) -> 
         weight_decay,
         schedule: schedule?,
         augmentation,
+        precision,
     };
     (problems.len() == before).then_some(parameters)
 }

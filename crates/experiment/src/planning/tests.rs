@@ -89,6 +89,15 @@ fn a_plan_tells_what_was_set_as_far_as_results_depend_on_it() {
 }
 
 #[test]
+fn what_rounds_nothing_is_what_every_cell_does() {
+    let key = |precision| planned(SMALL, &[("training.precision", precision)]).cells[0].key();
+    let usual = planned(SMALL, &[]).cells[0].key();
+    assert_eq!(key("f32"), usual);
+    assert_ne!(key("bf16"), usual);
+    assert_ne!(key("bf16"), key("tf32"));
+}
+
+#[test]
 fn set_comes_before_the_file_and_the_file_before_the_profile() {
     let plan = planned(SMALL, &[("model.width", "6"), ("training.epochs", "2")]);
     let cell = &plan.cells[0];
@@ -309,6 +318,7 @@ fn unknown_names_are_refused_with_those_there_are() {
         ("model.name", "resnet", "there are: preact-resnet18"),
         ("grid.attack", "[\"badnet\"]", "did you mean `badnets`?"),
         ("training.schedule", "cosin", "did you mean `cosine`?"),
+        ("training.precision", "bf-16", "did you mean `bf16`?"),
         ("profile", "quik", "did you mean `quick`?"),
         ("table.metrics", "[\"acc\", \"ars\"]", "did you mean `asr`?"),
         ("table.rows", "atack", "did you mean `attack`?"),

@@ -9,6 +9,7 @@ fn config(epochs: usize) -> TrainingConfig {
         epochs,
         sgd: SgdConfig { learning_rate: 0.1, momentum: 0.9, weight_decay: 5e-4 },
         schedule: Schedule::Cosine { t_max: 10 },
+        precision: Precision::F32,
     }
 }
 
@@ -320,7 +321,7 @@ fn ascending_the_loss_unlearns() {
     let learned = model.predict(&data).unwrap();
     let mut ascent = CrossEntropyStep { loss: LossOptions::ascent(), mode: Mode::Train };
     let sgd = SgdConfig { learning_rate: 0.05, momentum: 0.9, weight_decay: 0.0 };
-    let config = TrainingConfig { epochs: 5, sgd, schedule: Schedule::Constant };
+    let config = TrainingConfig { epochs: 5, sgd, schedule: Schedule::Constant, precision: Precision::F32 };
     let summary = train_with(&mut ascent, &mut model, &data, &config, None, &mut IgnoreProgress).unwrap();
     let unlearned = model.predict(&data).unwrap();
     assert!(unlearned.mean_loss > learned.mean_loss + 1.0, "{} {}", unlearned.mean_loss, learned.mean_loss);
@@ -448,4 +449,37 @@ fn numbers_of_an_epoch_survive_the_checkpoint_exactly() {
             .unwrap()
             > 0.0)
     );
+}
+
+#[test]
+fn training_rounds_as_far_as_it_may_and_nothing_that_is_done_with_the_model_later_does() {
+    let data = batches(3);
+    let trained = |precision| {
+        let mut model = model(1);
+        let config = TrainingConfig { precision, ..config(2) };
+        let summary = train(&mut model, &data, &config, None, &mut IgnoreProgress).unwrap();
+        assert_eq!(model.precision, Precision::F32);
+        let weights = model.state.get("conv1.weight").unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (weights, summary.history[1].mean_loss)
+    };
+    let (full, bf16) = (trained(Precision::F32), trained(Precision::Bf16));
+    assert_eq!(trained(Precision::Tf32), full, "a CPU has no TF32");
+    assert_ne!(full.0, bf16.0);
+    let (exact, rounded) = (full.1, bf16.1);
+    assert!((exact - rounded).abs() < 0.01 * exact, "{exact} {rounded}");
+}
+
+#[test]
+fn only_passes_in_training_mode_round() {
+    let (mut model, images) = (model(1), &batches(1)[0].images);
+    let logits = |model: &Model, mode| model.logits(images, mode).unwrap().to_vec2::<f32>().unwrap();
+    let modes = [Mode::Train, Mode::TrainKeepingStatistics, Mode::Eval];
+    let full = modes.map(|mode| logits(&model, mode));
+    model.precision = Precision::Bf16;
+    assert_eq!(
+        modes.map(|mode| logits(&model, mode)).iter().zip(&full).map(|(a, b)| a == b).collect::<Vec<_>>(),
+        [false, false, true]
+    );
+    model.precision = Precision::Tf32;
+    assert_eq!(modes.map(|mode| logits(&model, mode)), full);
 }

@@ -99,6 +99,7 @@ fn config(parameters: &TrainingParameters) -> TrainingConfig {
                 tsbd_nn::Schedule::MultiStep { milestones: milestones.clone(), gamma: *gamma }
             }
         },
+        precision: parameters.precision,
     }
 }
 

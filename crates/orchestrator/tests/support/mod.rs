@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use tsbd_experiment::{
     Augmentation, Cell, CellKey, CellKind, DatasetParameters, Experiment, GridPoint, MethodParameters, ModelParameters,
-    Plan, Schedule, TableSpec, TrainingParameters,
+    Plan, Precision, Schedule, TableSpec, TrainingParameters,
 };
 
 /// Variable with the behaviours of cells: `badnets=fail,blended+ft=hang`.
@@ -82,6 +82,7 @@ fn cell(attack: &str) -> Cell {
             weight_decay: 0.0,
             schedule: Schedule::Constant,
             augmentation: Augmentation::None,
+            precision: Precision::F32,
         }),
         attack: MethodParameters::new(attack, 1, json!({})),
         defense: None,

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::error::{Error, Result};
 use crate::kernels::simd::InstructionSet;
+use crate::ops::{Manner, Precision};
 
 /// How convolutions in `f32` are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,12 +73,13 @@ impl ConvolutionAlgorithm {
     }
 }
 
-/// The instruction set and the algorithm of convolutions, for people and records: `avx512, fast convolution`.
+/// The instruction set and the algorithm of convolutions of this precision on the CPU, for people and records:
+/// `avx512, fast convolution`.
 ///
 /// # Errors
 /// If one of the environment variables says what it cannot say.
-pub fn kernels_in_use() -> Result<String> {
-    let (instructions, convolution) = (InstructionSet::current()?, ConvolutionAlgorithm::current()?);
+pub fn kernels_in_use(precision: Precision) -> Result<String> {
+    let (instructions, convolution) = (InstructionSet::current()?, Manner::of(precision)?.algorithm);
     Ok(format!("{}, {} convolution", instructions.name(), convolution.name()))
 }
 

@@ -1,6 +1,6 @@
 //! Sums, products, roots and shapes. Shapes must be equal: nothing is broadcast.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use crate::error::{Error, Result};
 use crate::kernels::elementwise;
@@ -54,6 +54,17 @@ of_one!(square_root("self"), "sqrt", elementwise::square_root);
 of_one!(absolute("self"), "abs", elementwise::absolute);
 
 impl Var {
+    /// The same numbers in another element type; their gradient comes back in the type that they have now.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Var> {
+        let (node, before) = (self.node(), self.tensor().dtype());
+        let backward = || -> Backward {
+            Box::new(move |gradient, flow| node.map_or(Ok(()), |node| flow.add(node, gradient.to_dtype(before)?)))
+        };
+        Var::computed_with_tangent("to_dtype", self.tensor().to_dtype(dtype)?, &[self], backward, || {
+            self.tangent().map(|tangent| tangent.to_dtype(dtype)).transpose()
+        })
+    }
+
     /// `self + other`, of equal shape.
     pub fn add(&self, other: &Var) -> Result<Var> {
         let sum = add_tensors(self.tensor(), other.tensor())?;

@@ -6,9 +6,9 @@ use candle_core::Tensor;
 use crate::error::{Error, Result};
 use crate::kernels::convolution::{self, Geometry, Start};
 use crate::operand::{Operand, by_element, dims4, exact, on_gpu, tensor};
-use crate::ops::ConvolutionAlgorithm;
 use crate::ops::channels::channel_sums;
 use crate::ops::convolution::weight_gradient;
+use crate::ops::{Manner, Precision};
 use crate::tape::Var;
 
 /// How the window of a transposed convolution moves over its output, the same along height and width.
@@ -38,11 +38,11 @@ impl Var {
     pub fn conv_transpose2d(&self, weight: &Var, bias: Option<&Var>, options: ConvTranspose2d) -> Result<Var> {
         const OPERATION: &str = "conv_transpose2d";
         let g = geometry(OPERATION, self.tensor(), weight.tensor(), options)?;
-        let algorithm = ConvolutionAlgorithm::current()?;
+        let manner = Manner::of(Precision::F32)?;
         if let Some(bias) = bias {
             exact(OPERATION, "bias", bias.tensor(), &[g.in_channels], "[out]")?;
         }
-        let y = products(OPERATION, &g, algorithm, [self, weight].map(Var::tensor), bias.map(Var::tensor))?;
+        let y = products(OPERATION, &g, manner, [self, weight].map(Var::tensor), bias.map(Var::tensor))?;
         let mut inputs = vec![self, weight];
         inputs.extend(bias);
         Var::computed(OPERATION, y, &inputs, || {
@@ -55,11 +55,11 @@ impl Var {
                     flow.add(node, channel_sums(BACKWARD, &dy)?)?;
                 }
                 if let Some((node, x)) = kept_x {
-                    flow.add(node, weight_gradient(&g, algorithm, &dy, &x)?)?;
+                    flow.add(node, weight_gradient(&g, manner, &dy, &x)?)?;
                 }
                 let Some((node, weight)) = kept_weight else { return Ok(()) };
                 let existing = flow.take(node);
-                flow.add(node, input_gradient(&g, algorithm, &dy, &weight, existing)?)
+                flow.add(node, input_gradient(&g, manner, &dy, &weight, existing)?)
             })
         })
     }
@@ -112,11 +112,11 @@ fn geometry(operation: &'static str, x: &Tensor, weight: &Tensor, options: ConvT
 fn products(
     operation: &'static str,
     g: &Geometry,
-    algorithm: ConvolutionAlgorithm,
+    manner: Manner,
     [x, weight]: [&Tensor; 2],
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    on_gpu!(x, gpu => super::cuda::conv_transpose::products(&gpu, operation, g, algorithm, [x, weight], bias));
+    on_gpu!(x, gpu => super::cuda::conv_transpose::products(&gpu, operation, g, manner, [x, weight], bias));
     by_element!(operation, "x", x, T => {
         let (x, filter) = (Operand::<T>::read(operation, "x", x)?, Operand::<T>::read(operation, "weight", weight)?);
         let start = match bias {
@@ -126,7 +126,7 @@ fn products(
             }
             None => None,
         };
-        let y = convolution::backward_input(g, algorithm, &x, &filter, start.as_deref());
+        let y = convolution::backward_input(g, manner.algorithm, &x, &filter, start.as_deref());
         tensor(y, &[g.images, g.height, g.width, g.in_channels])
     })
 }
@@ -135,18 +135,18 @@ const BACKWARD: &str = "conv_transpose2d backward";
 
 fn input_gradient(
     g: &Geometry,
-    algorithm: ConvolutionAlgorithm,
+    manner: Manner,
     dy: &Tensor,
     weight: &Tensor,
     existing: Option<Tensor>,
 ) -> Result<Tensor> {
-    on_gpu!(dy, gpu => super::cuda::conv_transpose::input_gradient(&gpu, BACKWARD, g, dy, weight, existing));
+    on_gpu!(dy, gpu => super::cuda::conv_transpose::input_gradient(&gpu, BACKWARD, (g, manner), dy, weight, existing));
     by_element!(BACKWARD, "dy", dy, T => {
         let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;
         let weight = Operand::<T>::read(BACKWARD, "weight", weight)?;
         let existing = existing.as_ref().map(|sum| Operand::<T>::read(BACKWARD, "dx", sum)).transpose()?;
         let start = existing.as_deref().map_or(Start::Nothing, Start::Residual);
-        let dx = convolution::forward(g, algorithm, &dy, &weight, start);
+        let dx = convolution::forward(g, manner.algorithm, &dy, &weight, start);
         tensor(dx, &[g.images, g.out_height, g.out_width, g.out_channels])
     })
 }

@@ -5,8 +5,8 @@ use candle_core::Tensor;
 use crate::error::{Error, Result};
 use crate::kernels::convolution::{self, Geometry, Start};
 use crate::operand::{Operand, by_element, dims4, exact, on_gpu, tensor};
-use crate::ops::ConvolutionAlgorithm;
 use crate::ops::channels::channel_sums;
+use crate::ops::{Manner, Precision};
 use crate::tape::{Backward, Var};
 
 /// How the window of a convolution moves, the same along height and width.
@@ -16,11 +16,13 @@ pub struct Conv2d {
     pub stride: usize,
     /// Rows and columns of zeros around the image, less than the kernel's size.
     pub padding: usize,
+    /// How far factors may be rounded, also those of the gradients.
+    pub precision: Precision,
 }
 
 impl Default for Conv2d {
     fn default() -> Self {
-        Self { stride: 1, padding: 0 }
+        Self { stride: 1, padding: 0, precision: Precision::F32 }
     }
 }
 
@@ -53,7 +55,7 @@ fn geometry(operation: &'static str, x: &Tensor, weight: &Tensor, options: Conv2
         let expected = format!("[_, _, {in_channels}, _], as the input has {in_channels} channels");
         return Err(Error::shape(operation, "weight", expected, weight.dims()));
     }
-    let Conv2d { stride, padding } = options;
+    let Conv2d { stride, padding, .. } = options;
     if stride == 0 {
         return Err(Error::value(operation, "stride", stride, "the window must move; use at least 1"));
     }
@@ -83,7 +85,7 @@ fn geometry(operation: &'static str, x: &Tensor, weight: &Tensor, options: Conv2
 
 fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, addend: Addend) -> Result<Var> {
     let g = geometry(operation, x.tensor(), weight.tensor(), options)?;
-    let algorithm = ConvolutionAlgorithm::current()?;
+    let manner = Manner::of(options.precision)?;
     let out_dims = [g.images, g.out_height, g.out_width, g.out_channels];
     match addend {
         Addend::Nothing => {}
@@ -92,7 +94,7 @@ fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, add
             exact(operation, "residual", residual.tensor(), &out_dims, "the shape of the result")?;
         }
     }
-    let y = products(operation, &g, algorithm, [x, weight], addend)?;
+    let y = products(operation, &g, manner, [x, weight], addend)?;
     let (bias, residual) = match addend {
         Addend::Nothing => (None, None),
         Addend::Bias(bias) => (Some(bias), None),
@@ -111,11 +113,11 @@ fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, add
                 flow.add(node, channel_sums(BACKWARD, &dy)?)?;
             }
             if let Some((node, x)) = kept_x {
-                flow.add(node, weight_gradient(&g, algorithm, &x, &dy)?)?;
+                flow.add(node, weight_gradient(&g, manner, &x, &dy)?)?;
             }
             if let Some((node, weight)) = kept_weight {
                 let existing = flow.take(node);
-                flow.add(node, input_gradient(&g, algorithm, &dy, &weight, existing)?)?;
+                flow.add(node, input_gradient(&g, manner, &dy, &weight, existing)?)?;
             }
             // Last, because the gradient itself is moved.
             residual_node.map_or(Ok(()), |node| flow.add(node, dy))
@@ -128,7 +130,7 @@ fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, add
 fn products(
     operation: &'static str,
     g: &Geometry,
-    algorithm: ConvolutionAlgorithm,
+    manner: Manner,
     [x, weight]: [&Var; 2],
     addend: Addend,
 ) -> Result<Tensor> {
@@ -138,20 +140,20 @@ fn products(
             Addend::Bias(bias) => (Some(bias.tensor()), None),
             Addend::Residual(residual) => (None, Some(residual.tensor())),
         };
-        super::cuda::convolve(&gpu, g, algorithm, [x, weight].map(Var::tensor), bias, residual)
+        super::cuda::convolve(&gpu, g, manner, [x, weight].map(Var::tensor), bias, residual)
     });
     by_element!(operation, "x", x.tensor(), T => {
         let image = Operand::<T>::read(operation, "x", x.tensor())?;
         let filter = Operand::<T>::read(operation, "weight", weight.tensor())?;
         let output = match addend {
-            Addend::Nothing => convolution::forward(g, algorithm, &image, &filter, Start::Nothing),
+            Addend::Nothing => convolution::forward(g, manner.algorithm, &image, &filter, Start::Nothing),
             Addend::Bias(bias) => {
                 let bias = Operand::<T>::read(operation, "bias", bias.tensor())?;
-                convolution::forward(g, algorithm, &image, &filter, Start::Bias(&bias))
+                convolution::forward(g, manner.algorithm, &image, &filter, Start::Bias(&bias))
             }
             Addend::Residual(residual) => {
                 let residual = Operand::<T>::read(operation, "residual", residual.tensor())?;
-                convolution::forward(g, algorithm, &image, &filter, Start::Residual(&residual))
+                convolution::forward(g, manner.algorithm, &image, &filter, Start::Residual(&residual))
             }
         };
         tensor(output, &[g.images, g.out_height, g.out_width, g.out_channels])
@@ -183,32 +185,27 @@ const BACKWARD: &str = "conv2d backward";
 
 fn input_gradient(
     g: &Geometry,
-    algorithm: ConvolutionAlgorithm,
+    manner: Manner,
     dy: &Tensor,
     weight: &Tensor,
     existing: Option<Tensor>,
 ) -> Result<Tensor> {
-    on_gpu!(dy, gpu => super::cuda::convolution_input_gradient(&gpu, g, dy, weight, existing));
+    on_gpu!(dy, gpu => super::cuda::convolution_input_gradient(&gpu, g, manner, dy, weight, existing));
     by_element!(BACKWARD, "dy", dy, T => {
         let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;
         let weight = Operand::<T>::read(BACKWARD, "weight", weight)?;
         let existing = existing.as_ref().map(|sum| Operand::<T>::read(BACKWARD, "dx", sum)).transpose()?;
-        let dx = convolution::backward_input(g, algorithm, &dy, &weight, existing.as_deref());
+        let dx = convolution::backward_input(g, manner.algorithm, &dy, &weight, existing.as_deref());
         tensor(dx, &[g.images, g.height, g.width, g.in_channels])
     })
 }
 
 /// The gradient of the weight, from the input of the convolution and the gradient of its output.
-pub(super) fn weight_gradient(
-    g: &Geometry,
-    algorithm: ConvolutionAlgorithm,
-    x: &Tensor,
-    dy: &Tensor,
-) -> Result<Tensor> {
-    on_gpu!(dy, gpu => super::cuda::convolution_weight_gradient(&gpu, g, x, dy));
+pub(super) fn weight_gradient(g: &Geometry, manner: Manner, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    on_gpu!(dy, gpu => super::cuda::convolution_weight_gradient(&gpu, g, manner, x, dy));
     by_element!(BACKWARD, "dy", dy, T => {
         let (x, dy) = (Operand::<T>::read(BACKWARD, "x", x)?, Operand::<T>::read(BACKWARD, "dy", dy)?);
-        let dw = convolution::backward_weight(g, algorithm, &x, &dy);
+        let dw = convolution::backward_weight(g, manner.algorithm, &x, &dy);
         tensor(dw, &[g.kernel_height, g.kernel_width, g.in_channels, g.out_channels])
     })
 }

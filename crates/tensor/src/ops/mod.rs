@@ -20,6 +20,7 @@ mod loss;
 mod normalization;
 mod places;
 mod pooling;
+mod precision;
 mod resize;
 mod softmax;
 
@@ -30,4 +31,6 @@ pub use conv_transpose::ConvTranspose2d;
 pub use convolution::Conv2d;
 pub use grid_sample::{GridPadding, GridSample};
 pub use loss::CrossEntropy;
-pub use normalization::{BatchNorm, BatchStatistics, Statistics};
+pub use normalization::{BatchNorm, BatchStatistics, Statistics, move_estimates};
+pub(crate) use precision::Manner;
+pub use precision::Precision;

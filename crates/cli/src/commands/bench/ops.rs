@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::{Value, json};
+use tsbd_nn::Precision;
 use tsbd_tensor::workload::{Cost, NetworkShape, Pass, Workload};
 use tsbd_tensor::{MachinePeak, machine_peak};
 
-use super::{at_least_one, median, peak_memory_mb, precision, use_threads};
+use super::{at_least_one, median, name_of, peak_memory_mb, use_threads};
 use crate::columns::Columns;
 use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
@@ -87,7 +88,7 @@ pub fn run(ops: &Ops) -> Outcome {
     }
     use_threads(ops.threads)?;
     let failed = |error| Failure::from_error(Exit::Failed, error);
-    let (peak, precision) = (machine_peak(), precision().map_err(failed)?);
+    let (peak, precision) = (machine_peak(), name_of(Precision::F32, "cpu").map_err(failed)?);
     let rows = workloads.into_iter().map(|workload| measure(workload, ops.seconds)).collect::<Result<Vec<_>, _>>()?;
     if ops.json {
         terminal::print_json(&json!({

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 use tsbd_attack::TrainingSource;
 use tsbd_data::ImageSource;
-use tsbd_tensor::kernels_in_use;
+use tsbd_tensor::{Precision, kernels_in_use};
 
 use super::{at_least_one, median, peak_memory_mb, processor_time, usage, use_threads};
 use crate::command_line::examples;
@@ -76,7 +76,7 @@ pub fn run(Poison { name, rounds, threads, json, point, folders }: &Poison, talk
     let images_per_second = (poisoned.0 + poisoned.1) as f64 / middle;
     let data_set_mb = ((train + test) * size * size * tsbd_data::CHANNELS) as f64 / 1e6;
     let (memory_mb, threads) = (peak_memory_mb(), rayon::current_num_threads());
-    let kernels = kernels_in_use().map_err(workbench::failed)?;
+    let kernels = kernels_in_use(Precision::F32).map_err(workbench::failed)?;
     if *json {
         terminal::print_json(&json!({
             "work": "poison", "attack": name, "parameters": workbench.attack.parameters(),

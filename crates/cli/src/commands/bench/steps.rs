@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use serde_json::json;
 use tsbd_data::{CHANNELS, Dataset, Images, Loader, Normalization};
 use tsbd_models::ModelParameters;
-use tsbd_nn::{Batch, BatchSource, IgnoreProgress, Model, Schedule, SgdConfig, Streams, TrainingConfig};
+use tsbd_nn::{Batch, BatchSource, IgnoreProgress, Model, Precision, Schedule, SgdConfig, Streams, TrainingConfig};
 use tsbd_tensor::{Device, kernels_in_use};
 
-use super::{at_least_one, median, peak_memory_mb, precision, processor_time, usage, use_threads};
+use super::{at_least_one, median, name_of, peak_memory_mb, processor_time, usage, use_threads};
 use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::options::Computing;
@@ -29,11 +30,21 @@ use crate::terminal;
     "tsbd bench train --threads 1 --json"
     "tsbd bench train --width 64 --device cuda    on a GPU, which is waited for at the end of each step"
     "TSBD_CONV=exact tsbd bench train             without Winograd's convolution"
-    "TSBD_CONV=bf16 tsbd bench train              convolutions of bf16 factors"
+    "tsbd bench train --precision bf16            convolutions of bf16 factors; on a GPU bf16 throughout"
 ))]
 pub struct Train {
+    /// How far the steps round: f32, tf32 or bf16, as `training.precision`
+    #[arg(long, value_name = "NAME", default_value = "f32", value_parser = PossibleValuesParser::new(Precision::ALL.map(Precision::name)))]
+    precision: String,
+
     #[command(flatten)]
     settings: Settings,
+}
+
+impl Train {
+    fn precision(&self) -> Precision {
+        Precision::from_name(&self.precision).expect("the command line knows no other name")
+    }
 }
 
 /// Steps of an evaluation: normalisation, forward without gradients, predictions and loss
@@ -94,9 +105,10 @@ struct Settings {
 }
 
 /// Measures training steps and prints.
-pub fn train(Train { settings }: &Train) -> Outcome {
-    let (model, stopwatch) = settings.trained()?;
-    settings.report("train", &model, &stopwatch)
+pub fn train(train: &Train) -> Outcome {
+    let (settings, precision) = (&train.settings, train.precision());
+    let (model, stopwatch) = settings.trained(precision)?;
+    settings.report("train", precision, &model, &stopwatch)
 }
 
 /// Images a second in training steps of a network on the CPU: the median of a few steps.
@@ -113,7 +125,7 @@ pub fn training_images_per_second(network: &ModelParameters, batch: usize) -> Re
         computing: Computing::on_the_cpu(),
         json: false,
     };
-    let mut steps = settings.trained()?.1.measured(settings.warmup).steps;
+    let mut steps = settings.trained(Precision::F32)?.1.measured(settings.warmup).steps;
     steps.sort_by(f64::total_cmp);
     Ok(batch as f64 / median(&steps) * 1e3)
 }
@@ -126,7 +138,7 @@ pub fn inference(Inference { settings }: &Inference) -> Outcome {
     let Dataset { train, normalization, .. } = settings.dataset(&streams);
     let stopwatch = Stopwatch::new(Loader::evaluation(train, normalization, settings.batch).on(&device));
     model.predict(&stopwatch).map_err(failed)?;
-    settings.report("inference", &model, &stopwatch)
+    settings.report("inference", Precision::F32, &model, &stopwatch)
 }
 
 fn failed(error: tsbd_nn::Error) -> Failure {
@@ -135,7 +147,7 @@ fn failed(error: tsbd_nn::Error) -> Failure {
 
 impl Settings {
     /// A model that was trained for the steps asked for, and their times.
-    fn trained(&self) -> Result<(Model, Stopwatch), Failure> {
+    fn trained(&self, precision: Precision) -> Result<(Model, Stopwatch), Failure> {
         let streams = Streams::new(0);
         let device = self.computing.device()?;
         let mut model = self.model(&streams, &device)?;
@@ -146,6 +158,7 @@ impl Settings {
             epochs: 1,
             sgd: SgdConfig { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4 },
             schedule: Schedule::Constant,
+            precision,
         };
         tsbd_nn::train(&mut model, &stopwatch, &config, None, &mut IgnoreProgress).map_err(failed)?;
         Ok((model, stopwatch))
@@ -188,11 +201,11 @@ impl Settings {
         }
     }
 
-    fn report(&self, work: &str, model: &Model, stopwatch: &Stopwatch) -> Outcome {
+    fn report(&self, work: &str, precision: Precision, model: &Model, stopwatch: &Stopwatch) -> Outcome {
         let Measured { steps, data, processor } = stopwatch.measured(self.warmup);
         let refused = |error: tsbd_tensor::Error| failed(error.into());
-        let kernels = kernels_in_use().map_err(refused)?;
-        let precision = precision().map_err(refused)?;
+        let kernels = kernels_in_use(precision).map_err(refused)?;
+        let precision = name_of(precision, self.computing.name()).map_err(refused)?;
         let sorted = |times: &[f64]| {
             let mut times = times.to_vec();
             times.sort_by(f64::total_cmp);

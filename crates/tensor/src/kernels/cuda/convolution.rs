@@ -20,11 +20,43 @@ use super::gpu::{Allocation, Gpu};
 use super::{Memory, Queue, Stored, View, elementwise, integer};
 use crate::error::{Error, Result};
 use crate::kernels::convolution::Geometry;
+use crate::ops::{ConvolutionAlgorithm, Manner, Precision};
 
 const OPERATION: &str = "conv2d";
 
 /// No algorithm may ask for more memory than this, in bytes.
 const LARGEST_WORKSPACE: usize = 1 << 30;
+
+/// What is multiplied; sums are `f32` always.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Numbers {
+    F32,
+    /// `f32` in memory, rounded on the way to the tensor cores.
+    Tf32,
+    Bf16,
+}
+
+impl Numbers {
+    /// How cuDNN is to compute with tensors of this element type.
+    fn of(element: Stored, manner: Manner) -> Result<Self> {
+        match (element, manner.algorithm, manner.precision) {
+            (Stored::Bf16, ..) => Ok(Self::Bf16),
+            (_, ConvolutionAlgorithm::Bf16, _) => {
+                let reason = "on a GPU tensors are bf16 themselves; unset TSBD_CONV, or convert both factors";
+                Err(Error::value("convolution", "factors", "f32 to be rounded to bf16", reason))
+            }
+            (_, _, Precision::Tf32) => Ok(Self::Tf32),
+            _ => Ok(Self::F32),
+        }
+    }
+
+    fn element(self) -> Stored {
+        match self {
+            Self::F32 | Self::Tf32 => Stored::F32,
+            Self::Bf16 => Stored::Bf16,
+        }
+    }
+}
 
 /// What is added to the products.
 #[derive(Clone, Copy)]
@@ -34,12 +66,19 @@ enum Output {
 }
 
 /// What `y` is made of: the products of `x` and `weight`, added to what `y` holds if there is one.
-pub(crate) fn forward(gpu: &Gpu, g: &Geometry, x: View, weight: View, y: Option<View>) -> Result<Option<Allocation>> {
-    let element = x.element();
+pub(crate) fn forward(
+    gpu: &Gpu,
+    (g, manner): (&Geometry, Manner),
+    x: View,
+    weight: View,
+    y: Option<View>,
+) -> Result<Option<Allocation>> {
+    let numbers = Numbers::of(x.element(), manner)?;
     let filter = elementwise::transpose(gpu, weight, g.patch(), g.out_channels)?;
-    let (fresh, output, start) = output(gpu, element, g.pixels() * g.out_channels, y)?;
-    with(gpu, g, element, |cudnn, plan| {
+    let (fresh, output, start) = output(gpu, numbers.element(), g.pixels() * g.out_channels, y)?;
+    with(gpu, g, numbers, |cudnn, plan| {
         let chosen = plan.forward(cudnn, g)?;
+        plan.compute_by(chosen.math)?;
         let workspace = cudnn.workspace(gpu, chosen.bytes)?;
         let (one, beta) = (1f32, start.factor());
         // SAFETY: the descriptors belong to the geometry that the arrays have; the workspace is as large as asked for.
@@ -68,16 +107,17 @@ pub(crate) fn forward(gpu: &Gpu, g: &Geometry, x: View, weight: View, y: Option<
 /// The gradient of the input, added to what `dx` holds if there is one.
 pub(crate) fn backward_input(
     gpu: &Gpu,
-    g: &Geometry,
+    (g, manner): (&Geometry, Manner),
     dy: View,
     weight: View,
     dx: Option<View>,
 ) -> Result<Option<Allocation>> {
-    let element = dy.element();
+    let numbers = Numbers::of(dy.element(), manner)?;
     let filter = elementwise::transpose(gpu, weight, g.patch(), g.out_channels)?;
-    let (fresh, output, start) = output(gpu, element, g.images * g.image(), dx)?;
-    with(gpu, g, element, |cudnn, plan| {
+    let (fresh, output, start) = output(gpu, numbers.element(), g.images * g.image(), dx)?;
+    with(gpu, g, numbers, |cudnn, plan| {
         let chosen = plan.backward_input(cudnn, g)?;
+        plan.compute_by(chosen.math)?;
         let workspace = cudnn.workspace(gpu, chosen.bytes)?;
         let (one, beta) = (1f32, start.factor());
         // SAFETY: as above.
@@ -104,11 +144,12 @@ pub(crate) fn backward_input(
 }
 
 /// The gradient of the weight.
-pub(crate) fn backward_weight(gpu: &Gpu, g: &Geometry, x: View, dy: View) -> Result<Allocation> {
-    let element = dy.element();
-    let filter = gpu.allocate(element, g.patch() * g.out_channels)?;
-    with(gpu, g, element, |cudnn, plan| {
+pub(crate) fn backward_weight(gpu: &Gpu, (g, manner): (&Geometry, Manner), x: View, dy: View) -> Result<Allocation> {
+    let numbers = Numbers::of(dy.element(), manner)?;
+    let filter = gpu.allocate(numbers.element(), g.patch() * g.out_channels)?;
+    with(gpu, g, numbers, |cudnn, plan| {
         let chosen = plan.backward_weight(cudnn, g)?;
+        plan.compute_by(chosen.math)?;
         let workspace = cudnn.workspace(gpu, chosen.bytes)?;
         let (one, beta) = (1f32, 0f32);
         // SAFETY: as above.
@@ -171,7 +212,7 @@ fn written(address: u64) -> *mut c_void {
 /// What a thread keeps of a device: cuDNN's handle, plans and workspace are good for one thread at a time.
 struct Cudnn {
     handle: sys::cudnnHandle_t,
-    plans: HashMap<(Geometry, Stored), Rc<Plan>>,
+    plans: HashMap<(Geometry, Numbers), Rc<Plan>>,
     workspace: Option<CudaSlice<u8>>,
 }
 
@@ -183,7 +224,7 @@ thread_local! {
 fn with(
     gpu: &Gpu,
     g: &Geometry,
-    element: Stored,
+    numbers: Numbers,
     use_plan: impl FnOnce(&mut Cudnn, &Plan) -> Result<()>,
 ) -> Result<()> {
     CUDNN.with_borrow_mut(|devices| {
@@ -191,11 +232,11 @@ fn with(
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => entry.insert(Cudnn::new(gpu)?),
         };
-        let plan = match cudnn.plans.get(&(*g, element)) {
+        let plan = match cudnn.plans.get(&(*g, numbers)) {
             Some(plan) => plan.clone(),
             None => {
-                let plan = Rc::new(Plan::new(g, element)?);
-                cudnn.plans.insert((*g, element), plan.clone());
+                let plan = Rc::new(Plan::new(g, numbers)?);
+                cudnn.plans.insert((*g, numbers), plan.clone());
                 plan
             }
         };
@@ -242,6 +283,7 @@ impl Drop for Cudnn {
 struct Chosen<A> {
     algorithm: A,
     bytes: usize,
+    math: sys::cudnnMathType_t,
 }
 
 /// One geometry as cuDNN knows it. Algorithms are chosen when a pass is first needed.
@@ -279,14 +321,14 @@ macro_rules! choose {
         let repeatable = |entry: &&$Listed| entry.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC;
         let first = listed().filter(usable).find(repeatable).or_else(|| listed().find(usable));
         match first {
-            Some(entry) => Ok(Chosen { algorithm: entry.algo, bytes: entry.memory }),
+            Some(entry) => Ok(Chosen { algorithm: entry.algo, bytes: entry.memory, math: $plan.math_of(entry.mathType) }),
             None => Err(Error::Candle(candle_core::Error::Msg(format!("cuDNN has no algorithm, {}, for {:?}", $pass, $g)))),
         }
     }};
 }
 
 impl Plan {
-    fn new(g: &Geometry, element: Stored) -> Result<Self> {
+    fn new(g: &Geometry, numbers: Numbers) -> Result<Self> {
         use sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
         use sys::cudnnDataType_t::{CUDNN_DATA_BFLOAT16, CUDNN_DATA_FLOAT};
         use sys::cudnnTensorFormat_t::CUDNN_TENSOR_NHWC;
@@ -300,9 +342,10 @@ impl Plan {
         let y_sizes = sizes([g.images, g.out_channels, g.out_height, g.out_width])?;
         let filter_sizes = sizes([g.out_channels, g.in_channels, g.kernel_height, g.kernel_width])?;
         let (padding, stride) = (size(g.padding)?, size(g.stride)?);
-        let (data, math) = match element {
-            Stored::Bf16 => (CUDNN_DATA_BFLOAT16, sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH),
-            _ => (CUDNN_DATA_FLOAT, sys::cudnnMathType_t::CUDNN_FMA_MATH),
+        let (data, math) = match numbers {
+            Numbers::Bf16 => (CUDNN_DATA_BFLOAT16, sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH),
+            Numbers::Tf32 => (CUDNN_DATA_FLOAT, sys::cudnnMathType_t::CUDNN_DEFAULT_MATH),
+            Numbers::F32 => (CUDNN_DATA_FLOAT, sys::cudnnMathType_t::CUDNN_FMA_MATH),
         };
         let plan = Self {
             x: result::create_tensor_descriptor().map_err(refused)?,
@@ -340,6 +383,19 @@ impl Plan {
     fn allows(&self, math: sys::cudnnMathType_t) -> bool {
         use sys::cudnnMathType_t::{CUDNN_DEFAULT_MATH, CUDNN_FMA_MATH};
         self.math != CUDNN_FMA_MATH || matches!(math, CUDNN_FMA_MATH | CUDNN_DEFAULT_MATH)
+    }
+
+    /// How an algorithm of cuDNN's list is run that computes in this way: as it is listed, its workspace depends on it; but
+    /// where factors are not to be rounded, what may round is not left to cuDNN.
+    fn math_of(&self, listed: sys::cudnnMathType_t) -> sys::cudnnMathType_t {
+        let exact = sys::cudnnMathType_t::CUDNN_FMA_MATH;
+        if self.math == exact { exact } else { listed }
+    }
+
+    /// Sets how the next call computes.
+    fn compute_by(&self, math: sys::cudnnMathType_t) -> Result<()> {
+        // SAFETY: the descriptor lives as long as the plan.
+        unsafe { result::set_convolution_math_type(self.convolution, math) }.map_err(refused)
     }
 
     fn forward(&self, cudnn: &Cudnn, g: &Geometry) -> Result<Chosen<sys::cudnnConvolutionFwdAlgo_t>> {

@@ -129,6 +129,10 @@ impl Queue for Emulator {
         Ok(Array::new(element, count))
     }
 
+    fn upload(&self, numbers: &[i64]) -> Result<Array> {
+        Ok(self.array(Stored::I64, numbers))
+    }
+
     unsafe fn launch(&self, kernel: &str, [x, y]: [u32; 2], arguments: &[Argument]) -> Result<()> {
         let arguments: Vec<Raw> = arguments.iter().map(raw).collect();
         let name = CString::new(kernel).unwrap();
@@ -152,9 +156,10 @@ fn raw(argument: &Argument) -> Raw {
         Stored::U8 => 2,
         Stored::U32 => 3,
         Stored::I32 => 4,
+        Stored::I64 => 5,
     };
     let array = |kind, view: View| Raw { kind, element: element(view), value: view.address() };
-    let number = |kind, value| Raw { kind, element: 5, value };
+    let number = |kind, value| Raw { kind, element: 6, value };
     match *argument {
         Argument::Read(view) | Argument::Maybe(Some(view)) => array(0, view),
         Argument::Maybe(None) => number(0, 0),

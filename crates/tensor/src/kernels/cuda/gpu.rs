@@ -196,8 +196,15 @@ impl Gpu {
             CudaStorageSlice::U8(slice) => (slice.device_ptr(&self.stream).0, Stored::U8),
             CudaStorageSlice::U32(slice) => (slice.device_ptr(&self.stream).0, Stored::U32),
             CudaStorageSlice::I32(slice) => (slice.device_ptr(&self.stream).0, Stored::I32),
+            CudaStorageSlice::I64(slice) => (slice.device_ptr(&self.stream).0, Stored::I64),
             _ => return None,
         })
+    }
+
+    fn allocation(&self, slice: CudaStorageSlice, count: usize) -> Allocation {
+        let storage = CudaStorage { slice, device: self.device.clone() };
+        let (address, element) = self.address(&storage).expect("made of a known element type");
+        Allocation { storage, address, element, count }
     }
 
     fn name(&self) -> String {
@@ -233,11 +240,14 @@ impl Queue for Gpu {
                 Stored::U8 => CudaStorageSlice::U8(self.device.alloc(count)?),
                 Stored::U32 => CudaStorageSlice::U32(self.device.alloc(count)?),
                 Stored::I32 => CudaStorageSlice::I32(self.device.alloc(count)?),
+                Stored::I64 => CudaStorageSlice::I64(self.device.alloc(count)?),
             }
         };
-        let storage = CudaStorage { slice, device: self.device.clone() };
-        let (address, element) = self.address(&storage).expect("made of a known element type");
-        Ok(Allocation { storage, address, element, count })
+        Ok(self.allocation(slice, count))
+    }
+
+    fn upload(&self, numbers: &[i64]) -> Result<Allocation> {
+        Ok(self.allocation(CudaStorageSlice::I64(self.device.clone_htod(numbers)?), numbers.len()))
     }
 
     unsafe fn launch(&self, kernel: &str, [x, y]: [u32; 2], arguments: &[Argument]) -> Result<()> {
@@ -283,6 +293,7 @@ impl Stored {
             Self::U8 => DType::U8,
             Self::U32 => DType::U32,
             Self::I32 => DType::I32,
+            Self::I64 => DType::I64,
         }
     }
 }

@@ -61,6 +61,7 @@ pub(crate) enum Stored {
     U8,
     U32,
     I32,
+    I64,
 }
 
 impl Stored {
@@ -69,6 +70,7 @@ impl Stored {
             Self::U8 => 1,
             Self::Bf16 => 2,
             Self::F32 | Self::U32 | Self::I32 => 4,
+            Self::I64 => 8,
         }
     }
 
@@ -80,6 +82,7 @@ impl Stored {
             Self::U8 => "u8",
             Self::U32 => "u32",
             Self::I32 => "i32",
+            Self::I64 => "i64",
         }
     }
 }
@@ -131,6 +134,9 @@ pub(crate) trait Queue {
     /// Memory for so many elements, of unspecified value.
     fn allocate(&self, element: Stored, count: usize) -> Result<Self::Memory>;
 
+    /// Memory with these numbers in it.
+    fn upload(&self, numbers: &[i64]) -> Result<Self::Memory>;
+
     /// Queues a kernel over `grid` blocks along x and y.
     ///
     /// # Safety
@@ -169,6 +175,13 @@ fn width(channels: usize, views: &[View]) -> usize {
 /// The name of a kernel that exists for several element types and widths.
 fn named(kernel: &str, element: Stored, width: usize) -> String {
     format!("{kernel}_{}x{width}", element.name())
+}
+
+/// A grid with a row of blocks for each of `rows` arrays, of which the longest has `longest` elements: a thread takes several
+/// of a long one.
+fn one_row_each(rows: usize, longest: usize) -> [u32; 2] {
+    const BLOCKS: usize = 256;
+    [longest.div_ceil(THREADS).clamp(1, BLOCKS) as u32, u32::try_from(rows).expect("a network has fewer tensors")]
 }
 
 /// A grid with a thread for each of `count` things.

@@ -1,7 +1,7 @@
 //! Steps of optimisers, in place, for everybody who holds the tensors.
 
 use super::Argument::{Natural, Read, Single, Write};
-use super::{Queue, View, natural, one_each};
+use super::{Memory, Queue, Stored, View, natural, one_each, one_row_each};
 use crate::error::Result;
 use crate::kernels::elementwise::AdamCoefficients;
 
@@ -14,31 +14,52 @@ fn assert_separate(arrays: &[View]) {
     }
 }
 
-/// `velocity = momentum·velocity + gradient + weight_decay·parameter`, then `parameter -= learning_rate·velocity`, in
-/// place; coefficients in this order: learning rate, momentum, weight decay.
+/// Addresses and lengths of arrays, those of equal length in one row, as kernels read them; and the longest length.
 ///
 /// # Panics
-/// If the three differ in length, or overlap.
+/// If arrays of a row differ in length, or are not `f32`: nothing else would notice.
+fn table<const N: usize>(rows: &[[View; N]]) -> (Vec<i64>, usize) {
+    let row = |row: &[View; N]| {
+        let count = row[0].count();
+        assert!(row.iter().all(|view| view.element() == Stored::F32 && view.count() == count));
+        row.iter().map(View::address).chain([count as u64]).collect::<Vec<_>>()
+    };
+    let numbers = rows.iter().flat_map(row).map(u64::cast_signed).collect();
+    (numbers, rows.iter().map(|row| row[0].count()).max().unwrap_or(0))
+}
+
+/// For every parameter, velocity and gradient: `velocity = momentum·velocity + gradient + weight_decay·parameter`, then
+/// `parameter -= learning_rate·velocity`, in place; coefficients in this order: learning rate, momentum, weight decay.
+///
+/// # Panics
+/// If three that belong together differ in length, or overlap.
 pub(crate) fn sgd<Q: Queue>(
     queue: &Q,
-    parameter: View,
-    velocity: View,
-    gradient: View,
+    steps: &[[View; 3]],
     [learning_rate, momentum, weight_decay]: [f32; 3],
 ) -> Result<()> {
-    let count = parameter.count();
-    assert_separate(&[parameter, velocity, gradient]);
-    let arguments = [
-        Write(parameter),
-        Write(velocity),
-        Read(gradient),
-        Single(learning_rate),
-        Single(momentum),
-        Single(weight_decay),
-        Natural(natural("sgd_step", count)?),
-    ];
-    // SAFETY: three arrays of `count` elements; what else is launched with them runs before or after.
-    unsafe { queue.launch("sgd", one_each(count), &arguments) }
+    steps.iter().for_each(|step| assert_separate(step));
+    let (numbers, longest) = table(steps);
+    let descents = queue.upload(&numbers)?;
+    let arguments = [Read(descents.view()), Single(learning_rate), Single(momentum), Single(weight_decay)];
+    // SAFETY: arrays of the lengths beside them; what else is launched with them runs before or after.
+    unsafe { queue.launch("sgd", one_row_each(steps.len(), longest), &arguments) }
+}
+
+/// What becomes of running estimates, of which the part `momentum` is replaced by what was met: pairs of the two.
+///
+/// # Panics
+/// If the two differ in length.
+pub(crate) fn move_estimates<Q: Queue>(queue: &Q, pairs: &[[View; 2]], momentum: f64) -> Result<Vec<Q::Memory>> {
+    let moved = pairs.iter().map(|[old, _]| queue.allocate(Stored::F32, old.count()));
+    let moved = moved.collect::<Result<Vec<_>>>()?;
+    let rows: Vec<_> = pairs.iter().zip(&moved).map(|(&[old, met], moved)| [old, met, moved.view()]).collect();
+    let (numbers, longest) = table(&rows);
+    let estimates = queue.upload(&numbers)?;
+    let arguments = [Read(estimates.view()), Single((1. - momentum) as f32), Single(momentum as f32)];
+    // SAFETY: arrays of the lengths beside them.
+    unsafe { queue.launch("move_estimates", one_row_each(rows.len(), longest), &arguments)? };
+    Ok(moved)
 }
 
 /// One step of Adam, or with `largest` of AMSGrad, as [`crate::kernels::elementwise::adam`] and

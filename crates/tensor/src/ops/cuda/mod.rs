@@ -25,7 +25,7 @@ use crate::kernels::cuda::{
 };
 use crate::kernels::pooling::Windows;
 use crate::operand::exact;
-use crate::ops::ConvolutionAlgorithm;
+use crate::ops::Manner;
 use crate::tape::{Backward, Var};
 
 /// What `kernel` makes of one tensor of activations, which has a name.
@@ -55,16 +55,6 @@ pub(super) fn from_two(
 
 // --- convolution and the linear layer ---
 
-fn refuse_rounding(algorithm: ConvolutionAlgorithm) -> Result<()> {
-    match algorithm {
-        ConvolutionAlgorithm::Fast | ConvolutionAlgorithm::Exact => Ok(()),
-        ConvolutionAlgorithm::Bf16 => {
-            let reason = "on a GPU tensors themselves are bf16 or f32; use `fast` or `exact`";
-            Err(Error::value("convolution", "TSBD_CONV", algorithm.name(), reason))
-        }
-    }
-}
-
 /// The result of a convolution that wrote to fresh memory, or to `start`.
 fn written(gpu: &Gpu, fresh: Option<Allocation>, start: Option<Tensor>, dims: &[usize]) -> Result<Tensor> {
     match (fresh, start) {
@@ -85,13 +75,12 @@ fn biased(gpu: &Gpu, operation: &'static str, y: &Tensor, bias: &Tensor) -> Resu
 pub(super) fn convolve(
     gpu: &Gpu,
     g: &Geometry,
-    algorithm: ConvolutionAlgorithm,
+    manner: Manner,
     [x, weight]: [&Tensor; 2],
     bias: Option<&Tensor>,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
     const OPERATION: &str = "conv2d";
-    refuse_rounding(algorithm)?;
     let dims = [g.images, g.out_height, g.out_width, g.out_channels];
     let image = gpu.activations(OPERATION, "x", x)?;
     let filter = gpu.like(OPERATION, "weight", weight, &image)?;
@@ -102,7 +91,7 @@ pub(super) fn convolve(
     let fresh = {
         let start = start.as_ref().map(|start| gpu.like(OPERATION, "residual", start, &image)).transpose()?;
         let start = start.as_ref().map(|start| start.view());
-        convolution::forward(gpu, g, image.view(), filter.view(), start)?
+        convolution::forward(gpu, (g, manner), image.view(), filter.view(), start)?
     };
     let y = written(gpu, fresh, start, &dims)?;
     bias.map_or(Ok(y.clone()), |bias| biased(gpu, OPERATION, &y, bias))
@@ -111,6 +100,7 @@ pub(super) fn convolve(
 pub(super) fn convolution_input_gradient(
     gpu: &Gpu,
     g: &Geometry,
+    manner: Manner,
     dy: &Tensor,
     weight: &Tensor,
     existing: Option<Tensor>,
@@ -123,16 +113,22 @@ pub(super) fn convolution_input_gradient(
     let fresh = {
         let start = start.as_ref().map(|start| gpu.like(OPERATION, "dx", start, &gradient)).transpose()?;
         let start = start.as_ref().map(|start| start.view());
-        convolution::backward_input(gpu, g, gradient.view(), filter.view(), start)?
+        convolution::backward_input(gpu, (g, manner), gradient.view(), filter.view(), start)?
     };
     written(gpu, fresh, start, &[g.images, g.height, g.width, g.in_channels])
 }
 
-pub(super) fn convolution_weight_gradient(gpu: &Gpu, g: &Geometry, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+pub(super) fn convolution_weight_gradient(
+    gpu: &Gpu,
+    g: &Geometry,
+    manner: Manner,
+    x: &Tensor,
+    dy: &Tensor,
+) -> Result<Tensor> {
     const OPERATION: &str = "conv2d backward";
     let gradient = gpu.activations(OPERATION, "dy", dy)?;
     let image = gpu.like(OPERATION, "x", x, &gradient)?;
-    let dw = convolution::backward_weight(gpu, g, image.view(), gradient.view())?;
+    let dw = convolution::backward_weight(gpu, (g, manner), image.view(), gradient.view())?;
     Ok(gpu.tensor(dw, &[g.kernel_height, g.kernel_width, g.in_channels, g.out_channels]))
 }
 

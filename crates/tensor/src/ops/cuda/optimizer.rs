@@ -29,18 +29,35 @@ fn separate<'a>(
     Ok(operands)
 }
 
-/// [`crate::sgd_step`].
-pub(crate) fn sgd_step(
-    gpu: &Gpu,
-    parameter: &Tensor,
-    velocity: &Tensor,
-    gradient: &Tensor,
-    options: Sgd,
-) -> Result<()> {
-    let tensors = [("parameter", parameter), ("velocity", velocity), ("gradient", gradient)];
-    let operands = separate(gpu, "sgd_step", &tensors)?;
+/// [`crate::sgd_steps`], in one launch.
+pub(crate) fn sgd_steps(gpu: &Gpu, steps: &[[&Tensor; 3]], options: Sgd) -> Result<()> {
+    let operands = steps.iter().map(|&[parameter, velocity, gradient]| {
+        let tensors = [("parameter", parameter), ("velocity", velocity), ("gradient", gradient)];
+        separate(gpu, "sgd_step", &tensors)
+    });
+    let operands = operands.collect::<Result<Vec<_>>>()?;
+    let views: Vec<_> = operands.iter().map(|of| [of[0].view(), of[1].view(), of[2].view()]).collect();
+    let mut all: Vec<_> = views.iter().flatten().collect();
+    all.sort_by_key(|view| view.address());
+    if all.windows(2).any(|pair| pair[0].overlaps(pair[1])) {
+        let (first, second) = ("a tensor of one parameter", "a tensor of another one");
+        return Err(Error::SharedStorage { operation: "sgd_steps", first, second });
+    }
     let coefficients = [options.learning_rate, options.momentum, options.weight_decay].map(|value| value as f32);
-    optimizer::sgd(gpu, operands[0].view(), operands[1].view(), operands[2].view(), coefficients)
+    optimizer::sgd(gpu, &views, coefficients)
+}
+
+/// [`crate::move_estimates`], in one launch.
+pub(crate) fn move_estimates(gpu: &Gpu, pairs: &[[&Tensor; 2]], momentum: f64) -> Result<Vec<Tensor>> {
+    const OPERATION: &str = "move_estimates";
+    let operands = pairs.iter().map(|[old, met]| {
+        exact(OPERATION, "met", met, old.dims(), "the shape of the estimate")?;
+        Ok([gpu.numbers(OPERATION, "estimate", old)?, gpu.numbers(OPERATION, "met", met)?])
+    });
+    let operands = operands.collect::<Result<Vec<_>>>()?;
+    let views: Vec<_> = operands.iter().map(|pair| pair.each_ref().map(GpuOperand::view)).collect();
+    let moved = optimizer::move_estimates(gpu, &views, momentum)?;
+    Ok(moved.into_iter().zip(pairs).map(|(moved, [old, _])| gpu.tensor(moved, old.dims())).collect())
 }
 
 /// [`crate::adam_step`], with a fifth tensor [`crate::amsgrad_step`]; the tensors in this order: parameter, first and second

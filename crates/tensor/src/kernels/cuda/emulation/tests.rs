@@ -1,6 +1,6 @@
 use super::super::{augmentation, elementwise, loss, normalization, optimizer, pooling};
 use super::*;
-use crate::{BatchNorm, CrossEntropy, Device, Sgd, Statistics, Tape, Tensor, Var, sgd_step};
+use crate::{BatchNorm, CrossEntropy, Device, Sgd, Statistics, Tape, Tensor, Var, move_estimates, sgd_step};
 
 mod arithmetic;
 mod beyond_training;
@@ -356,26 +356,48 @@ fn the_loss_of_a_label_that_is_no_class_is_not_a_number() {
 }
 
 #[test]
-fn two_steps_of_sgd_are_those_of_the_cpu() {
+fn two_steps_of_sgd_on_several_parameters_are_those_of_the_cpu() {
     let options = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 5e-4 };
-    for count in [1, 255, 1000] {
-        let gradients = [noise(count, 1), noise(count, 2)];
-        let Some(found) = emulated(|queue| {
-            let (parameter, velocity) = (queue.f32(&noise(count, 3)), queue.f32(&vec![0.; count]));
-            for gradient in &gradients {
-                let gradient = queue.f32(gradient);
-                optimizer::sgd(queue, parameter.view(), velocity.view(), gradient.view(), [0.1, 0.9, 5e-4]).unwrap();
-            }
-            [&parameter, &velocity].map(Array::numbers)
-        }) else {
-            return;
-        };
-        let (parameter, velocity) = (tensor(&noise(count, 3), &[count]), tensor(&vec![0.; count], &[count]));
-        for gradient in &gradients {
-            sgd_step(&parameter, &velocity, &tensor(gradient, &[count]), options).unwrap();
+    // The last is longer than a row of blocks: a thread takes two of its elements.
+    let counts = [1, 255, 1000, 256 * 256 + 3];
+    let Some(found) = emulated(|queue| {
+        let kept = counts.map(|count| [queue.f32(&noise(count, 3)), queue.f32(&vec![0.; count])]);
+        for start in [1, 2] {
+            let gradients = counts.map(|count| queue.f32(&noise(count, start)));
+            let steps = kept.iter().zip(&gradients);
+            let steps =
+                steps.map(|([parameter, velocity], gradient)| [parameter, velocity, gradient].map(Memory::view));
+            optimizer::sgd(queue, &steps.collect::<Vec<_>>(), [0.1, 0.9, 5e-4]).unwrap();
         }
-        assert_close("parameter", &found[0], &values(&parameter), 1e-6);
-        assert_close("velocity", &found[1], &values(&velocity), 1e-6);
+        kept.each_ref().map(|kept| kept.each_ref().map(Array::numbers))
+    }) else {
+        return;
+    };
+    for (count, [found_parameter, found_velocity]) in counts.into_iter().zip(&found) {
+        let (parameter, velocity) = (tensor(&noise(count, 3), &[count]), tensor(&vec![0.; count], &[count]));
+        for start in [1, 2] {
+            sgd_step(&parameter, &velocity, &tensor(&noise(count, start), &[count]), options).unwrap();
+        }
+        assert_close("parameter", found_parameter, &values(&parameter), 1e-6);
+        assert_close("velocity", found_velocity, &values(&velocity), 1e-6);
+    }
+}
+
+#[test]
+fn running_estimates_move_as_on_the_cpu() {
+    let counts = [3, 512, 1];
+    let Some(found) = emulated(|queue| {
+        let pairs = counts.map(|count| [queue.f32(&noise(count, 1)), queue.f32(&noise(count, 2))]);
+        let views = pairs.each_ref().map(|pair| pair.each_ref().map(Memory::view));
+        let moved = optimizer::move_estimates(queue, &views, 0.1).unwrap();
+        moved.iter().map(Array::numbers).collect::<Vec<_>>()
+    }) else {
+        return;
+    };
+    let pairs = counts.map(|count| [tensor(&noise(count, 1), &[count]), tensor(&noise(count, 2), &[count])]);
+    let moved = move_estimates(&pairs.each_ref().map(|[old, met]| [old, met]), 0.1).unwrap();
+    for (found, moved) in found.iter().zip(&moved) {
+        assert_close("estimate", found, &values(moved), 1e-6);
     }
 }
 

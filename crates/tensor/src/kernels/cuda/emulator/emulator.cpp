@@ -26,6 +26,9 @@ static void barrier();
 // One block runs at a time.
 #define __shared__ static
 #define __syncthreads() barrier()
+// By how much the addresses of the host that launches are larger than those here.
+static uint64_t addresses_moved;
+#define AT_ADDRESS(address) ((address) - addresses_moved)
 #include "../sources/kernels.cu"
 
 // --- the coroutines of one block ---
@@ -70,7 +73,7 @@ static bool run_block(bool reversed) {
 // --- arguments, as the host gives them ---
 
 enum Kind : int32_t { READ, WRITE, INTEGER, NATURAL, SINGLE, DOUBLE };
-enum Element : int32_t { F32, BF16, U8, U32, I32, NOTHING };
+enum Element : int32_t { F32, BF16, U8, U32, I32, I64, NOTHING };
 
 struct Argument {
     Kind kind;
@@ -89,6 +92,7 @@ template <typename T> constexpr Element element() {
     else if constexpr (std::is_same_v<T, bf16>) return BF16;
     else if constexpr (std::is_same_v<T, uint8_t>) return U8;
     else if constexpr (std::is_same_v<T, uint32_t>) return U32;
+    else if constexpr (std::is_same_v<T, int64_t>) return I64;
     else return std::is_same_v<T, int32_t> ? I32 : NOTHING;
 }
 
@@ -183,7 +187,7 @@ static const std::map<std::string, Bound> &kernels() {
         SAMPLES(f32x1), SAMPLES(bf16x1),
         KERNEL(column_sums_finish), KERNEL(moments_finish), KERNEL(running_coefficients), KERNEL(gradient_finish),
         KERNEL(cross_entropy), KERNEL(cross_entropy_backward), KERNEL(cross_entropy_tangent),
-        KERNEL(cross_entropy_curvature), KERNEL(mean), KERNEL(sgd), KERNEL(adam), KERNEL(amsgrad),
+        KERNEL(cross_entropy_curvature), KERNEL(mean), KERNEL(sgd), KERNEL(move_estimates), KERNEL(adam), KERNEL(amsgrad),
         KERNEL(binary_cross_entropy), KERNEL(binary_cross_entropy_backward), KERNEL(augment),
     };
     return all;
@@ -211,6 +215,7 @@ extern "C" const char *emulate(const char *name, unsigned grid_x, unsigned grid_
     if (found == kernels().end()) return "there is no such kernel";
     const std::function<void()> call = found->second.checked(arguments, count, complaint);
     if (!complaint.empty()) return complaint.c_str();
+    addresses_moved = 0;
     return run(call, grid_x, grid_y, reversed);
 }
 
@@ -219,5 +224,6 @@ extern "C" bool is_kernel(const char *name) { return kernels().count(name) != 0;
 // Runs a kernel of this project with the arguments that CUDA's driver is given.
 extern "C" const char *launch(const char *name, unsigned grid_x, unsigned grid_y, void *const *arguments,
                               uint64_t moved) {
+    addresses_moved = moved;
     return run(kernels().at(name).given(arguments, moved), grid_x, grid_y, false);
 }

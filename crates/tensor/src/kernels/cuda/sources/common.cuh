@@ -38,6 +38,14 @@ template <typename T, int V> __device__ __forceinline__ void store(T *to, size_t
     reinterpret_cast<Pack<T, V> *>(to)[index] = pack;
 }
 
+// What lies at an address that was read from memory.
+#ifndef AT_ADDRESS
+#define AT_ADDRESS(address) (address)
+#endif
+template <typename T> __device__ __forceinline__ T *at_address(unsigned long long address) {
+    return reinterpret_cast<T *>(AT_ADDRESS(address));
+}
+
 // ReLU as everywhere in this project: what is not a number stays so.
 __device__ __forceinline__ float rectified(float value) { return value <= 0.f ? 0.f : value; }
 

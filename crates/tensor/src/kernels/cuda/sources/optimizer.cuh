@@ -1,14 +1,35 @@
 // Steps of optimisers, in place.
 #pragma once
 
-// Stochastic gradient descent: of one parameter, or of all of them in one buffer.
-extern "C" __global__ void sgd(float *parameter, float *velocity, const float *gradient, float learning_rate,
-                               float momentum, float weight_decay, unsigned count) {
-    const unsigned i = global_index();
-    if (i >= count) return;
-    const float moved = momentum * velocity[i] + (gradient[i] + weight_decay * parameter[i]);
-    velocity[i] = moved;
-    parameter[i] -= learning_rate * moved;
+// Where one parameter and what belongs to it lie, and how many numbers each has.
+struct Descent {
+    unsigned long long parameter, velocity, gradient, count;
+};
+
+// Stochastic gradient descent of many parameters, those of one along a row of blocks.
+extern "C" __global__ void sgd(const int64_t *descents, float learning_rate, float momentum, float weight_decay) {
+    const Descent descent = reinterpret_cast<const Descent *>(descents)[blockIdx.y];
+    float *parameter = at_address<float>(descent.parameter), *velocity = at_address<float>(descent.velocity);
+    const float *gradient = at_address<const float>(descent.gradient);
+    for (unsigned long long i = global_index(); i < descent.count; i += gridDim.x * THREADS) {
+        const float moved = momentum * velocity[i] + (gradient[i] + weight_decay * parameter[i]);
+        velocity[i] = moved;
+        parameter[i] -= learning_rate * moved;
+    }
+}
+
+// Where a running estimate, what a batch had instead, and what becomes of the estimate lie, and how many numbers each has.
+struct Estimate {
+    unsigned long long old, met, moved, count;
+};
+
+// Running estimates, one along each row of blocks: the part `share` of each is replaced by what was met.
+extern "C" __global__ void move_estimates(const int64_t *estimates, float keep, float share) {
+    const Estimate estimate = reinterpret_cast<const Estimate *>(estimates)[blockIdx.y];
+    const float *old = at_address<const float>(estimate.old), *met = at_address<const float>(estimate.met);
+    float *moved = at_address<float>(estimate.moved);
+    for (unsigned long long i = global_index(); i < estimate.count; i += gridDim.x * THREADS)
+        moved[i] = keep * old[i] + share * met[i];
 }
 
 // What Adam makes of the moments of one element: m += (1 - keep_first) (g - m), v = keep_second v + (1 - keep_second) g^2.
