@@ -135,7 +135,11 @@ impl Frame<'_, '_> {
         self.area.draw(&Polygon::new(corners, style)).map_err(failed)
     }
 
+    /// Draws a line, unless it has no length: the end of a dash may have none.
     fn stroke(&self, places: Vec<Place>, style: impl Into<ShapeStyle>) -> Result<()> {
+        if places.windows(2).all(|pair| pair[0] == pair[1]) {
+            return Ok(());
+        }
         self.area.draw(&PathElement::new(places, style)).map_err(failed)
     }
 

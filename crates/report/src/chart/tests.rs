@@ -156,6 +156,25 @@ fn a_band_ends_where_no_spread_is_known_instead_of_being_pinched_to_nothing() {
 }
 
 #[test]
+fn no_line_is_without_length() {
+    let mut chart = curve(&[Some(0.0)]);
+    for step in 1..40 {
+        // The dotted look, at slopes that end its dots at all places of their pattern.
+        let points = [0.0, f64::from(step) * 0.013, 1.0].map(|x| Point { x, y: mean(x * f64::from(step), None) });
+        chart.panels[0].marks.push(Mark::Line { series: 2, points: points.to_vec() });
+    }
+    chart.legend = series(&["first", "second", "third"], Shape::Line);
+    let svg = chart.draw().unwrap().svg;
+    let mut lines = svg.split("<polyline").skip(1).map(|rest| rest.split("points=\"").nth(1).unwrap());
+    assert!(lines.clone().count() > 1000);
+    assert!(lines.all(|line| {
+        let mut places = line.split('"').next().unwrap().split_whitespace();
+        let first = places.next();
+        places.any(|place| Some(place) != first)
+    }));
+}
+
+#[test]
 fn a_point_that_lacks_seeds_is_hollow() {
     let white = |spreads: &[Option<f64>]| polygons(&curve(spreads).draw().unwrap().svg, "#FFFFFF").len();
     assert_eq!((white(&[Some(2.0); 3]), white(&[Some(2.0), None, Some(2.0)])), (0, 1));
