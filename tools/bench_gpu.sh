@@ -23,8 +23,8 @@ environment
   TSBD_PYTHON       a Python with PyTorch (python3); without PyTorch, only tsbd is measured
 
 It begins with `tsbd selftest --device cuda` and stops if an operation is wrong: what computes wrong numbers has no speed.
-The ratio of a line is PyTorch's images per second in those of tsbd in the same precision: above 1, tsbd is slower than that
-variant.
+The ratio of a line is its images per second in those of one model of tsbd in the same precision: above 1, tsbd is slower than
+that variant. Four models at once are four in one process; their images per second are added.
 TEXT
 }
 
@@ -82,6 +82,8 @@ for batch in $batches; do
   for precision in f32 tf32 bf16; do
     [[ "tsbd $precision" == *"$only"* ]] || continue
     run "tsbd $precision" "$tsbd" bench train --device "$device" --precision "$precision" "${sizes[@]}" --batch "$batch" --json
+    run "tsbd $precision, 4 at once" "$tsbd" bench train --device "$device" --precision "$precision" --models 4 \
+      "${sizes[@]}" --batch "$batch" --json
   done
   "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || continue
   for precision in f32 tf32 bf16; do
@@ -103,7 +105,8 @@ import sys
 runs = [json.loads(line) for line in open(sys.argv[1])]
 for batch in sorted({run["batch"] for run in runs}):
     of = [run for run in runs if run["batch"] == batch]
-    own = {run["precision"]: run["images_per_second"] for run in of if run["variant"].startswith("tsbd")}
+    alone = [run for run in of if run["variant"].startswith("tsbd") and run["models"] == 1]
+    own = {run["precision"]: run["images_per_second"] for run in alone}
     print(f"\nbatch {batch}{'':18}  images/s  ms a step  GPU MB  x tsbd")
     for run in of:
         if "failed" in run:

@@ -180,6 +180,38 @@ fn bench_measures_whole_steps_and_says_on_what() {
 }
 
 #[test]
+fn bench_trains_several_models_at_once_and_says_how_far_they_round() {
+    let output = tsbd()
+        .args([
+            "bench",
+            "train",
+            "--width",
+            "4",
+            "--batch",
+            "16",
+            "--steps",
+            "3",
+            "--image-size",
+            "16",
+            "--threads",
+            "1",
+        ])
+        .args(["--models", "2", "--precision", "bf16", "--json"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let measured: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&measured["models"], &measured["precision"]), (&2.into(), &"bf16".into()));
+    assert!(measured["kernels"].as_str().unwrap().ends_with("bf16 convolution"), "{measured}");
+    let [images, step] = ["images_per_second", "milliseconds_per_step"].map(|name| measured[name].as_f64().unwrap());
+    // The sum of two speeds: by the mean of their times it is twice 16 images a step, or more where they differ.
+    assert!(images * step > 2.0 * 16_000.0 - 1.0, "{measured}");
+    let output = tsbd().args(["bench", "train", "--precision", "f16"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_contains(&stderr(&output), &["f32, tf32, bf16"]);
+}
+
+#[test]
 fn bench_poison_measures_static_attacks_and_refuses_others() {
     let bench = |attack: &str| {
         tsbd().args(["bench", "poison", attack, "--rounds", "2", "--json"]).args(SMALL).output().unwrap()

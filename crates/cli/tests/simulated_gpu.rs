@@ -233,6 +233,19 @@ fn training_in_tf32_and_in_bf16_rounds_as_much_as_they_may() {
 }
 
 #[test]
+fn several_models_train_at_once_in_one_process() {
+    let Some(simulator) = simulator() else { return };
+    let small =
+        ["bench", "train", "--width", "4", "--batch", "4", "--steps", "2", "--warmup", "1", "--image-size", "8"];
+    let flags = ["--device", "cuda", "--models", "2", "--precision", "bf16", "--json"];
+    let output = on(simulator, &[], &[&small[..], &flags[..]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let measured: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&measured["models"], &measured["precision"]), (&2.into(), &"bf16".into()));
+    assert!(measured["peak_gpu_memory_mb"].as_f64().unwrap() > 0.1, "{measured}");
+}
+
+#[test]
 fn every_attack_trains_and_every_measurement_measures() {
     let Some(simulator) = simulator() else { return };
     for grid in [ATTACKS, MEASUREMENTS] {

@@ -1,7 +1,7 @@
 //! `tsbd bench train` and `tsbd bench inference`: whole steps, from 8-bit images on.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -31,11 +31,16 @@ use crate::terminal;
     "tsbd bench train --width 64 --device cuda    on a GPU, which is waited for at the end of each step"
     "TSBD_CONV=exact tsbd bench train             without Winograd's convolution"
     "tsbd bench train --precision bf16            convolutions of bf16 factors; on a GPU bf16 throughout"
+    "tsbd bench train --device cuda --models 4    four models at once; their images a second are added"
 ))]
 pub struct Train {
     /// How far the steps round: f32, tf32 or bf16, as `training.precision`
     #[arg(long, value_name = "NAME", default_value = "f32", value_parser = PossibleValuesParser::new(Precision::ALL.map(Precision::name)))]
     precision: String,
+
+    /// Models that are trained at the same time, each by a thread of its own, on a GPU each with a stream of its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    models: usize,
 
     #[command(flatten)]
     settings: Settings,
@@ -107,8 +112,14 @@ struct Settings {
 /// Measures training steps and prints.
 pub fn train(train: &Train) -> Outcome {
     let (settings, precision) = (&train.settings, train.precision());
-    let (model, stopwatch) = settings.trained(precision)?;
-    settings.report("train", precision, &model, &stopwatch)
+    use_threads(settings.threads)?;
+    let start = Barrier::new(train.models);
+    let runs: Result<Vec<Run>, Failure> = std::thread::scope(|scope| {
+        let one = || scope.spawn(|| settings.trained(precision, &start));
+        let threads: Vec<_> = (0..train.models).map(|_| one()).collect();
+        threads.into_iter().map(|thread| thread.join().expect("what fails there is told as a failure")).collect()
+    });
+    settings.report("train", precision, &runs?)
 }
 
 /// Images a second in training steps of a network on the CPU: the median of a few steps.
@@ -125,20 +136,39 @@ pub fn training_images_per_second(network: &ModelParameters, batch: usize) -> Re
         computing: Computing::on_the_cpu(),
         json: false,
     };
-    let mut steps = settings.trained(Precision::F32)?.1.measured(settings.warmup).steps;
-    steps.sort_by(f64::total_cmp);
-    Ok(batch as f64 / median(&steps) * 1e3)
+    let run = settings.trained(Precision::F32, &Barrier::new(1))?;
+    Ok(batch as f64 / median(&sorted(&run.measured.steps)) * 1e3)
 }
 
 /// Measures steps of an evaluation and prints.
 pub fn inference(Inference { settings }: &Inference) -> Outcome {
     let streams = Streams::new(0);
+    use_threads(settings.threads)?;
     let device = settings.computing.device()?;
     let model = settings.model(&streams, &device)?;
     let Dataset { train, normalization, .. } = settings.dataset(&streams);
     let stopwatch = Stopwatch::new(Loader::evaluation(train, normalization, settings.batch).on(&device));
     model.predict(&stopwatch).map_err(failed)?;
-    settings.report("inference", Precision::F32, &model, &stopwatch)
+    let run = Run { parameters: model.state.parameter_count(), measured: stopwatch.measured(settings.warmup) };
+    settings.report("inference", Precision::F32, &[run])
+}
+
+/// What was measured of one model.
+struct Run {
+    /// How many numbers the model has.
+    parameters: usize,
+    measured: Measured,
+}
+
+fn sorted(times: &[f64]) -> Vec<f64> {
+    let mut times = times.to_vec();
+    times.sort_by(f64::total_cmp);
+    times
+}
+
+fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = values.len() as f64;
+    values.sum::<f64>() / count
 }
 
 fn failed(error: tsbd_nn::Error) -> Failure {
@@ -146,14 +176,12 @@ fn failed(error: tsbd_nn::Error) -> Failure {
 }
 
 impl Settings {
-    /// A model that was trained for the steps asked for, and their times.
-    fn trained(&self, precision: Precision) -> Result<(Model, Stopwatch), Failure> {
-        let streams = Streams::new(0);
-        let device = self.computing.device()?;
-        let mut model = self.model(&streams, &device)?;
-        let dataset = self.dataset(&streams);
-        let loader = Loader::training(Arc::clone(&dataset.train) as _, &dataset, self.batch, streams, "bench");
-        let stopwatch = Stopwatch::new(loader.on(&device));
+    /// Trains a model for the steps asked for, from the moment on that all are ready to.
+    fn trained(&self, precision: Precision, start: &Barrier) -> Result<Run, Failure> {
+        let prepared = self.prepared();
+        // Also by what failed: the others wait for it.
+        start.wait();
+        let (mut model, stopwatch) = prepared?;
         let config = TrainingConfig {
             epochs: 1,
             sgd: SgdConfig { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4 },
@@ -161,7 +189,17 @@ impl Settings {
             precision,
         };
         tsbd_nn::train(&mut model, &stopwatch, &config, None, &mut IgnoreProgress).map_err(failed)?;
-        Ok((model, stopwatch))
+        Ok(Run { parameters: model.state.parameter_count(), measured: stopwatch.measured(self.warmup) })
+    }
+
+    /// A model and what it is trained on.
+    fn prepared(&self) -> Result<(Model, Stopwatch), Failure> {
+        let streams = Streams::new(0);
+        let device = self.computing.device()?;
+        let model = self.model(&streams, &device)?;
+        let dataset = self.dataset(&streams);
+        let loader = Loader::training(Arc::clone(&dataset.train) as _, &dataset, self.batch, streams, "bench");
+        Ok((model, Stopwatch::new(loader.on(&device))))
     }
 
     fn model(&self, streams: &Streams, device: &Device) -> Result<Model, Failure> {
@@ -173,7 +211,6 @@ impl Settings {
         };
         let architecture =
             tsbd_models::build(&parameters).map_err(|error| Failure::from_error(Exit::Refused, error))?;
-        use_threads(self.threads)?;
         let model = Model::new(architecture, &mut streams.stream("initialisation", 0)).map_err(failed)?;
         if device.is_cpu() { Ok(model) } else { model.to_device(device).map_err(failed) }
     }
@@ -201,31 +238,32 @@ impl Settings {
         }
     }
 
-    fn report(&self, work: &str, precision: Precision, model: &Model, stopwatch: &Stopwatch) -> Outcome {
-        let Measured { steps, data, processor } = stopwatch.measured(self.warmup);
+    fn report(&self, work: &str, precision: Precision, runs: &[Run]) -> Outcome {
         let refused = |error: tsbd_tensor::Error| failed(error.into());
         let kernels = kernels_in_use(precision).map_err(refused)?;
         let precision = name_of(precision, self.computing.name()).map_err(refused)?;
-        let sorted = |times: &[f64]| {
-            let mut times = times.to_vec();
-            times.sort_by(f64::total_cmp);
-            times
-        };
-        let data_share = data.iter().sum::<f64>() / steps.iter().sum::<f64>();
-        let (steps, data) = (sorted(&steps), median(&sorted(&data)));
-        let (step, fastest) = (median(&steps), steps[0]);
-        let images_per_second = self.batch as f64 / step * 1e3;
+        let steps: Vec<Vec<f64>> = runs.iter().map(|run| sorted(&run.measured.steps)).collect();
+        let (step, fastest) = (mean(steps.iter().map(|steps| median(steps))), mean(steps.iter().map(|steps| steps[0])));
+        let images_per_second: f64 = steps.iter().map(|steps| self.batch as f64 / median(steps) * 1e3).sum();
+        let data = mean(runs.iter().map(|run| median(&sorted(&run.measured.data))));
+        let all =
+            |times: fn(&Measured) -> &Vec<f64>| runs.iter().flat_map(move |run| times(&run.measured)).sum::<f64>();
+        let data_share = all(|measured| &measured.data) / all(|measured| &measured.steps);
+        // Each thread has seen the processor time of all.
+        let (models, parameters) = (runs.len(), runs[0].parameters);
+        let processor = mean(runs.iter().map(|run| run.measured.processor)) / models as f64;
         let peak_memory_mb = peak_memory_mb();
+        let peak_gpu_memory_mb = tsbd_tensor::peak_gpu_memory(self.computing.name()).map(|bytes| bytes as f64 / 1e6);
         let (model_name, threads) = (&self.model, rayon::current_num_threads());
         if self.json {
             terminal::print_json(&json!({
                 "work": work, "model": model_name, "width": self.width, "image_size": self.image_size,
-                "classes": self.classes, "batch": self.batch, "parameters": model.state.parameter_count(),
+                "classes": self.classes, "batch": self.batch, "models": models, "parameters": parameters,
                 "device": self.computing.name(), "precision": precision, "kernels": kernels, "threads": threads,
                 "steps": self.steps, "warmup": self.warmup, "images_per_second": images_per_second,
                 "milliseconds_per_step": step, "fastest_milliseconds_per_step": fastest,
                 "cpu_milliseconds_per_step": processor, "data_milliseconds_per_step": data, "data_share": data_share,
-                "peak_memory_mb": peak_memory_mb,
+                "peak_memory_mb": peak_memory_mb, "peak_gpu_memory_mb": peak_gpu_memory_mb,
             }));
         } else {
             let Settings { width, image_size, batch, .. } = self;
@@ -233,14 +271,16 @@ impl Settings {
                 "cpu" => format!("{kernels}, {threads} threads of the CPU"),
                 name => format!("device {name}"),
             };
+            let at_once = if models == 1 { String::new() } else { format!(", {models} models at once") };
+            let on_the_gpu = peak_gpu_memory_mb.map_or_else(String::new, |most| format!(", {most:.0} MB on the GPU"));
             terminal::print(&format!(
-                "{work} {model_name}, width {width}, {image_size}x{image_size} pixels, batch {batch}, {precision}, {on}\n\
+                "{work} {model_name}, width {width}, {image_size}x{image_size} pixels, batch {batch}, {precision}, {on}{at_once}\n\
                  images a second        {images_per_second:.0}\n\
                  a step                 {step:.2} ms (median of {}; fastest {fastest:.2})\n\
                  processor time a step  {processor:.2} ms\n\
                  data a step            {data:.2} ms, {:.1} % of the time\n\
-                 peak memory            {peak_memory_mb:.0} MB\n",
-                steps.len(),
+                 peak memory            {peak_memory_mb:.0} MB{on_the_gpu}\n",
+                self.steps,
                 data_share * 100.0,
             ));
         }
