@@ -163,17 +163,18 @@ impl<'a, N: Network + ?Sized> Pass<'a, N> {
         if is_rounded { Ok(parameter.to_dtype(DType::BF16)?) } else { Ok(parameter) }
     }
 
-    fn convolution(&self, name: &str, x: &Var) -> Result<(Var, Option<Var>, Conv2d)> {
+    /// How the convolution `name` moves, and whether it has a bias.
+    fn convolution(&self, name: &str) -> Result<(Conv2d, bool)> {
         let layer = self.layer(name, "convolution", |layer| matches!(layer, Layer::Conv2d { .. }))?;
         let &Layer::Conv2d { stride, padding, bias, .. } = layer else { unreachable!("checked above") };
-        let bias = if bias { Some(self.operand(&format!("{name}.bias"), x)?) } else { None };
-        let options = Conv2d { stride, padding, precision: self.precision };
-        Ok((self.operand(&format!("{name}.weight"), x)?, bias, options))
+        Ok((Conv2d { stride, padding, precision: self.precision }, bias))
     }
 
     /// The convolution `name` of `x` `[batch, height, width, in]`.
     pub fn conv(&self, name: &str, x: &Var) -> Result<Var> {
-        let (weight, bias, options) = self.convolution(name, x)?;
+        let (options, is_biased) = self.convolution(name)?;
+        let weight = self.operand(&format!("{name}.weight"), x)?;
+        let bias = if is_biased { Some(self.operand(&format!("{name}.bias"), x)?) } else { None };
         let y = x.conv2d(&weight, bias.as_ref(), options)?;
         self.output(name, &y);
         Ok(y)
@@ -181,12 +182,11 @@ impl<'a, N: Network + ?Sized> Pass<'a, N> {
 
     /// The convolution `name` of `x`, plus `residual`: one pass over memory unless the convolution's own output is tapped.
     pub fn conv_add(&self, name: &str, x: &Var, residual: &Var) -> Result<Var> {
-        let is_biased = |layer: &Layer| matches!(layer, Layer::Conv2d { bias: true, .. });
-        if self.is_tapped(name) || self.layer(name, "convolution", is_biased).is_ok() {
+        let (options, is_biased) = self.convolution(name)?;
+        if is_biased || self.is_tapped(name) {
             return Ok(self.conv(name, x)?.add(residual)?);
         }
-        let (weight, _, options) = self.convolution(name, x)?;
-        Ok(x.conv2d_add(&weight, options, residual)?)
+        Ok(x.conv2d_add(&self.operand(&format!("{name}.weight"), x)?, options, residual)?)
     }
 
     /// The batch normalisation `name` of `x` `[batch, height, width, channels]`.

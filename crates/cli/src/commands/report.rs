@@ -20,7 +20,7 @@ use crate::{labels, planning, terminal};
 /// Nothing is trained. The page needs no network and can be sent to others: tables that are sorted and filtered, figures, and for each
 /// cell its configuration, its metrics over epochs, its cost and the end of its log. Cells that failed are listed, those that have not
 /// been run are counted. Experiments without any result are left out. A page of everything would be too large where there are very
-/// many cells: it says what it leaves out.
+/// many cells: it says what it leaves out. Tables of the paper come first, then its figures, then everything else.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd report                                       every file of experiments/, in the profiles it was run in"
@@ -78,10 +78,18 @@ pub fn run(arguments: Arguments) -> Outcome {
             }
         }
     }
+    if !named {
+        chapters.sort_by_key(|chapter| place_in_the_paper(&chapter.table.title));
+    }
     let page = Page { chapters }.html();
     write_atomically(&out, page.as_bytes()).map_err(planning::store_failure)?;
     terminal::print(&format!("{}\n", out.display()));
     Ok(Exit::Done)
+}
+
+/// Where readers look for a chapter: the paper's tables, its figures, then what it does not have.
+fn place_in_the_paper(title: &str) -> usize {
+    ["Table ", "Figure "].iter().position(|word| title.starts_with(word)).unwrap_or(2)
 }
 
 /// The profiles of which a file's results are shown: the one asked for, else those in which it was run, else its own. Cells
@@ -155,4 +163,19 @@ fn end_of_log(path: &Path) -> Vec<String> {
     let text = fs_err::read_to_string(path).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LINES)..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_come_before_figures_and_both_before_the_rest() {
+        let mut titles = ["TSBD over the radius r", "Figure 4: coverage", "A small grid", "Figure 1: x", "Table 1: y"];
+        titles.sort_by_key(|title| place_in_the_paper(title));
+        assert_eq!(
+            titles,
+            ["Table 1: y", "Figure 4: coverage", "Figure 1: x", "TSBD over the radius r", "A small grid"]
+        );
+    }
 }
