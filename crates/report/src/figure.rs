@@ -60,7 +60,12 @@ impl Table {
             let y = Axis { label: self.label(metric), scale };
             chart.panels.push(Panel { title, x, y, marks, remarks: Vec::new() });
         }
-        chart.notes.insert(0, "×: no result, or none that can exist.".to_owned());
+        let mut bars = chart.panels.iter().flat_map(|panel| &panel.marks);
+        let is_incomplete =
+            |mark: &Mark| matches!(mark, Mark::Bars { heights, .. } if heights.iter().any(Option::is_none));
+        if bars.any(is_incomplete) {
+            chart.notes.insert(0, "×: no result, or none that can exist.".to_owned());
+        }
         Ok(chart)
     }
 
@@ -245,6 +250,7 @@ mod tests {
             let shown: Vec<_> = means.iter().map(|mean| (mean.complete, mean.spread.is_some())).collect();
             assert_eq!(shown, [(true, true), (false, false)]);
             assert!(chart.notes.iter().any(|note| note == HOLLOW), "{:?}", chart.notes);
+            assert!(!chart.notes.iter().any(|note| note.starts_with('×')), "{:?}", chart.notes);
             assert!(chart.subtitle.contains("profile smoke, training.epochs = 5 · seeds 0, 1"), "{}", chart.subtitle);
             chart.draw().unwrap();
         }
@@ -268,6 +274,7 @@ mod tests {
         assert_eq!(chart.legend[2].name, "FP");
         let [None, None, Some(height)] = heights[..3] else { panic!("{heights:?}") };
         assert!((height.value - 76.54).abs() < 1e-9 && height.spread.is_none() && height.complete);
+        assert!(chart.notes[0].starts_with('×'));
         chart.draw().unwrap();
     }
 }
