@@ -232,6 +232,48 @@ fn training_in_tf32_and_in_bf16_rounds_as_much_as_they_may() {
     assert!(0. < tf32 && tf32 < 0.01 && 0. < bf16 && bf16 < 0.03, "moved by {moved:?} from {full}");
 }
 
+/// Batches of 32 and, in the repair, a last one of 4.
+#[test]
+fn a_step_done_again_from_a_graph_has_the_bits_of_one_launched_kernel_by_kernel() {
+    let Some(simulator) = simulator() else { return };
+    for precision in ["f32", "bf16"] {
+        let training = format!("\"training.precision\" = [\"{precision}\"]\n\"training.epochs\" = [2]\n");
+        let bench = Bench::new(&format!("attack = [\"badnets\"]\ndefense = [\"ft\"]\n{training}"));
+        let run = |name: &str, settings: &[(&str, &str)]| {
+            assert_done(&bench.run(simulator, settings, &["cuda"], name));
+            let results = bench.results(name);
+            let mut cells: Vec<(String, String, String)> = records(&results)
+                .iter()
+                .map(|record| {
+                    let key = record["key"].as_str().unwrap().to_owned();
+                    let log = std::fs::read_to_string(results.join("cells").join(&key).join("log")).unwrap();
+                    (key, record["artefacts"]["model.safetensors"]["blake3"].to_string(), log)
+                })
+                .collect();
+            cells.sort();
+            cells
+        };
+        let recorded = run("recorded", &[]);
+        let others = [
+            ("launched", ("TSBD_CUDA_GRAPHS", "0")),
+            ("refused", ("TSBD_SIMULATED_CAPTURE", "refused")),
+            ("broken", ("TSBD_SIMULATED_CAPTURE", "broken")),
+        ];
+        // What the driver does with a capture does not depend on the precision.
+        let others = if precision == "f32" { &others[..] } else { &others[..1] };
+        let is_recorded = |log: &str| log.contains("simulated GPU: a graph of");
+        assert!(recorded.iter().all(|(_, _, log)| is_recorded(log)), "{recorded:?}");
+        for &(name, setting) in others {
+            for ((key, digest, log), (_, expected, _)) in run(name, &[setting]).iter().zip(&recorded) {
+                assert_eq!(digest, expected, "{name}: {key}");
+                assert!(!is_recorded(log), "{name}: {log}");
+                let is_told = log.contains("the training step is not recorded as a CUDA graph");
+                assert_eq!(is_told, setting.0 == "TSBD_SIMULATED_CAPTURE", "{name}: {log}");
+            }
+        }
+    }
+}
+
 #[test]
 fn several_models_train_at_once_in_one_process() {
     let Some(simulator) = simulator() else { return };

@@ -55,6 +55,16 @@ pub struct Step {
     pub statistics: Statistics,
 }
 
+/// A [`Step`] of which nothing has been read: its numbers lie where the model does.
+pub(crate) struct QueuedStep {
+    /// One number.
+    pub(crate) loss: Tensor,
+    /// One number.
+    pub(crate) correct: Tensor,
+    pub(crate) gradients: ParameterGradients,
+    pub(crate) statistics: Statistics,
+}
+
 impl Model {
     /// A network with PyTorch's default initialisation (in distribution), drawn from `stream`.
     pub fn new(architecture: Arc<dyn Architecture>, stream: &mut RandomStream) -> Result<Model> {
@@ -101,15 +111,22 @@ impl Model {
 
     /// The loss of a batch and its gradients.
     pub fn gradients(&self, batch: &Batch, mode: Mode, loss: &LossOptions) -> Result<Step> {
-        let mut seen = None;
-        let (value, gradients, statistics) = self.differentiate(mode, &[], |pass| {
+        let QueuedStep { loss, correct, gradients, statistics } = self.queue_gradients(batch, mode, loss)?;
+        // Read last: a GPU has got all of its work before the host waits for it.
+        Ok(Step { loss: scalar(&loss)?, correct: scalar(&correct)? as usize, gradients, statistics })
+    }
+
+    /// [`Self::gradients`], of which nothing has been read.
+    pub(crate) fn queue_gradients(&self, batch: &Batch, mode: Mode, loss: &LossOptions) -> Result<QueuedStep> {
+        let mut correct = None;
+        let (value, gradients, statistics) = self.queue_derivatives(mode, &[], |pass| {
             let logits = pass.forward(&batch.images)?;
-            seen = Some(logits.tensor().clone());
+            correct = Some(tsbd_tensor::count_correct(logits.tensor(), &batch.labels)?);
             Ok(logits.cross_entropy(&batch.labels, CrossEntropy { label_smoothing: loss.label_smoothing })?)
         })?;
-        let correct = seen.map_or(Ok(0), |logits| count_correct(&logits, &batch.labels))?;
+        let correct = correct.expect("counted by the pass");
         let gradients = if loss.scale == 1.0 { gradients } else { gradients.scale(loss.scale)? };
-        Ok(Step { loss: value, correct, gradients, statistics })
+        Ok(QueuedStep { loss: value, correct, gradients, statistics })
     }
 
     /// The value and the gradients of any scalar that `loss` computes on a recorded pass, whose outputs named in `taps`
@@ -120,6 +137,16 @@ impl Model {
         taps: &[&str],
         loss: impl FnOnce(&Pass) -> Result<Var>,
     ) -> Result<(f64, ParameterGradients, Statistics)> {
+        let (value, gradients, statistics) = self.queue_derivatives(mode, taps, loss)?;
+        Ok((scalar(&value)?, gradients, statistics))
+    }
+
+    fn queue_derivatives(
+        &self,
+        mode: Mode,
+        taps: &[&str],
+        loss: impl FnOnce(&Pass) -> Result<Var>,
+    ) -> Result<(Tensor, ParameterGradients, Statistics)> {
         let tape = Tape::new();
         let (value, leaves, statistics) = {
             let pass = self.pass(mode).on_tape(&tape).tapping(taps);
@@ -128,8 +155,7 @@ impl Model {
         };
         let mut gradients = tape.backward(&value)?;
         let gradients = gradients_of(&self.state, &leaves, &mut gradients)?;
-        // Read last: a GPU has got all of its work before the host waits for it.
-        Ok((scalar(value.tensor())?, gradients, statistics))
+        Ok((value.tensor().clone(), gradients, statistics))
     }
 
     /// Moves the running estimates towards what a pass met; see [`StateDict::absorb`].
@@ -143,25 +169,7 @@ fn scalar(tensor: &Tensor) -> Result<f64> {
     Ok(tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.reshape(())?.to_scalar::<f64>()?)
 }
 
-/// The class with the largest logit for each image; the first of equals, as PyTorch.
-pub(crate) fn predictions(logits: &Tensor) -> Result<Vec<u32>> {
-    let rows = logits.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-    Ok(rows.iter().map(|row| argmax(row)).collect())
-}
-
-fn argmax(row: &[f32]) -> u32 {
-    let mut best = 0;
-    for (class, value) in row.iter().enumerate() {
-        // As PyTorch's argmax, NaN counts as the largest.
-        if *value > row[best] || (value.is_nan() && !row[best].is_nan()) {
-            best = class;
-        }
-    }
-    best as u32
-}
-
 /// How many images are classified as labelled, by logits `[batch, classes]` and labels `u32` `[batch]`.
 pub fn count_correct(logits: &Tensor, labels: &Tensor) -> Result<usize> {
-    let labels = labels.to_vec1::<u32>()?;
-    Ok(predictions(logits)?.iter().zip(&labels).filter(|(predicted, label)| predicted == label).count())
+    Ok(scalar(&tsbd_tensor::count_correct(logits, labels)?)? as usize)
 }

@@ -1,8 +1,7 @@
 //! What a network says about a whole set of images.
 
-use crate::model::predictions;
 use crate::{Batch, BatchSource, Error, Mode, Model, Result};
-use tsbd_tensor::{CrossEntropy, DType, Var};
+use tsbd_tensor::{CrossEntropy, DType, Var, predicted_classes};
 
 /// A network's answers to a set of images.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,7 +46,7 @@ impl Model {
         for batch in source.epoch(0) {
             let batch = batch?;
             let logits = self.logits(&batch.images, Mode::Eval)?;
-            all.classes.extend(predictions(&logits)?);
+            all.classes.extend(predicted_classes(&logits)?);
             all.labels.extend(batch.labels.to_vec1::<u32>()?);
             all.indices.extend(&batch.indices);
             let loss = Var::constant(logits).cross_entropy(&batch.labels, CrossEntropy { label_smoothing: 0.0 })?;

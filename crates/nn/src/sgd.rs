@@ -2,7 +2,7 @@
 
 use crate::{ParameterGradients, Result, StateDict};
 use indexmap::IndexMap;
-use tsbd_tensor::{Tensor, sgd_steps};
+use tsbd_tensor::{Current, Tensor, sgd_steps};
 
 /// What the optimiser needs to know.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -54,6 +54,17 @@ impl Sgd {
 
     /// Changes the parameters in place, with this learning rate.
     pub fn step_at(&mut self, learning_rate: f64, state: &mut StateDict, gradients: &ParameterGradients) -> Result<()> {
+        self.move_parameters(learning_rate, state, gradients, None)
+    }
+
+    /// [`Self::step_at`], or with `current` a step that can be recorded.
+    pub(crate) fn move_parameters(
+        &self,
+        learning_rate: f64,
+        state: &StateDict,
+        gradients: &ParameterGradients,
+        current: Option<Current>,
+    ) -> Result<()> {
         let SgdConfig { momentum, weight_decay, .. } = self.config;
         let options = tsbd_tensor::Sgd { learning_rate, momentum, weight_decay };
         let steps: Result<Vec<_>> = self
@@ -61,6 +72,6 @@ impl Sgd {
             .iter()
             .map(|(name, velocity)| Ok([state.get(name)?, velocity, gradients.get(name)?]))
             .collect();
-        Ok(sgd_steps(&steps?, options)?)
+        Ok(sgd_steps(&steps?, options, current)?)
     }
 }

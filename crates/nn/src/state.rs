@@ -183,33 +183,36 @@ impl StateDict {
 
     /// [`Self::absorb`] in a network whose batch norms have another momentum, the share of an estimate that is replaced.
     pub fn absorb_at(&mut self, momentum: f64, statistics: &Statistics) -> Result<()> {
+        self.move_estimates(momentum, statistics, None)?;
+        self.count(statistics.iter().map(|(module, _)| module))
+    }
+
+    /// Moves the running estimates in place, unless `loss` is a loss that is not finite. Counts nothing.
+    pub(crate) fn move_estimates(&self, momentum: f64, statistics: &Statistics, loss: Option<&Tensor>) -> Result<()> {
         let mut met_once = IndexMap::new();
         for (module, met) in statistics.iter() {
             for (buffer, met) in [("running_mean", &met.mean), ("running_var", &met.variance)] {
                 let name = format!("{module}.{buffer}");
                 // A batch norm that several passes have met moves once for each.
                 if met_once.contains_key(&name) {
-                    self.move_estimates(momentum, std::mem::take(&mut met_once))?;
+                    let pairs: Vec<_> = std::mem::take(&mut met_once).into_values().collect();
+                    tsbd_tensor::move_estimates(&pairs, momentum, loss)?;
                 }
-                met_once.insert(name, met);
+                met_once.insert(name.clone(), [self.get(&name)?, met]);
             }
         }
-        self.move_estimates(momentum, met_once)?;
-        for (module, _) in statistics.iter() {
+        let pairs: Vec<_> = met_once.into_values().collect();
+        Ok(tsbd_tensor::move_estimates(&pairs, momentum, loss)?)
+    }
+
+    /// Counts one batch more for each of these batch norms.
+    pub(crate) fn count<'m>(&mut self, modules: impl Iterator<Item = &'m str>) -> Result<()> {
+        for module in modules {
             let name = format!("{module}.num_batches_tracked");
             let counter = self.get(&name)?;
             let count = counter.to_scalar::<i64>()? + 1;
             let counter = Tensor::new(count, counter.device())?;
             self.set(&name, &counter)?;
-        }
-        Ok(())
-    }
-
-    fn move_estimates(&mut self, momentum: f64, met: IndexMap<String, &Tensor>) -> Result<()> {
-        let pairs = met.iter().map(|(name, met)| Ok([self.get(name)?, *met])).collect::<Result<Vec<_>>>()?;
-        let moved = tsbd_tensor::move_estimates(&pairs, momentum)?;
-        for (name, moved) in met.keys().zip(moved) {
-            self.entries[name.as_str()].tensor = moved;
         }
         Ok(())
     }

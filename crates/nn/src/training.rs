@@ -7,6 +7,8 @@
 //! A rule may begin with epochs of its own, in which the model and its schedule rest ([`Preparation`]), and may have a
 //! state that a checkpoint keeps: an attack that trains its trigger beside the model is such a rule.
 
+mod recorded;
+
 use crate::{
     Batch, BatchSource, Checkpoint, Error, LossOptions, Mode, Model, Precision, Result, Schedule, ScheduleState, Sgd,
     SgdConfig, Step,
@@ -16,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
 use std::time::Instant;
 use tsbd_tensor::Tensor;
+
+use recorded::Recorder;
 
 /// How to train.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,6 +95,11 @@ pub trait TrainingObserver {
         ControlFlow::Continue(())
     }
 
+    /// Something that a user wants to know and that is no error; on standard error by default.
+    fn note(&mut self, note: &str) {
+        eprintln!("{note}");
+    }
+
     /// After every epoch. `Break` ends training here, with this model as its result.
     fn epoch_end(&mut self, _report: &EpochReport, _model: &Model) -> Result<ControlFlow<()>> {
         Ok(ControlFlow::Continue(()))
@@ -127,6 +136,12 @@ pub trait StepRule {
     /// What else happens after the optimiser's step, to the model or to the rule itself.
     fn after(&mut self, _model: &mut Model, _batch: &Batch) -> Result<()> {
         Ok(())
+    }
+
+    /// If a step is the gradient of a cross-entropy for the batch as it is and nothing else, that one: on a GPU it is recorded
+    /// once and done again.
+    fn plain(&self) -> Option<CrossEntropyStep> {
+        None
     }
 
     /// Everything about the rule that changes results, in words: a checkpoint of another rule is refused.
@@ -171,6 +186,9 @@ impl Default for CrossEntropyStep {
 impl StepRule for CrossEntropyStep {
     fn compute(&mut self, model: &Model, batch: &Batch) -> Result<Step> {
         model.gradients(batch, self.mode, &self.loss)
+    }
+    fn plain(&self) -> Option<CrossEntropyStep> {
+        Some(*self)
     }
     fn describe(&self) -> String {
         format!("{self:?}")
@@ -256,9 +274,11 @@ fn train_at_its_precision(
     }
 
     let preparation = rule.preparation().map_or(0, |preparation| preparation.epochs());
+    let mut recorder = Recorder::new(model)?;
     for epoch in history.len()..config.epochs {
-        let Some(report) = train_epoch(rule, model, source, config, &mut optimizer, &mut schedule, epoch, observer)?
-        else {
+        let report =
+            train_epoch(rule, model, source, config, &mut optimizer, &mut recorder, &mut schedule, epoch, observer)?;
+        let Some(report) = report else {
             return Ok(TrainingSummary { outcome: Outcome::Interrupted, history });
         };
         history.push(report);
@@ -281,6 +301,7 @@ fn train_epoch(
     source: &dyn BatchSource,
     config: &TrainingConfig,
     optimizer: &mut Sgd,
+    recorder: &mut Recorder,
     schedule: &mut ScheduleState,
     epoch: usize,
     observer: &mut dyn TrainingObserver,
@@ -289,7 +310,8 @@ fn train_epoch(
     let learning_rate = schedule.learning_rate();
     rule.begin_epoch(epoch)?;
     let (mut loss_sum, mut correct, mut images, mut steps_made) = (0.0, None, 0, 0);
-    for (step, batch) in source.epoch(epoch).enumerate() {
+    let mut batches = source.epoch(epoch).enumerate().peekable();
+    while let Some((step, batch)) = batches.next() {
         let batch = batch?;
         let finite = |loss: f64| match loss.is_finite() {
             true => Ok(loss),
@@ -298,10 +320,23 @@ fn train_epoch(
         let loss = match rule.preparation().filter(|preparation| epoch < preparation.epochs()) {
             Some(preparation) => finite(preparation.step(&batch)?)?,
             None => {
-                let Step { loss, correct: right, gradients, statistics } = rule.compute(model, &batch)?;
-                let loss = finite(loss)?;
-                model.absorb(&statistics)?;
-                optimizer.step_at(schedule.learning_rate(), &mut model.state, &gradients)?;
+                let rate = schedule.learning_rate();
+                let (loss, right) = match recorder.recorded(rule.plain(), model, optimizer, &batch, observer) {
+                    Some(recorded) => {
+                        recorded.queue(&batch, rate)?;
+                        // The next batch is made while the GPU computes.
+                        batches.peek();
+                        let (loss, right) = recorded.outcome(model)?;
+                        (finite(loss)?, right)
+                    }
+                    None => {
+                        let Step { loss, correct, gradients, statistics } = rule.compute(model, &batch)?;
+                        let loss = finite(loss)?;
+                        model.absorb(&statistics)?;
+                        optimizer.step_at(rate, &mut model.state, &gradients)?;
+                        (loss, correct)
+                    }
+                };
                 schedule.step_made(&config.schedule);
                 rule.after(model, &batch)?;
                 *correct.get_or_insert(0) += right;

@@ -66,12 +66,14 @@ mod adam;
 pub mod check;
 mod device;
 mod error;
+mod estimates;
 mod in_place;
 #[allow(unsafe_code)]
 mod kernels;
 pub mod memory;
 mod operand;
 mod ops;
+mod recording;
 pub mod selftest;
 mod sgd;
 mod tangent;
@@ -81,11 +83,13 @@ pub mod workload;
 pub use adam::{Adam, adam_step, amsgrad_step};
 pub use device::{GpuFacts, device, gpu_way_out, gpus, peak_gpu_memory};
 pub use error::{Error, Result};
+pub use estimates::move_estimates;
 pub use kernels::peak::{MachinePeak, machine_peak};
 pub use kernels::simd::InstructionSet;
 pub use ops::{
     BatchNorm, BatchStatistics, Conv2d, ConvTranspose2d, ConvolutionAlgorithm, CrossEntropy, GridPadding, GridSample,
-    Placement, Precision, Statistics, augment, kernels_in_use, move_estimates, upload,
+    Placement, Precision, Statistics, augment, count_correct, kernels_in_use, predicted_classes, upload,
 };
-pub use sgd::{Sgd, sgd_step, sgd_steps};
+pub use recording::Recording;
+pub use sgd::{Current, Sgd, sgd_step, sgd_steps};
 pub use tape::{Gradients, Tape, Var};

@@ -574,10 +574,12 @@ impl List<'_> {
                 for start in [3, 4] {
                     let options = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 5e-4 };
                     let one = other[1].copy()?;
-                    sgd_steps(&[[&parameter, &velocity, &at(start)?], [&other[0], &other[1], &one]], options)?;
+                    sgd_steps(&[[&parameter, &velocity, &at(start)?], [&other[0], &other[1], &one]], options, None)?;
                 }
-                let moved = move_estimates(&[[&other[0], &other[1]], [&parameter, &velocity]], 0.1)?;
-                Ok([parameter, velocity, moved[0].clone(), moved[1].clone()])
+                let estimates = [other[0].copy()?, parameter.copy()?];
+                move_estimates(&[[&estimates[0], &other[1]], [&estimates[1], &velocity]], 0.1, None)?;
+                let [small, large] = estimates;
+                Ok([parameter, velocity, small, large])
             };
             let expected = steps(DType::F64, &Device::Cpu)?;
             let found = steps(place.dtype, &place.device)?;

@@ -27,17 +27,45 @@ pub struct Sgd {
 /// Clones of the parameter and the velocity share their memory and see the change. All three have the
 /// same shape and element type, and separate memory.
 pub fn sgd_step(parameter: &Tensor, velocity: &Tensor, gradient: &Tensor, options: Sgd) -> Result<()> {
-    sgd_steps(&[[parameter, velocity, gradient]], options)
+    sgd_steps(&[[parameter, velocity, gradient]], options, None)
+}
+
+/// What a step reads when it is done, and not when it is asked for: so one that was recorded ([`crate::Recording`]) can be
+/// done again.
+#[derive(Clone, Copy, Debug)]
+pub struct Current<'a> {
+    /// One number, `f32`: the step size, instead of [`Sgd::learning_rate`].
+    pub learning_rate: &'a Tensor,
+    /// One number, `f32`: the loss that the gradients are of. Where it is not finite nothing moves.
+    pub loss: &'a Tensor,
+}
+
+impl Current<'_> {
+    /// The options that are true now, or nothing where the loss is not finite.
+    fn options(&self, options: Sgd) -> Result<Option<Sgd>> {
+        let learning_rate = f64::from(self.learning_rate.reshape(())?.to_scalar::<f32>()?);
+        Ok(is_finite(self.loss)?.then_some(Sgd { learning_rate, ..options }))
+    }
+}
+
+/// Whether a loss, one `f32` on the CPU, is finite.
+pub(crate) fn is_finite(loss: &Tensor) -> Result<bool> {
+    Ok(loss.reshape(())?.to_scalar::<f32>()?.is_finite())
 }
 
 /// [`sgd_step`] of many parameters, each with its velocity and its gradient. Nothing of one parameter shares its memory with
 /// anything of another. On a GPU all are moved at once.
-pub fn sgd_steps(steps: &[[&Tensor; 3]], options: Sgd) -> Result<()> {
+pub fn sgd_steps(steps: &[[&Tensor; 3]], options: Sgd, current: Option<Current>) -> Result<()> {
     let steps: Vec<_> = steps.iter().copied().filter(|[parameter, ..]| parameter.elem_count() > 0).collect();
     if steps.is_empty() {
         return Ok(());
     }
-    on_gpu!(steps[0][0], gpu => crate::ops::cuda::optimizer::sgd_steps(&gpu, &steps, options));
+    on_gpu!(steps[0][0], gpu => crate::ops::cuda::optimizer::sgd_steps(&gpu, &steps, options, current));
+    let options = match current {
+        Some(current) => current.options(options)?,
+        None => Some(options),
+    };
+    let Some(options) = options else { return Ok(()) };
     steps.iter().try_for_each(|&[parameter, velocity, gradient]| step(parameter, velocity, gradient, options))
 }
 

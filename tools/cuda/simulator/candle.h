@@ -8,7 +8,12 @@
 
 #include "memory.h"
 
-using CandleKernel = std::function<void(void **)>;
+struct CandleKernel {
+    static constexpr int MOST_PARAMETERS = 10;
+    // How many it has.
+    int parameters = 0;
+    std::function<void(void **)> run;
+};
 
 namespace {
 // An element of 16 bits, computed with in f32.
@@ -48,23 +53,23 @@ struct Layout {
 Layout layout(void **parameters) { return {parameter<size_t>(parameters, 1), parameter<const size_t *>(parameters, 2)}; }
 
 template <typename T, typename F> CandleKernel unary(F f) {
-    return [f](void **p) {
+    return {5, [f](void **p) {
         const size_t count = parameter<size_t>(p, 0);
         const Layout from = layout(p);
         const T *x = parameter<const T *>(p, 3);
         T *y = parameter<T *>(p, 4);
         for (size_t i = 0; i < count; i++) y[i] = T(f(wide(x ? x[from.at(i)] : y[i])));
-    };
+    }};
 }
 
 template <typename T, typename R, typename F> CandleKernel binary(F f) {
-    return [f](void **p) {
+    return {6, [f](void **p) {
         const size_t count = parameter<size_t>(p, 0);
         const Layout from = layout(p);
         const T *a = parameter<const T *>(p, 3), *b = parameter<const T *>(p, 4);
         R *c = parameter<R *>(p, 5);
         for (size_t i = 0; i < count; i++) c[i] = R(f(wide(a[from.at(i, 0)]), wide(b[from.at(i, 1)])));
-    };
+    }};
 }
 
 template <typename S, typename T> void cast(void **p) {
@@ -137,7 +142,7 @@ template <typename T, typename C> void where(void **p) {
 
 // For each result, `step` over as many elements, the last dimensions; `is_index`: of the one that is kept.
 template <typename T, typename F> CandleKernel reduce(bool is_index, bool counts_results, F replaces_or_sum) {
-    return [=](void **p) {
+    return {6, [=](void **p) {
         const size_t each = parameter<size_t>(p, 1);
         const size_t results = counts_results ? parameter<size_t>(p, 0) : parameter<size_t>(p, 0) / each;
         const Layout from = {parameter<size_t>(p, 2), parameter<const size_t *>(p, 3)};
@@ -152,21 +157,21 @@ template <typename T, typename F> CandleKernel reduce(bool is_index, bool counts
             if (is_index) ((uint32_t *)y)[result] = place;
             else ((T *)y)[result] = kept;
         }
-    };
+    }};
 }
 
-using Table = std::map<std::string, CandleKernel>;
+using Kernels = std::map<std::string, CandleKernel>;
 
-template <typename T> void of_numbers(Table &all, const std::string &t) {
-    all["affine_" + t] = affine<T>;
-    all["upowf_" + t] = power<T>;
-    all["fill_" + t] = fill<T>;
-    all["const_set_" + t] = const_set<T>;
-    all["copy2d_" + t] = copy2d<T>;
-    all["is_u32_" + t] = index_select<T, uint32_t>;
-    all["is_i64_" + t] = index_select<T, int64_t>;
-    all["where_u8_" + t] = where<T, uint8_t>;
-    all["where_u32_" + t] = where<T, uint32_t>;
+template <typename T> void of_numbers(Kernels &all, const std::string &t) {
+    all["affine_" + t] = {7, affine<T>};
+    all["upowf_" + t] = {6, power<T>};
+    all["fill_" + t] = {3, fill<T>};
+    all["const_set_" + t] = {5, const_set<T>};
+    all["copy2d_" + t] = {6, copy2d<T>};
+    all["is_u32_" + t] = {10, index_select<T, uint32_t>};
+    all["is_i64_" + t] = {10, index_select<T, int64_t>};
+    all["where_u8_" + t] = {7, where<T, uint8_t>};
+    all["where_u32_" + t] = {7, where<T, uint32_t>};
     all["ucopy_" + t] = unary<T>([](auto x) { return x; });
     all["uneg_" + t] = unary<T>([](auto x) { return -x; });
     all["uabs_" + t] = unary<T>([](auto x) { return x < 0 ? -x : x; });
@@ -199,19 +204,19 @@ template <typename T> void of_numbers(Table &all, const std::string &t) {
     all["fast_min_" + t] = reduce<T>(false, false, smaller);
     all["fast_argmax_" + t] = reduce<T>(true, false, larger);
     all["fast_argmin_" + t] = reduce<T>(true, false, smaller);
-    all["cast_" + t + "_f32"] = cast<T, float>;
-    all["cast_" + t + "_f64"] = cast<T, double>;
-    all["cast_" + t + "_bf16"] = cast<T, Short>;
-    all["cast_" + t + "_u32"] = cast<T, uint32_t>;
-    all["cast_" + t + "_u8"] = cast<T, uint8_t>;
-    all["cast_" + t + "_i64"] = cast<T, int64_t>;
+    all["cast_" + t + "_f32"] = {5, cast<T, float>};
+    all["cast_" + t + "_f64"] = {5, cast<T, double>};
+    all["cast_" + t + "_bf16"] = {5, cast<T, Short>};
+    all["cast_" + t + "_u32"] = {5, cast<T, uint32_t>};
+    all["cast_" + t + "_u8"] = {5, cast<T, uint8_t>};
+    all["cast_" + t + "_i64"] = {5, cast<T, int64_t>};
 }
 } // namespace
 
 // The kernel of this name; empty if there is none here.
 static CandleKernel candle_kernel(const std::string &name) {
-    static const Table all = [] {
-        Table all;
+    static const Kernels all = [] {
+        Kernels all;
         of_numbers<float>(all, "f32");
         of_numbers<double>(all, "f64");
         of_numbers<Short>(all, "bf16");

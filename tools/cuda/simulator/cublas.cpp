@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "memory.h"
+#include "stream.h"
 
 enum Type { F32 = 0, F64 = 1, BF16 = 14 };
 
@@ -29,11 +30,15 @@ static void product(int ta, int tb, int m, int n, int k, double alpha, Read a, i
 }
 
 extern "C" {
-int cublasCreate_v2(void **handle) { return *handle = new char, 0; }
-int cublasDestroy_v2(void *handle) { return delete (char *)handle, 0; }
-int cublasSetStream_v2(void *, void *) { return 0; }
+struct Handle {
+    void *stream = nullptr;
+};
 
-int cublasGemmStridedBatchedEx(void *, int ta, int tb, int m, int n, int k, const void *alpha, const void *a, int type_a,
+int cublasCreate_v2(Handle **handle) { return *handle = new Handle, 0; }
+int cublasDestroy_v2(Handle *handle) { return delete handle, 0; }
+int cublasSetStream_v2(Handle *handle, void *stream) { return handle->stream = stream, 0; }
+
+int cublasGemmStridedBatchedEx(Handle *handle, int ta, int tb, int m, int n, int k, const void *alpha, const void *a, int type_a,
                                int lda, long long stride_a, const void *b, int type_b, int ldb, long long stride_b,
                                const void *beta, void *c, int type_c, int ldc, long long stride_c, int batch, int compute,
                                int) {
@@ -43,27 +48,32 @@ int cublasGemmStridedBatchedEx(void *, int ta, int tb, int m, int n, int k, cons
         return 15;
     }
     const bool bf16 = type_a == BF16;
-    const void *factors[] = {on_host(a), on_host(b)};
-    void *result = on_host(c);
-    const auto read = [&](int which, long long index) { return (double)number(factors[which], bf16, index); };
-    const auto write = [&](long long index, double value, double beta) {
-        set_number(result, bf16, index, value + (beta ? beta * number(result, bf16, index) : 0));
-    };
-    product(ta, tb, m, n, k, *(const float *)alpha, read, lda, stride_a, read, ldb, stride_b, *(const float *)beta, write,
-            ldc, stride_c, batch);
-    return 0;
+    const float factor = *(const float *)alpha, kept = *(const float *)beta;
+    return simulated_work(handle->stream, [=] {
+        const void *factors[] = {on_host(a), on_host(b)};
+        void *result = on_host(c);
+        const auto read = [&](int which, long long index) { return (double)number(factors[which], bf16, index); };
+        const auto write = [&](long long index, double value, double beta) {
+            set_number(result, bf16, index, value + (beta ? beta * number(result, bf16, index) : 0));
+        };
+        product(ta, tb, m, n, k, factor, read, lda, stride_a, read, ldb, stride_b, kept, write, ldc, stride_c, batch);
+        return 0;
+    });
 }
 
-int cublasDgemmStridedBatched(void *, int ta, int tb, int m, int n, int k, const double *alpha, const double *a, int lda,
-                              long long stride_a, const double *b, int ldb, long long stride_b, const double *beta, double *c,
-                              int ldc, long long stride_c, int batch) {
-    const double *factors[] = {on_host(a), on_host(b)};
-    double *result = on_host(c);
-    const auto read = [&](int which, long long index) { return factors[which][index]; };
-    const auto write = [&](long long index, double value, double beta) {
-        result[index] = value + (beta ? beta * result[index] : 0);
-    };
-    product(ta, tb, m, n, k, *alpha, read, lda, stride_a, read, ldb, stride_b, *beta, write, ldc, stride_c, batch);
-    return 0;
+int cublasDgemmStridedBatched(Handle *handle, int ta, int tb, int m, int n, int k, const double *alpha, const double *a,
+                              int lda, long long stride_a, const double *b, int ldb, long long stride_b, const double *beta,
+                              double *c, int ldc, long long stride_c, int batch) {
+    const double factor = *alpha, kept = *beta;
+    return simulated_work(handle->stream, [=] {
+        const double *factors[] = {on_host(a), on_host(b)};
+        double *result = on_host(c);
+        const auto read = [&](int which, long long index) { return factors[which][index]; };
+        const auto write = [&](long long index, double value, double beta) {
+            result[index] = value + (beta ? beta * result[index] : 0);
+        };
+        product(ta, tb, m, n, k, factor, read, lda, stride_a, read, ldb, stride_b, kept, write, ldc, stride_c, batch);
+        return 0;
+    });
 }
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "memory.h"
+#include "stream.h"
 
 namespace {
 enum { SUCCESS = 0, BAD_PARAM = 2000, NOT_SUPPORTED = 3000 };
@@ -108,9 +109,13 @@ void finish(const std::vector<double> &sums, float alpha, float beta, void *to, 
 } // namespace
 
 extern "C" {
-int cudnnCreate(void **handle) { return *handle = new char, 0; }
-int cudnnDestroy(void *handle) { return delete (char *)handle, 0; }
-int cudnnSetStream(void *, void *) { return 0; }
+struct Handle {
+    void *stream = nullptr;
+};
+
+int cudnnCreate(Handle **handle) { return *handle = new Handle, 0; }
+int cudnnDestroy(Handle *handle) { return delete handle, 0; }
+int cudnnSetStream(Handle *handle, void *stream) { return handle->stream = stream, 0; }
 const char *cudnnGetErrorString(int) { return "simulated"; }
 int cudnnCreateTensorDescriptor(Tensor **d) { return *d = new Tensor, 0; }
 int cudnnDestroyTensorDescriptor(Tensor *d) { return delete d, 0; }
@@ -146,55 +151,61 @@ int cudnnGetConvolutionBackwardFilterAlgorithm_v7(void *, Tensor *x, Tensor *y, 
     return wrong ? wrong : offer(asked, returned, list, c);
 }
 
-int cudnnConvolutionForward(void *, const float *alpha, Tensor *x, const void *x_at, Tensor *w, const void *w_at,
+int cudnnConvolutionForward(Handle *handle, const float *alpha, Tensor *x, const void *x_at, Tensor *w, const void *w_at,
                             Convolution *c, int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *y,
                             void *y_at) {
     if (const int wrong = check(x, w, y, c)) return wrong;
     if (const int wrong = chosen(algorithm, workspace, bytes)) return wrong;
-    const auto image = factors(x_at, *x, *c), filter = factors(w_at, *w, *c);
-    const size_t inputs = w->sizes[1], outputs = w->sizes[0], patch = (size_t)w->sizes[2] * w->sizes[3] * inputs;
-    std::vector<double> sums(y->count());
-    each_product(*x, *w, *y, *c, [&](size_t at_x, size_t tap, size_t at_y) {
-        for (size_t out = 0; out < outputs; out++) {
-            double sum = 0;
-            for (size_t in = 0; in < inputs; in++) sum += (double)image[at_x + in] * filter[out * patch + tap * inputs + in];
-            sums[at_y + out] += sum;
-        }
+    return simulated_work(handle->stream, [=, x = *x, w = *w, y = *y, c = *c, alpha = *alpha, beta = *beta] {
+        const auto image = factors(x_at, x, c), filter = factors(w_at, w, c);
+        const size_t inputs = w.sizes[1], outputs = w.sizes[0], patch = (size_t)w.sizes[2] * w.sizes[3] * inputs;
+        std::vector<double> sums(y.count());
+        each_product(x, w, y, c, [&](size_t at_x, size_t tap, size_t at_y) {
+            for (size_t out = 0; out < outputs; out++) {
+                double sum = 0;
+                for (size_t in = 0; in < inputs; in++) sum += (double)image[at_x + in] * filter[out * patch + tap * inputs + in];
+                sums[at_y + out] += sum;
+            }
+        });
+        return finish(sums, alpha, beta, on_host(y_at), x.bf16()), SUCCESS;
     });
-    return finish(sums, *alpha, *beta, on_host(y_at), x->bf16()), SUCCESS;
 }
 
-int cudnnConvolutionBackwardData(void *, const float *alpha, Tensor *w, const void *w_at, Tensor *y, const void *y_at,
+int cudnnConvolutionBackwardData(Handle *handle, const float *alpha, Tensor *w, const void *w_at, Tensor *y, const void *y_at,
                                  Convolution *c, int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *x,
                                  void *x_at) {
     if (const int wrong = check(x, w, y, c)) return wrong;
     if (const int wrong = chosen(algorithm, workspace, bytes)) return wrong;
-    const auto gradient = factors(y_at, *y, *c), filter = factors(w_at, *w, *c);
-    const size_t inputs = w->sizes[1], outputs = w->sizes[0], patch = (size_t)w->sizes[2] * w->sizes[3] * inputs;
-    std::vector<double> sums(x->count());
-    each_product(*x, *w, *y, *c, [&](size_t at_x, size_t tap, size_t at_y) {
-        for (size_t out = 0; out < outputs; out++) {
-            const double dy = gradient[at_y + out];
-            for (size_t in = 0; in < inputs; in++) sums[at_x + in] += dy * filter[out * patch + tap * inputs + in];
-        }
+    return simulated_work(handle->stream, [=, x = *x, w = *w, y = *y, c = *c, alpha = *alpha, beta = *beta] {
+        const auto gradient = factors(y_at, y, c), filter = factors(w_at, w, c);
+        const size_t inputs = w.sizes[1], outputs = w.sizes[0], patch = (size_t)w.sizes[2] * w.sizes[3] * inputs;
+        std::vector<double> sums(x.count());
+        each_product(x, w, y, c, [&](size_t at_x, size_t tap, size_t at_y) {
+            for (size_t out = 0; out < outputs; out++) {
+                const double dy = gradient[at_y + out];
+                for (size_t in = 0; in < inputs; in++) sums[at_x + in] += dy * filter[out * patch + tap * inputs + in];
+            }
+        });
+        return finish(sums, alpha, beta, on_host(x_at), x.bf16()), SUCCESS;
     });
-    return finish(sums, *alpha, *beta, on_host(x_at), x->bf16()), SUCCESS;
 }
 
-int cudnnConvolutionBackwardFilter(void *, const float *alpha, Tensor *x, const void *x_at, Tensor *y, const void *y_at,
+int cudnnConvolutionBackwardFilter(Handle *handle, const float *alpha, Tensor *x, const void *x_at, Tensor *y, const void *y_at,
                                    Convolution *c, int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *w,
                                    void *w_at) {
     if (const int wrong = check(x, w, y, c)) return wrong;
     if (const int wrong = chosen(algorithm, workspace, bytes)) return wrong;
-    const auto image = factors(x_at, *x, *c), gradient = factors(y_at, *y, *c);
-    const size_t inputs = w->sizes[1], outputs = w->sizes[0], patch = (size_t)w->sizes[2] * w->sizes[3] * inputs;
-    std::vector<double> sums(w->count());
-    each_product(*x, *w, *y, *c, [&](size_t at_x, size_t tap, size_t at_y) {
-        for (size_t out = 0; out < outputs; out++) {
-            const double dy = gradient[at_y + out];
-            for (size_t in = 0; in < inputs; in++) sums[out * patch + tap * inputs + in] += dy * image[at_x + in];
-        }
+    return simulated_work(handle->stream, [=, x = *x, w = *w, y = *y, c = *c, alpha = *alpha, beta = *beta] {
+        const auto image = factors(x_at, x, c), gradient = factors(y_at, y, c);
+        const size_t inputs = w.sizes[1], outputs = w.sizes[0], patch = (size_t)w.sizes[2] * w.sizes[3] * inputs;
+        std::vector<double> sums(w.count());
+        each_product(x, w, y, c, [&](size_t at_x, size_t tap, size_t at_y) {
+            for (size_t out = 0; out < outputs; out++) {
+                const double dy = gradient[at_y + out];
+                for (size_t in = 0; in < inputs; in++) sums[out * patch + tap * inputs + in] += dy * image[at_x + in];
+            }
+        });
+        return finish(sums, alpha, beta, on_host(w_at), x.bf16()), SUCCESS;
     });
-    return finish(sums, *alpha, *beta, on_host(w_at), x->bf16()), SUCCESS;
 }
 }

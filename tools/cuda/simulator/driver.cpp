@@ -4,19 +4,26 @@
 //
 // Memory: TSBD_SIMULATED_MEMORY bytes (64 GiB); fresh memory holds numbers that are none. TSBD_SIMULATED_GPUS GPUs (1).
 //
+// Graphs: what a stream is asked for while it is captured is done when the graph is launched, with the arguments of the
+// capture. What a capture may do is judged more strictly than by CUDA: no number is copied between host and GPU, nothing is
+// freed that was not allocated in it, nothing allocated in it is left; what lies in its memory is gone after each launch. Each
+// launch is told on standard error. With TSBD_SIMULATED_CAPTURE=refused no capture begins, with =broken none ends well.
+//
 // Shown by it: that everything is launched that has to be, with arguments that fit, in an order that works; that every
 // tensor is where it should be; what happens when memory runs out. Not shown: anything about time, about two streams, about
 // the machine code of kernels.
-#include <atomic>
+#include <array>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 
 #include "../../../crates/tensor/src/kernels/cuda/emulator/emulator.cpp"
 #include "memory.h"
 
 #include "candle.h"
+#include "stream.h"
 
 enum Status {
     SUCCESS = 0,
@@ -25,6 +32,8 @@ enum Status {
     INVALID_DEVICE = 101,
     NOT_FOUND = 500,
     ILLEGAL_ADDRESS = 700,
+    CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_INVALIDATED = 901,
 };
 
 namespace {
@@ -40,13 +49,37 @@ uint64_t setting(const char *name, uint64_t otherwise) {
     return text ? strtoull(text, nullptr, 10) : otherwise;
 }
 
+bool captures_are(const char *how) {
+    const char *text = getenv("TSBD_SIMULATED_CAPTURE");
+    return text && !strcmp(text, how);
+}
+
 int complain(Status status, const char *what, const std::string &about) {
     fprintf(stderr, "simulated GPU: %s: %s\n", what, about.c_str());
     return status;
 }
 
-// Something that has an address and nothing else: contexts, streams, events, modules.
+// Something that has an address and nothing else: contexts, events, modules.
 void *handle() { return new char; }
+
+// What a stream was asked for while it was captured.
+struct Graph {
+    std::vector<Work> work;
+    // What was allocated, and whether it was freed again.
+    std::unordered_map<uint64_t, bool> freed;
+    bool is_valid = true;
+};
+
+struct Stream {
+    Graph *captured = nullptr;
+};
+
+Graph *captured(void *stream) { return stream ? ((Stream *)stream)->captured : nullptr; }
+
+int invalidate(Graph *graph, const char *what) {
+    graph->is_valid = false;
+    return complain(CAPTURE_UNSUPPORTED, "while a stream is captured", what);
+}
 
 int allocate(uint64_t *address, size_t bytes) {
     const std::lock_guard<std::mutex> guard(lock);
@@ -73,9 +106,14 @@ int release(uint64_t address) {
     return SUCCESS;
 }
 
+void forget(Graph *graph) {
+    for (const auto &[address, freed] : graph->freed) release(address);
+    delete graph;
+}
+
 struct Function {
     std::string name;
-    // Empty for a kernel of this project.
+    // Without `run` for a kernel of this project.
     CandleKernel candle;
 };
 } // namespace
@@ -106,6 +144,8 @@ int cuDeviceGetAttribute(int *value, int attribute, int) {
     *value = attribute == 115 ? 1 : attribute == 75 ? 9 : 0;
     return SUCCESS;
 }
+// Memory of graphs is counted with the rest.
+int cuDeviceGetGraphMemAttribute(int, int, void *value) { return *(uint64_t *)value = 0, SUCCESS; }
 int cuDeviceGetDefaultMemPool(void **pool, int) { return *pool = &memory, SUCCESS; }
 int cuMemPoolSetAttribute(void *, int, void *) { return SUCCESS; }
 int cuMemPoolGetAttribute(void *, int attribute, void *value) {
@@ -123,30 +163,80 @@ int cuCtxSetCurrent(void *context) { return current = context, SUCCESS; }
 int cuCtxSynchronize() { return SUCCESS; }
 int cuCtxDestroy_v2(void *) { return SUCCESS; }
 
-int cuStreamCreate(void **stream, unsigned) { return *stream = handle(), SUCCESS; }
-int cuStreamDestroy_v2(void *stream) { return delete (char *)stream, SUCCESS; }
-int cuStreamSynchronize(void *) { return SUCCESS; }
+int cuStreamCreate(void **stream, unsigned) { return *stream = new Stream, SUCCESS; }
+int cuStreamDestroy_v2(Stream *stream) { return delete stream, SUCCESS; }
+int cuStreamSynchronize(void *stream) {
+    return captured(stream) ? invalidate(captured(stream), "the host waits") : SUCCESS;
+}
 int cuStreamWaitEvent(void *, void *, unsigned) { return SUCCESS; }
-int cuStreamIsCapturing(void *, int *status) { return *status = 0, SUCCESS; }
+int cuStreamIsCapturing(void *stream, int *status) { return *status = captured(stream) ? 1 : 0, SUCCESS; }
 int cuEventCreate(void **event, unsigned) { return *event = handle(), SUCCESS; }
 int cuEventDestroy_v2(void *event) { return delete (char *)event, SUCCESS; }
 int cuEventRecord(void *, void *) { return SUCCESS; }
 
-int cuMemAlloc_v2(uint64_t *address, size_t bytes) { return allocate(address, bytes); }
-int cuMemAllocAsync(uint64_t *address, size_t bytes, void *) { return allocate(address, bytes); }
-int cuMemFree_v2(uint64_t address) { return release(address); }
-int cuMemFreeAsync(uint64_t address, void *) { return release(address); }
-int cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, void *) {
-    return memset((void *)(address - MOVED), value, bytes), SUCCESS;
+int cuStreamBeginCapture_v2(Stream *stream, int) {
+    if (captures_are("refused")) return CAPTURE_UNSUPPORTED;
+    if (stream->captured) return complain(INVALID_VALUE, "a stream that is captured", "is captured again");
+    return stream->captured = new Graph, SUCCESS;
 }
-int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *) {
+int cuStreamEndCapture(Stream *stream, Graph **graph) {
+    Graph *captured = std::exchange(stream->captured, nullptr);
+    *graph = nullptr;
+    if (!captured) return complain(INVALID_VALUE, "a capture that has not begun", "ends");
+    for (const auto &[address, freed] : captured->freed)
+        if (!freed) invalidate(captured, "memory is left");
+    if (!captured->is_valid || captures_are("broken")) return forget(captured), CAPTURE_INVALIDATED;
+    return *graph = captured, SUCCESS;
+}
+int cuGraphInstantiateWithFlags(Graph **executable, Graph *graph, unsigned long long) {
+    return *executable = graph, SUCCESS;
+}
+int cuGraphExecDestroy(Graph *) { return SUCCESS; }
+int cuGraphDestroy(Graph *graph) { return forget(graph), SUCCESS; }
+int cuGraphLaunch(Graph *graph, void *) {
+    fprintf(stderr, "simulated GPU: a graph of %zu nodes\n", graph->work.size());
+    for (const Work &work : graph->work)
+        if (const int status = work()) return status;
+    const std::lock_guard<std::mutex> guard(lock);
+    for (const auto &[address, freed] : graph->freed) memset((void *)(address - MOVED), 0xff, memory.sizes[address]);
+    return SUCCESS;
+}
+
+int simulated_work(void *stream, Work work) {
+    Graph *graph = captured(stream);
+    if (!graph) return work();
+    return graph->work.push_back(std::move(work)), SUCCESS;
+}
+
+int cuMemAlloc_v2(uint64_t *address, size_t bytes) { return allocate(address, bytes); }
+int cuMemAllocAsync(uint64_t *address, size_t bytes, void *stream) {
+    const int status = allocate(address, bytes);
+    if (status == SUCCESS && captured(stream)) captured(stream)->freed[*address] = false;
+    return status;
+}
+int cuMemFree_v2(uint64_t address) { return release(address); }
+int cuMemFreeAsync(uint64_t address, void *stream) {
+    Graph *graph = captured(stream);
+    if (!graph) return release(address);
+    const auto found = graph->freed.find(address);
+    if (found == graph->freed.end() || found->second) return invalidate(graph, "memory of others is freed");
+    return found->second = true, SUCCESS;
+}
+int cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, void *stream) {
+    return simulated_work(stream, [=] { return memset((void *)(address - MOVED), value, bytes), SUCCESS; });
+}
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
+    if (captured(stream)) return invalidate(captured(stream), "numbers of the host are read");
     return memcpy((void *)(to - MOVED), from, bytes), SUCCESS;
 }
-int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *) {
+int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
+    if (captured(stream)) return invalidate(captured(stream), "the host reads numbers");
     return memcpy(to, (const void *)(from - MOVED), bytes), SUCCESS;
 }
-int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *) {
-    return memmove((void *)(to - MOVED), (const void *)(from - MOVED), bytes), SUCCESS;
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
+    return simulated_work(stream, [=] {
+        return memmove((void *)(to - MOVED), (const void *)(from - MOVED), bytes), SUCCESS;
+    });
 }
 int cuMemcpyPeerAsync(uint64_t to, void *, uint64_t from, void *, size_t bytes, void *stream) {
     return cuMemcpyDtoDAsync_v2(to, from, bytes, stream);
@@ -157,19 +247,32 @@ int cuModuleLoadData(void **module, const void *) { return *module = handle(), S
 int cuModuleUnload(void *module) { return delete (char *)module, SUCCESS; }
 int cuModuleGetFunction(void **function, void *, const char *name) {
     if (is_kernel(name)) return *function = new Function{name, {}}, SUCCESS;
-    CandleKernel candle = candle_kernel(name);
-    if (!candle) return complain(NOT_FOUND, "there is no such kernel", name);
+    const CandleKernel candle = candle_kernel(name);
+    if (!candle.run) return complain(NOT_FOUND, "there is no such kernel", name);
     return *function = new Function{name, candle}, SUCCESS;
 }
 
 int cuLaunchKernel(const Function *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                   unsigned block_y, unsigned block_z, unsigned, void *, void **parameters, void **) {
-    const std::lock_guard<std::mutex> guard(lock);
+                   unsigned block_y, unsigned block_z, unsigned, void *stream, void **parameters, void **) {
     if (grid_x == 0 || grid_y == 0 || grid_y > 65535 || grid_z != 1 || block_y != 1 || block_z != 1)
         return complain(INVALID_VALUE, "a grid that CUDA refuses", function->name);
-    if (function->candle) return function->candle(parameters), SUCCESS;
+    if (function->candle.run) {
+        // Copied as the driver does: each is 8 bytes at most.
+        std::array<uint64_t, CandleKernel::MOST_PARAMETERS> values;
+        for (int i = 0; i < function->candle.parameters; i++) memcpy(&values[i], parameters[i], sizeof values[i]);
+        return simulated_work(stream, [values, run = function->candle.run]() mutable {
+            void *parameters[CandleKernel::MOST_PARAMETERS];
+            for (size_t i = 0; i < values.size(); i++) parameters[i] = &values[i];
+            const std::lock_guard<std::mutex> guard(lock);
+            return run(parameters), SUCCESS;
+        });
+    }
     if (block_x != THREADS) return complain(INVALID_VALUE, "blocks of another size", function->name);
-    const char *complaint = launch(function->name.c_str(), grid_x, grid_y, parameters, MOVED);
-    return complaint ? complain(ILLEGAL_ADDRESS, function->name.c_str(), complaint) : SUCCESS;
+    const auto launch = prepared(function->name.c_str(), grid_x, grid_y, parameters, MOVED);
+    return simulated_work(stream, [launch, function] {
+        const std::lock_guard<std::mutex> guard(lock);
+        const char *complaint = launch();
+        return complaint ? complain(ILLEGAL_ADDRESS, function->name.c_str(), complaint) : SUCCESS;
+    });
 }
 }

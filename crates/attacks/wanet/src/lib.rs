@@ -247,6 +247,10 @@ impl StepRule for Training {
         CrossEntropyStep::default().compute(model, batch)
     }
 
+    fn plain(&self) -> Option<CrossEntropyStep> {
+        Some(CrossEntropyStep::default())
+    }
+
     fn describe(&self) -> String {
         format!("{:?}, augmented {}", self.attack, self.batches.augment)
     }

@@ -151,6 +151,11 @@ impl TrainingObserver for Observer<'_> {
         }
     }
 
+    fn note(&mut self, note: &str) {
+        eprintln!("{note}");
+        self.reporter.note(note.to_owned());
+    }
+
     fn epoch_end(&mut self, report: &EpochReport, _model: &Model) -> tsbd_nn::Result<ControlFlow<()>> {
         let TracePoint { stage, epoch, metrics } = traced(report);
         self.reporter.epoch(&stage, epoch, self.epochs, &metrics);

@@ -27,6 +27,14 @@ pub(crate) fn cross_entropy<T: Element>(logits: &[T], labels: &[u32], classes: u
         .collect()
 }
 
+/// Where the largest element of a row is: the first of equals, as PyTorch's argmax; what is not a number is larger than all
+/// that is.
+pub(crate) fn largest<T: Element>(row: &[T]) -> usize {
+    let is_nan = |value: T| value.to_f64().is_nan();
+    let is_larger = |a: T, b: T| a > b || (is_nan(a) && !is_nan(b));
+    (1..row.len()).fold(0, |best, index| if is_larger(row[index], row[best]) { index } else { best })
+}
+
 /// The gradient of `Σ factor(row) ·` [`cross_entropy`]: `factor · (softmax - target)`.
 pub(crate) fn cross_entropy_backward<T: Element>(
     logits: &[T],

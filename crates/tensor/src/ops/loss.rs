@@ -61,6 +61,26 @@ impl Var {
     }
 }
 
+/// The class with the largest logit for every row of `logits: [n, classes]`: the first of equals, as PyTorch's argmax; what is
+/// not a number is larger than all that is.
+pub fn predicted_classes(logits: &Tensor) -> Result<Vec<u32>> {
+    let (rows, classes) = logits.dims2()?;
+    let values = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok((0..rows).map(|row| loss::largest(&values[row * classes..][..classes]) as u32).collect())
+}
+
+/// Of how many rows of `logits: [n, classes]` the [predicted class](predicted_classes) is that of `labels: [n]` (`u32`): one
+/// `f32`, shape `[]`, where the logits are. To count more than 2^24 rows, count twice.
+pub fn count_correct(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    const OPERATION: &str = "count_correct";
+    check(OPERATION, logits, labels, 0.)?;
+    on_gpu!(logits, gpu => super::cuda::count_correct(&gpu, logits, labels));
+    let labels = Operand::<u32>::read(OPERATION, "labels", labels)?;
+    let predicted = predicted_classes(logits)?;
+    let correct = predicted.iter().zip(labels.iter()).filter(|(predicted, label)| predicted == label).count();
+    tensor(vec![correct as f32], &[])
+}
+
 fn cross_entropy(
     operation: &'static str,
     logits: &Var,

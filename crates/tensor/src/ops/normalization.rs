@@ -43,16 +43,6 @@ pub struct BatchStatistics {
     pub variance: Tensor,
 }
 
-/// What becomes of running estimates, of which the part `momentum` is replaced by what a batch had: pairs of the two, which
-/// have the same shape and element type. On a GPU all are computed at once.
-pub fn move_estimates(pairs: &[[&Tensor; 2]], momentum: f64) -> Result<Vec<Tensor>> {
-    if pairs.is_empty() {
-        return Ok(vec![]);
-    }
-    on_gpu!(pairs[0][0], gpu => super::cuda::optimizer::move_estimates(&gpu, pairs, momentum));
-    pairs.iter().map(|[old, met]| Ok(((*old * (1. - momentum))? + (*met * momentum)?)?)).collect()
-}
-
 impl Var {
     /// `(x - mean) / √(variance + epsilon) · weight + bias` per channel (the last dimension), of
     /// `self: [..., channels]` with `weight: [channels]` and `bias: [channels]`; the normalisation uses the

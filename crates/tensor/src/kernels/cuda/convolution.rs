@@ -1,7 +1,7 @@
 //! Convolutions through cuDNN: NHWC, sums in `f32`.
 //!
 //! What cuDNN has to be told, and the algorithm that its heuristics choose, is kept for each geometry; all convolutions of
-//! a device and thread share one workspace, which grows to the largest that is asked for. Weights are `[kh, kw, in, out]` in
+//! a device and thread share one workspace, the largest that was asked for so far. Weights are `[kh, kw, in, out]` in
 //! this project and `[out, kh, kw, in]` in cuDNN: they are transposed on the way.
 //!
 //! `f32` means `f32`: products are not rounded to TF32. `bf16` factors give a `bf16` result.
@@ -213,7 +213,8 @@ fn written(address: u64) -> *mut c_void {
 struct Cudnn {
     handle: sys::cudnnHandle_t,
     plans: HashMap<(Geometry, Numbers), Rc<Plan>>,
-    workspace: Option<CudaSlice<u8>>,
+    /// Each larger than the one before; the last is used. What was recorded goes on using the one of its time.
+    workspaces: Vec<CudaSlice<u8>>,
 }
 
 thread_local! {
@@ -253,7 +254,7 @@ impl Cudnn {
         })?;
         // SAFETY: a fresh handle, and the stream of a device that outlives the thread's tensors on it.
         unsafe { result::set_stream(handle, gpu.stream.cu_stream().cast()) }.map_err(refused)?;
-        Ok(Self { handle, plans: HashMap::new(), workspace: None })
+        Ok(Self { handle, plans: HashMap::new(), workspaces: vec![] })
     }
 
     /// A workspace of at least so many bytes.
@@ -261,12 +262,11 @@ impl Cudnn {
         if bytes == 0 {
             return Ok(std::ptr::null_mut());
         }
-        let workspace = match self.workspace.take().filter(|workspace| workspace.len() >= bytes) {
-            Some(workspace) => workspace,
+        if self.workspaces.last().is_none_or(|workspace| workspace.len() < bytes) {
             // SAFETY: cuDNN reads nothing that it has not written.
-            None => unsafe { gpu.device.alloc::<u8>(bytes)? },
-        };
-        let workspace = self.workspace.insert(workspace);
+            self.workspaces.push(unsafe { gpu.device.alloc::<u8>(bytes)? });
+        }
+        let workspace = self.workspaces.last().expect("there is one");
         Ok(written(workspace.device_ptr(&gpu.stream).0))
     }
 }

@@ -21,6 +21,7 @@ mod tests;
 #[repr(C)]
 struct Raw {
     kind: i32,
+    /// Of a table: how many numbers it has.
     element: i32,
     value: u64,
 }
@@ -129,10 +130,6 @@ impl Queue for Emulator {
         Ok(Array::new(element, count))
     }
 
-    fn upload(&self, numbers: &[i64]) -> Result<Array> {
-        Ok(self.array(Stored::I64, numbers))
-    }
-
     unsafe fn launch(&self, kernel: &str, [x, y]: [u32; 2], arguments: &[Argument]) -> Result<()> {
         let arguments: Vec<Raw> = arguments.iter().map(raw).collect();
         let name = CString::new(kernel).unwrap();
@@ -156,10 +153,9 @@ fn raw(argument: &Argument) -> Raw {
         Stored::U8 => 2,
         Stored::U32 => 3,
         Stored::I32 => 4,
-        Stored::I64 => 5,
     };
     let array = |kind, view: View| Raw { kind, element: element(view), value: view.address() };
-    let number = |kind, value| Raw { kind, element: 6, value };
+    let number = |kind, value| Raw { kind, element: 5, value };
     match *argument {
         Argument::Read(view) | Argument::Maybe(Some(view)) => array(0, view),
         Argument::Maybe(None) => number(0, 0),
@@ -168,6 +164,7 @@ fn raw(argument: &Argument) -> Raw {
         Argument::Natural(value) => number(3, value.into()),
         Argument::Single(value) => number(4, value.to_bits().into()),
         Argument::Double(value) => number(5, value.to_bits()),
+        Argument::Table(numbers) => Raw { kind: 6, element: numbers.len() as i32, value: numbers.as_ptr() as u64 },
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaModule, CudaStream, DevicePtr, LaunchConfig, PushKernelArg, result, sys,
+    CudaFunction, CudaGraph, CudaModule, CudaStream, DevicePtr, LaunchConfig, PushKernelArg, result, sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, DeviceId, WrapErr};
@@ -77,18 +77,55 @@ fn facts(ordinal: i32) -> std::result::Result<GpuFacts, result::DriverError> {
     })
 }
 
-/// Most bytes that this process has had of the pool of the GPU number `ordinal`.
+/// Most bytes that this process has had of the pool of the GPU number `ordinal`, and those that its graphs have had.
 pub(crate) fn peak_memory(ordinal: usize) -> candle_core::Result<u64> {
     result::init().w()?;
-    let mut most = 0u64;
-    // SAFETY: the pool belongs to a device that the driver gives; the attribute is a `u64`.
+    let (mut most, mut in_graphs) = (0u64, 0u64);
+    // SAFETY: the pool belongs to a device that the driver gives; the attributes are `u64`s.
     unsafe {
         let device = result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX)).w()?;
         let pool = result::device::get_default_mem_pool(device).w()?;
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
         result::mem_pool::get_attribute(pool, attribute, std::ptr::from_mut(&mut most).cast()).w()?;
+        let attribute = sys::CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_USED_MEM_HIGH;
+        sys::cuDeviceGetGraphMemAttribute(device, attribute, std::ptr::from_mut(&mut in_graphs).cast()).result().w()?;
     }
-    Ok(most)
+    Ok(most + in_graphs)
+}
+
+/// What a stream was asked for, as a graph that the driver can launch.
+pub(crate) struct Graph(CudaGraph);
+
+impl Graph {
+    /// Records what `work` asks of the stream of `device`; see [`crate::Recording::of`].
+    pub fn record<E: From<Error>>(
+        device: &CudaDevice,
+        work: impl FnOnce() -> std::result::Result<(), E>,
+    ) -> std::result::Result<Self, E> {
+        let stream = device.cuda_stream();
+        let failed = |error: result::DriverError| Error::Candle(candle_core::Error::wrap(error));
+        // What other threads ask of the driver meanwhile is theirs.
+        stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(failed)?;
+        let done = work();
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        if done.is_err() || graph.is_err() {
+            // Memory of a recording that failed was not freed without complaints; they would reach the next call.
+            let _ = stream.context().check_err();
+        }
+        done?;
+        let nothing = || Error::Candle(candle_core::Error::msg("the driver has recorded nothing"));
+        Ok(Self(graph.map_err(failed)?.ok_or_else(nothing)?))
+    }
+
+    pub fn launch(&self) -> Result<()> {
+        Ok(self.0.launch().w()?)
+    }
+}
+
+impl std::fmt::Debug for Graph {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str("Graph")
+    }
 }
 
 /// The queue of one candle device.
@@ -196,7 +233,6 @@ impl Gpu {
             CudaStorageSlice::U8(slice) => (slice.device_ptr(&self.stream).0, Stored::U8),
             CudaStorageSlice::U32(slice) => (slice.device_ptr(&self.stream).0, Stored::U32),
             CudaStorageSlice::I32(slice) => (slice.device_ptr(&self.stream).0, Stored::I32),
-            CudaStorageSlice::I64(slice) => (slice.device_ptr(&self.stream).0, Stored::I64),
             _ => return None,
         })
     }
@@ -240,14 +276,9 @@ impl Queue for Gpu {
                 Stored::U8 => CudaStorageSlice::U8(self.device.alloc(count)?),
                 Stored::U32 => CudaStorageSlice::U32(self.device.alloc(count)?),
                 Stored::I32 => CudaStorageSlice::I32(self.device.alloc(count)?),
-                Stored::I64 => CudaStorageSlice::I64(self.device.alloc(count)?),
             }
         };
         Ok(self.allocation(slice, count))
-    }
-
-    fn upload(&self, numbers: &[i64]) -> Result<Allocation> {
-        Ok(self.allocation(CudaStorageSlice::I64(self.device.clone_htod(numbers)?), numbers.len()))
     }
 
     unsafe fn launch(&self, kernel: &str, [x, y]: [u32; 2], arguments: &[Argument]) -> Result<()> {
@@ -262,6 +293,8 @@ impl Queue for Gpu {
                 Argument::Natural(value) => launch.arg(value),
                 Argument::Single(value) => launch.arg(value),
                 Argument::Double(value) => launch.arg(value),
+                // The driver is told where a parameter begins, and knows from the kernel how long it is.
+                Argument::Table(numbers) => launch.arg(&numbers[0]),
             };
         }
         let config = LaunchConfig { grid_dim: (x, y, 1), block_dim: (THREADS as u32, 1, 1), shared_mem_bytes: 0 };
@@ -293,7 +326,6 @@ impl Stored {
             Self::U8 => DType::U8,
             Self::U32 => DType::U32,
             Self::I32 => DType::I32,
-            Self::I64 => DType::I64,
         }
     }
 }

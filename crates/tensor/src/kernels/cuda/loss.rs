@@ -62,6 +62,23 @@ pub(crate) fn cross_entropy_backward<Q: Queue>(
     Ok(dlogits)
 }
 
+/// Of how many rows of `logits` the largest is the label's: one number.
+pub(crate) fn count_correct<Q: Queue>(queue: &Q, logits: View, labels: View) -> Result<Q::Memory> {
+    const OPERATION: &str = "count_correct";
+    let rows = labels.count();
+    let count = queue.allocate(Stored::F32, 1)?;
+    let arguments = [
+        Read(logits),
+        Read(labels),
+        Write(count.view()),
+        Integer(integer(OPERATION, rows)?),
+        Integer(integer(OPERATION, logits.count() / rows)?),
+    ];
+    // SAFETY: a label for every row of the logits.
+    unsafe { queue.launch(OPERATION, [1, 1], &arguments)? };
+    Ok(count)
+}
+
 /// The mean loss of bits, by their logits and as many targets.
 pub(crate) fn binary_cross_entropy<Q: Queue>(queue: &Q, logits: View, targets: View) -> Result<Q::Memory> {
     const OPERATION: &str = "binary_cross_entropy";

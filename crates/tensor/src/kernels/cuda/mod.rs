@@ -61,7 +61,6 @@ pub(crate) enum Stored {
     U8,
     U32,
     I32,
-    I64,
 }
 
 impl Stored {
@@ -70,7 +69,6 @@ impl Stored {
             Self::U8 => 1,
             Self::Bf16 => 2,
             Self::F32 | Self::U32 | Self::I32 => 4,
-            Self::I64 => 8,
         }
     }
 
@@ -82,7 +80,6 @@ impl Stored {
             Self::U8 => "u8",
             Self::U32 => "u32",
             Self::I32 => "i32",
-            Self::I64 => "i64",
         }
     }
 }
@@ -134,9 +131,6 @@ pub(crate) trait Queue {
     /// Memory for so many elements, of unspecified value.
     fn allocate(&self, element: Stored, count: usize) -> Result<Self::Memory>;
 
-    /// Memory with these numbers in it.
-    fn upload(&self, numbers: &[i64]) -> Result<Self::Memory>;
-
     /// Queues a kernel over `grid` blocks along x and y.
     ///
     /// # Safety
@@ -162,6 +156,8 @@ pub(crate) enum Argument<'a> {
     Single(f32),
     /// `double`.
     Double(f64),
+    /// A struct of numbers of 64 bits, by value: all that it holds.
+    Table(&'a [i64]),
 }
 
 /// How many elements of a row of `channels` one thread takes at once: as many as one access to the first of `views`

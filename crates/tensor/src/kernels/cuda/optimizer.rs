@@ -1,7 +1,7 @@
 //! Steps of optimisers, in place, for everybody who holds the tensors.
 
-use super::Argument::{Natural, Read, Single, Write};
-use super::{Memory, Queue, Stored, View, natural, one_each, one_row_each};
+use super::Argument::{Maybe, Natural, Read, Single, Table, Write};
+use super::{Queue, Stored, View, natural, one_each, one_row_each};
 use crate::error::Result;
 use crate::kernels::elementwise::AdamCoefficients;
 
@@ -14,22 +14,29 @@ fn assert_separate(arrays: &[View]) {
     }
 }
 
-/// Addresses and lengths of arrays, those of equal length in one row, as kernels read them; and the longest length.
+/// Rows of a `Table` in `optimizer.cuh`.
+const ROWS_AT_ONCE: usize = 120;
+
+/// Addresses and lengths of arrays, those of equal length in one row, as kernels read them: a whole table, of which only the
+/// first rows say something; and the longest length.
 ///
 /// # Panics
-/// If arrays of a row differ in length, or are not `f32`: nothing else would notice.
+/// If there are too many rows, or arrays of a row differ in length, or are not `f32`: nothing else would notice.
 fn table<const N: usize>(rows: &[[View; N]]) -> (Vec<i64>, usize) {
+    assert!(rows.len() <= ROWS_AT_ONCE);
     let row = |row: &[View; N]| {
         let count = row[0].count();
         assert!(row.iter().all(|view| view.element() == Stored::F32 && view.count() == count));
         row.iter().map(View::address).chain([count as u64]).collect::<Vec<_>>()
     };
-    let numbers = rows.iter().flat_map(row).map(u64::cast_signed).collect();
+    let mut numbers: Vec<i64> = rows.iter().flat_map(row).map(u64::cast_signed).collect();
+    numbers.resize(ROWS_AT_ONCE * (N + 1), 0);
     (numbers, rows.iter().map(|row| row[0].count()).max().unwrap_or(0))
 }
 
 /// For every parameter, velocity and gradient: `velocity = momentum·velocity + gradient + weight_decay·parameter`, then
-/// `parameter -= learning_rate·velocity`, in place; coefficients in this order: learning rate, momentum, weight decay.
+/// `parameter -= learning_rate·velocity`, in place; coefficients in this order: learning rate, momentum, weight decay. With
+/// `current`, a learning rate and a loss in memory, that rate is taken, and nothing happens if that loss is not finite.
 ///
 /// # Panics
 /// If three that belong together differ in length, or overlap.
@@ -37,29 +44,45 @@ pub(crate) fn sgd<Q: Queue>(
     queue: &Q,
     steps: &[[View; 3]],
     [learning_rate, momentum, weight_decay]: [f32; 3],
+    current: Option<[View; 2]>,
 ) -> Result<()> {
     steps.iter().for_each(|step| assert_separate(step));
-    let (numbers, longest) = table(steps);
-    let descents = queue.upload(&numbers)?;
-    let arguments = [Read(descents.view()), Single(learning_rate), Single(momentum), Single(weight_decay)];
-    // SAFETY: arrays of the lengths beside them; what else is launched with them runs before or after.
-    unsafe { queue.launch("sgd", one_row_each(steps.len(), longest), &arguments) }
+    let [current_rate, loss] = current.map_or([None; 2], |current| current.map(Some));
+    for steps in steps.chunks(ROWS_AT_ONCE) {
+        let (descents, longest) = table(steps);
+        let arguments = [
+            Table(&descents),
+            Single(learning_rate),
+            Single(momentum),
+            Single(weight_decay),
+            Maybe(current_rate),
+            Maybe(loss),
+        ];
+        // SAFETY: arrays of the lengths beside them; what else is launched with them runs before or after.
+        unsafe { queue.launch("sgd", one_row_each(steps.len(), longest), &arguments)? };
+    }
+    Ok(())
 }
 
-/// What becomes of running estimates, of which the part `momentum` is replaced by what was met: pairs of the two.
+/// Of running estimates the part `momentum` is replaced, in place, by what was met: pairs of the two. Nothing happens if
+/// `loss` is one that is not finite.
 ///
 /// # Panics
-/// If the two differ in length.
-pub(crate) fn move_estimates<Q: Queue>(queue: &Q, pairs: &[[View; 2]], momentum: f64) -> Result<Vec<Q::Memory>> {
-    let moved = pairs.iter().map(|[old, _]| queue.allocate(Stored::F32, old.count()));
-    let moved = moved.collect::<Result<Vec<_>>>()?;
-    let rows: Vec<_> = pairs.iter().zip(&moved).map(|(&[old, met], moved)| [old, met, moved.view()]).collect();
-    let (numbers, longest) = table(&rows);
-    let estimates = queue.upload(&numbers)?;
-    let arguments = [Read(estimates.view()), Single((1. - momentum) as f32), Single(momentum as f32)];
-    // SAFETY: arrays of the lengths beside them.
-    unsafe { queue.launch("move_estimates", one_row_each(rows.len(), longest), &arguments)? };
-    Ok(moved)
+/// If the two differ in length, or overlap.
+pub(crate) fn move_estimates<Q: Queue>(
+    queue: &Q,
+    pairs: &[[View; 2]],
+    momentum: f64,
+    loss: Option<View>,
+) -> Result<()> {
+    pairs.iter().for_each(|pair| assert_separate(pair));
+    for pairs in pairs.chunks(ROWS_AT_ONCE) {
+        let (estimates, longest) = table(pairs);
+        let arguments = [Table(&estimates), Single((1. - momentum) as f32), Single(momentum as f32), Maybe(loss)];
+        // SAFETY: arrays of the lengths beside them; what else is launched with them runs before or after.
+        unsafe { queue.launch("move_estimates", one_row_each(pairs.len(), longest), &arguments)? };
+    }
+    Ok(())
 }
 
 /// One step of Adam, or with `largest` of AMSGrad, as [`crate::kernels::elementwise::adam`] and

@@ -402,6 +402,14 @@ pub(super) fn cross_entropy_backward(
     Ok(gpu.tensor(dlogits, logits.dims()))
 }
 
+/// [`crate::count_correct`].
+pub(super) fn count_correct(gpu: &Gpu, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    const OPERATION: &str = "count_correct";
+    let logits = gpu.numbers(OPERATION, "logits", logits)?;
+    let labels = gpu.read(OPERATION, "labels", labels, &[Stored::U32])?;
+    Ok(gpu.tensor(loss::count_correct(gpu, logits.view(), labels.view())?, &[]))
+}
+
 /// The mean loss of [`Var::binary_cross_entropy`]. A target that is no probability makes it not a number, as a label that is
 /// no class does.
 pub(super) fn binary_cross_entropy(gpu: &Gpu, logits: &Tensor, targets: &Tensor) -> Result<Tensor> {

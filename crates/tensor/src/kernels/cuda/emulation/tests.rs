@@ -1,6 +1,9 @@
 use super::super::{augmentation, elementwise, loss, normalization, optimizer, pooling};
 use super::*;
-use crate::{BatchNorm, CrossEntropy, Device, Sgd, Statistics, Tape, Tensor, Var, move_estimates, sgd_step};
+use crate::{
+    BatchNorm, CrossEntropy, Device, Sgd, Statistics, Tape, Tensor, Var, count_correct, move_estimates,
+    predicted_classes, sgd_step,
+};
 
 mod arithmetic;
 mod beyond_training;
@@ -367,7 +370,7 @@ fn two_steps_of_sgd_on_several_parameters_are_those_of_the_cpu() {
             let steps = kept.iter().zip(&gradients);
             let steps =
                 steps.map(|([parameter, velocity], gradient)| [parameter, velocity, gradient].map(Memory::view));
-            optimizer::sgd(queue, &steps.collect::<Vec<_>>(), [0.1, 0.9, 5e-4]).unwrap();
+            optimizer::sgd(queue, &steps.collect::<Vec<_>>(), [0.1, 0.9, 5e-4], None).unwrap();
         }
         kept.each_ref().map(|kept| kept.each_ref().map(Array::numbers))
     }) else {
@@ -383,21 +386,82 @@ fn two_steps_of_sgd_on_several_parameters_are_those_of_the_cpu() {
     }
 }
 
+/// More than one table has room for.
 #[test]
-fn running_estimates_move_as_on_the_cpu() {
-    let counts = [3, 512, 1];
-    let Some(found) = emulated(|queue| {
-        let pairs = counts.map(|count| [queue.f32(&noise(count, 1)), queue.f32(&noise(count, 2))]);
-        let views = pairs.each_ref().map(|pair| pair.each_ref().map(Memory::view));
-        let moved = optimizer::move_estimates(queue, &views, 0.1).unwrap();
-        moved.iter().map(Array::numbers).collect::<Vec<_>>()
-    }) else {
-        return;
-    };
-    let pairs = counts.map(|count| [tensor(&noise(count, 1), &[count]), tensor(&noise(count, 2), &[count])]);
-    let moved = move_estimates(&pairs.each_ref().map(|[old, met]| [old, met]), 0.1).unwrap();
-    for (found, moved) in found.iter().zip(&moved) {
-        assert_close("estimate", found, &values(moved), 1e-6);
+fn many_parameters_are_moved_at_the_rate_in_memory_unless_the_loss_there_is_not_finite() {
+    let counts: Vec<usize> = (1..=250).collect();
+    for loss in [0.7, f32::NAN, f32::NEG_INFINITY] {
+        let Some(found) = emulated(|queue| {
+            let of = |start| counts.iter().map(|&count| queue.f32(&noise(count, start))).collect::<Vec<_>>();
+            let [parameters, velocities, gradients] = [1, 2, 3].map(of);
+            let steps = (0..counts.len())
+                .map(|index| [&parameters, &velocities, &gradients].map(|arrays| arrays[index].view()))
+                .collect::<Vec<_>>();
+            let current = [queue.f32(&[0.3]), queue.f32(&[loss])];
+            let current = current.each_ref().map(Memory::view);
+            optimizer::sgd(queue, &steps, [f32::NAN, 0.9, 5e-4], Some(current)).unwrap();
+            parameters.iter().map(Array::numbers).collect::<Vec<_>>()
+        }) else {
+            return;
+        };
+        let options = Sgd { learning_rate: f64::from(0.3f32), momentum: 0.9, weight_decay: 5e-4 };
+        for (&count, found) in counts.iter().zip(&found) {
+            let [parameter, velocity, gradient] = [1, 2, 3].map(|start| tensor(&noise(count, start), &[count]));
+            if loss.is_finite() {
+                sgd_step(&parameter, &velocity, &gradient, options).unwrap();
+            }
+            assert_close("parameter", found, &values(&parameter), if loss.is_finite() { 1e-6 } else { 0. });
+        }
+    }
+}
+
+#[test]
+fn running_estimates_move_as_on_the_cpu_unless_the_loss_is_not_finite() {
+    let counts: Vec<usize> = (1..=125).chain([512]).collect();
+    for loss in [None, Some(2.), Some(f32::NAN), Some(f32::INFINITY)] {
+        let Some(found) = emulated(|queue| {
+            let pairs = counts.iter().map(|&count| [1, 2].map(|start| queue.f32(&noise(count, start))));
+            let pairs: Vec<_> = pairs.collect();
+            let views: Vec<_> = pairs.iter().map(|pair| pair.each_ref().map(Memory::view)).collect();
+            let loss = loss.map(|loss| queue.f32(&[loss]));
+            optimizer::move_estimates(queue, &views, 0.1, loss.as_ref().map(Memory::view)).unwrap();
+            pairs.iter().map(|[estimate, _]| estimate.numbers()).collect::<Vec<_>>()
+        }) else {
+            return;
+        };
+        let loss = loss.map(|loss| Tensor::new(loss, &Device::Cpu).unwrap());
+        for (&count, found) in counts.iter().zip(&found) {
+            let [estimate, met] = [1, 2].map(|start| tensor(&noise(count, start), &[count]));
+            move_estimates(&[[&estimate, &met]], 0.1, loss.as_ref()).unwrap();
+            assert_close("estimate", found, &values(&estimate), 1e-6);
+        }
+    }
+}
+
+#[test]
+fn rows_whose_label_has_the_largest_logit_are_counted_as_on_the_cpu() {
+    for (rows, classes) in [(1, 1), (7, 3), (300, 10), (1000, 43)] {
+        let mut logits = noise(rows * classes, 4);
+        for (index, logit) in logits.iter_mut().enumerate() {
+            *logit = match index % 29 {
+                0 => f32::NAN,
+                // Equals.
+                1..7 => 0.5,
+                _ => *logit,
+            };
+        }
+        let expected = predicted_classes(&tensor(&logits, &[rows, classes])).unwrap();
+        let labels: Vec<u32> = expected.iter().enumerate().map(|(row, &class)| class + (row % 3 == 0) as u32).collect();
+        let Some(found) = emulated(|queue| {
+            let (logits, labels) = (queue.f32(&logits), queue.array(Stored::U32, &labels));
+            loss::count_correct(queue, logits.view(), labels.view()).unwrap().numbers()
+        }) else {
+            return;
+        };
+        let labels = Tensor::new(labels.as_slice(), &Device::Cpu).unwrap();
+        let counted = count_correct(&tensor(&logits, &[rows, classes]), &labels).unwrap();
+        assert_eq!(found, [counted.to_scalar::<f32>().unwrap()]);
+        assert_eq!(found, [(rows - rows.div_ceil(3)) as f32]);
     }
 }
 

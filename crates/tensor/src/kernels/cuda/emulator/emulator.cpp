@@ -21,6 +21,7 @@ static Place threadIdx, blockIdx, gridDim;
 static void barrier();
 
 #define __global__
+#define __grid_constant__
 #define __device__
 #define __forceinline__ inline
 // One block runs at a time.
@@ -72,12 +73,16 @@ static bool run_block(bool reversed) {
 
 // --- arguments, as the host gives them ---
 
-enum Kind : int32_t { READ, WRITE, INTEGER, NATURAL, SINGLE, DOUBLE };
-enum Element : int32_t { F32, BF16, U8, U32, I32, I64, NOTHING };
+enum Kind : int32_t { READ, WRITE, INTEGER, NATURAL, SINGLE, DOUBLE, TABLE };
+enum Element : int32_t { F32, BF16, U8, U32, I32, NOTHING };
 
 struct Argument {
     Kind kind;
-    Element element;
+    union {
+        Element element;
+        // Numbers of a table.
+        int32_t count;
+    };
     union {
         void *pointer;
         int32_t integer;
@@ -92,7 +97,6 @@ template <typename T> constexpr Element element() {
     else if constexpr (std::is_same_v<T, bf16>) return BF16;
     else if constexpr (std::is_same_v<T, uint8_t>) return U8;
     else if constexpr (std::is_same_v<T, uint32_t>) return U32;
-    else if constexpr (std::is_same_v<T, int64_t>) return I64;
     else return std::is_same_v<T, int32_t> ? I32 : NOTHING;
 }
 
@@ -105,6 +109,12 @@ template <typename P> static P convert(const Argument &argument, std::string &co
         const bool fits = !argument.pointer || argument.element == element<std::remove_const_t<Target>>();
         if (argument.kind != wanted || !fits) complaint += " a pointer does not fit its parameter;";
         return (P)argument.pointer;
+    } else if constexpr (std::is_class_v<P>) {
+        P table = {};
+        if (argument.kind == TABLE && argument.count * sizeof(int64_t) == sizeof table)
+            memcpy(&table, argument.pointer, sizeof table);
+        else complaint += " a table of another size expected;";
+        return table;
     } else if constexpr (std::is_same_v<P, float>) {
         if (argument.kind != SINGLE) complaint += " float expected;";
         return argument.single;
@@ -187,7 +197,7 @@ static const std::map<std::string, Bound> &kernels() {
         SAMPLES(f32x1), SAMPLES(bf16x1),
         KERNEL(column_sums_finish), KERNEL(moments_finish), KERNEL(running_coefficients), KERNEL(gradient_finish),
         KERNEL(cross_entropy), KERNEL(cross_entropy_backward), KERNEL(cross_entropy_tangent),
-        KERNEL(cross_entropy_curvature), KERNEL(mean), KERNEL(sgd), KERNEL(move_estimates), KERNEL(adam), KERNEL(amsgrad),
+        KERNEL(cross_entropy_curvature), KERNEL(mean), KERNEL(count_correct), KERNEL(sgd), KERNEL(move_estimates), KERNEL(adam), KERNEL(amsgrad),
         KERNEL(binary_cross_entropy), KERNEL(binary_cross_entropy_backward), KERNEL(augment),
     };
     return all;
@@ -221,9 +231,12 @@ extern "C" const char *emulate(const char *name, unsigned grid_x, unsigned grid_
 
 extern "C" bool is_kernel(const char *name) { return kernels().count(name) != 0; }
 
-// Runs a kernel of this project with the arguments that CUDA's driver is given.
-extern "C" const char *launch(const char *name, unsigned grid_x, unsigned grid_y, void *const *arguments,
-                              uint64_t moved) {
-    addresses_moved = moved;
-    return run(kernels().at(name).given(arguments, moved), grid_x, grid_y, false);
+// A launch of a kernel of this project with the arguments that CUDA's driver is given, which are copied. Called, it returns
+// null or what is wrong.
+std::function<const char *()> prepared(const char *name, unsigned grid_x, unsigned grid_y, void *const *arguments,
+                                       uint64_t moved) {
+    return [=, call = kernels().at(name).given(arguments, moved)] {
+        addresses_moved = moved;
+        return run(call, grid_x, grid_y, false);
+    };
 }

@@ -38,7 +38,7 @@ template <typename T, int V> __device__ __forceinline__ void store(T *to, size_t
     reinterpret_cast<Pack<T, V> *>(to)[index] = pack;
 }
 
-// What lies at an address that was read from memory.
+// What lies at an address that came as a number.
 #ifndef AT_ADDRESS
 #define AT_ADDRESS(address) (address)
 #endif

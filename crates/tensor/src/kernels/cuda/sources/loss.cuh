@@ -57,3 +57,23 @@ extern "C" __global__ void mean(const float *values, float *result, int count) {
     for (int i = 1; i < THREADS; i++) sum += sums[i];
     result[0] = (float)(sum / count);
 }
+
+// Of how many rows the largest element is the label's, by one block. The first of equals is the largest; what is not a
+// number is larger than all that is.
+extern "C" __global__ void count_correct(const float *logits, const uint32_t *labels, float *result, int rows,
+                                         int classes) {
+    __shared__ int counts[THREADS];
+    int count = 0;
+    for (int row = threadIdx.x; row < rows; row += THREADS) {
+        const float *own = logits + (size_t)row * classes;
+        int best = 0;
+        for (int i = 1; i < classes; i++)
+            if (own[i] > own[best] || (own[i] != own[i] && own[best] == own[best])) best = i;
+        count += (uint32_t)best == labels[row];
+    }
+    counts[threadIdx.x] = count;
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    for (int i = 1; i < THREADS; i++) count += counts[i];
+    result[0] = (float)count;
+}

@@ -1,35 +1,50 @@
 // Steps of optimisers, in place.
 #pragma once
 
+// Rows that a kernel is handed by value, of which a launch takes so many: with the other parameters they stay below 4 KB.
+constexpr int ROWS_AT_ONCE = 120;
+template <typename Row> struct Table {
+    Row rows[ROWS_AT_ONCE];
+};
+
+// Whether a loss is known and not finite: then nothing may move.
+__device__ __forceinline__ bool is_diverged(const float *loss) { return loss && !(fabsf(*loss) <= 3.402823466e38f); }
+
 // Where one parameter and what belongs to it lie, and how many numbers each has.
 struct Descent {
     unsigned long long parameter, velocity, gradient, count;
 };
 
-// Stochastic gradient descent of many parameters, those of one along a row of blocks.
-extern "C" __global__ void sgd(const int64_t *descents, float learning_rate, float momentum, float weight_decay) {
-    const Descent descent = reinterpret_cast<const Descent *>(descents)[blockIdx.y];
+// Stochastic gradient descent of many parameters, those of one along a row of blocks. A launch that is recorded is given
+// where its learning rate and its loss lie.
+extern "C" __global__ void sgd(const __grid_constant__ Table<Descent> descents, float learning_rate, float momentum,
+                               float weight_decay, const float *current_rate, const float *loss) {
+    if (is_diverged(loss)) return;
+    const Descent &descent = descents.rows[blockIdx.y];
+    const float rate = current_rate ? *current_rate : learning_rate;
     float *parameter = at_address<float>(descent.parameter), *velocity = at_address<float>(descent.velocity);
     const float *gradient = at_address<const float>(descent.gradient);
     for (unsigned long long i = global_index(); i < descent.count; i += gridDim.x * THREADS) {
         const float moved = momentum * velocity[i] + (gradient[i] + weight_decay * parameter[i]);
         velocity[i] = moved;
-        parameter[i] -= learning_rate * moved;
+        parameter[i] -= rate * moved;
     }
 }
 
-// Where a running estimate, what a batch had instead, and what becomes of the estimate lie, and how many numbers each has.
+// Where a running estimate and what a batch had instead lie, and how many numbers each has.
 struct Estimate {
-    unsigned long long old, met, moved, count;
+    unsigned long long estimate, met, count;
 };
 
 // Running estimates, one along each row of blocks: the part `share` of each is replaced by what was met.
-extern "C" __global__ void move_estimates(const int64_t *estimates, float keep, float share) {
-    const Estimate estimate = reinterpret_cast<const Estimate *>(estimates)[blockIdx.y];
-    const float *old = at_address<const float>(estimate.old), *met = at_address<const float>(estimate.met);
-    float *moved = at_address<float>(estimate.moved);
-    for (unsigned long long i = global_index(); i < estimate.count; i += gridDim.x * THREADS)
-        moved[i] = keep * old[i] + share * met[i];
+extern "C" __global__ void move_estimates(const __grid_constant__ Table<Estimate> estimates, float keep, float share,
+                                          const float *loss) {
+    if (is_diverged(loss)) return;
+    const Estimate &row = estimates.rows[blockIdx.y];
+    float *estimate = at_address<float>(row.estimate);
+    const float *met = at_address<const float>(row.met);
+    for (unsigned long long i = global_index(); i < row.count; i += gridDim.x * THREADS)
+        estimate[i] = keep * estimate[i] + share * met[i];
 }
 
 // What Adam makes of the moments of one element: m += (1 - keep_first) (g - m), v = keep_second v + (1 - keep_second) g^2.

@@ -1,0 +1,110 @@
+//! Plain steps on a GPU: recorded once, then done again with one call for each batch.
+//!
+//! Launching its hundreds of kernels one by one keeps the host busy for longer than a GPU computes. The bits are the same.
+
+use super::{CrossEntropyStep, TrainingObserver};
+use crate::model::QueuedStep;
+use crate::module::BATCH_NORM_MOMENTUM;
+use crate::{Batch, Model, Result, Sgd};
+use tsbd_tensor::{Current, Device, Recording, Tensor};
+
+/// Decides which batches are done again from a recording.
+pub(super) struct Recorder {
+    is_possible: bool,
+    /// Sizes of the last batch whose step was launched kernel by kernel.
+    launched: Option<Vec<usize>>,
+    recorded: Option<RecordedStep>,
+}
+
+/// A step with the memory that it reads and writes.
+pub(super) struct RecordedStep {
+    recording: Recording,
+    images: Tensor,
+    labels: Tensor,
+    /// One number, and what it is.
+    learning_rate: (Tensor, f64),
+    /// Loss, and images classified as labelled.
+    outcome: Tensor,
+    /// Those whose estimates a step moves.
+    batch_norms: Vec<String>,
+}
+
+impl Recorder {
+    /// A recorder of what trains `model`.
+    pub(super) fn new(model: &Model) -> Result<Recorder> {
+        let device = model.state.parameters().next().map(|(_, tensor)| tensor.device().clone());
+        let is_possible = Recording::is_possible(&device.unwrap_or(Device::Cpu))?;
+        Ok(Recorder { is_possible, launched: None, recorded: None })
+    }
+
+    /// The recording of such a step of a batch of this size, which is made when the step has just been launched for a batch
+    /// of the same size: so everything it needs is there. Nothing where the step has to be launched kernel by kernel.
+    pub(super) fn recorded(
+        &mut self,
+        rule: Option<CrossEntropyStep>,
+        model: &Model,
+        optimizer: &Sgd,
+        batch: &Batch,
+        observer: &mut dyn TrainingObserver,
+    ) -> Option<&mut RecordedStep> {
+        let rule = rule.filter(|_| self.is_possible)?;
+        let sizes = batch.images.dims();
+        if self.recorded.is_none() && self.launched.as_deref() == Some(sizes) {
+            match RecordedStep::new(rule, model, optimizer, batch) {
+                Ok(recorded) => self.recorded = Some(recorded),
+                Err(error) => {
+                    self.is_possible = false;
+                    observer
+                        .note(&format!("the training step is not recorded as a CUDA graph, which is slower: {error}"));
+                }
+            }
+        }
+        self.launched = Some(sizes.to_vec());
+        self.recorded.as_mut().filter(|recorded| recorded.images.dims() == batch.images.dims())
+    }
+}
+
+impl RecordedStep {
+    fn new(rule: CrossEntropyStep, model: &Model, optimizer: &Sgd, batch: &Batch) -> Result<RecordedStep> {
+        let device = batch.images.device();
+        let (images, labels) = (batch.images.zeros_like()?, batch.labels.zeros_like()?);
+        let [learning_rate, outcome] = [vec![0f32], vec![0f32; 2]].map(|zeros| Tensor::new(zeros, device));
+        let (learning_rate, outcome) = (learning_rate?, outcome?);
+        let state = model.state.entries().map(|(_, entry)| &entry.tensor);
+        let lasting = state.chain(optimizer.velocities().values()).chain([&images, &labels, &learning_rate, &outcome]);
+        let mut batch_norms = vec![];
+        let recording = Recording::of(device, lasting.cloned().collect(), || {
+            let indices = batch.indices.clone();
+            let batch = Batch { images: images.clone(), labels: labels.clone(), indices };
+            let step = model.queue_gradients(&batch, rule.mode, &rule.loss)?;
+            let QueuedStep { loss, correct, gradients, statistics } = step;
+            outcome.slice_set(&loss.reshape(1)?, 0, 0)?;
+            outcome.slice_set(&correct.reshape(1)?, 0, 1)?;
+            model.state.move_estimates(BATCH_NORM_MOMENTUM, &statistics, Some(&loss))?;
+            batch_norms.extend(statistics.iter().map(|(name, _)| name.to_owned()));
+            let current = Current { learning_rate: &learning_rate, loss: &loss };
+            optimizer.move_parameters(f64::NAN, &model.state, &gradients, Some(current))
+        })?;
+        Ok(RecordedStep { recording, images, labels, learning_rate: (learning_rate, f64::NAN), outcome, batch_norms })
+    }
+
+    /// Asks the GPU for the step of this batch.
+    pub(super) fn queue(&mut self, batch: &Batch, learning_rate: f64) -> Result<()> {
+        self.images.slice_set(&batch.images, 0, 0)?;
+        self.labels.slice_set(&batch.labels, 0, 0)?;
+        let (current, known) = &mut self.learning_rate;
+        if *known != learning_rate {
+            current.slice_set(&Tensor::new(&[learning_rate as f32], current.device())?, 0, 0)?;
+            *known = learning_rate;
+        }
+        Ok(self.recording.replay()?)
+    }
+
+    /// Waits for the step; its loss, and how many images were classified as labelled. If the loss is not finite, nothing has
+    /// moved.
+    pub(super) fn outcome(&self, model: &mut Model) -> Result<(f64, usize)> {
+        let outcome = self.outcome.to_vec1::<f32>()?;
+        model.state.count(self.batch_norms.iter().map(String::as_str))?;
+        Ok((f64::from(outcome[0]), outcome[1] as usize))
+    }
+}
