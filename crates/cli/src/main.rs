@@ -17,7 +17,7 @@ mod terminal;
 mod workbench;
 
 use clap::Parser;
-use tsbd_tensor::{ConvolutionAlgorithm, InstructionSet};
+use tsbd_tensor::{ConvolutionAlgorithm, Device, InstructionSet, Recording};
 
 use failure::{Exit, Failure};
 
@@ -36,5 +36,6 @@ fn check_environment() -> Result<(), Failure> {
     let refused = |error| Failure::from_error(Exit::Refused, error);
     InstructionSet::current().map_err(refused)?;
     ConvolutionAlgorithm::current().map_err(refused)?;
+    Recording::is_possible(&Device::Cpu).map_err(refused)?;
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -329,6 +330,31 @@ fn every_defense_repairs_on_two_gpus_and_goes_on_with_the_same_bits_after_it_was
     }
     assert_done(&bench.run(simulator, &[], &["cuda"], "stopped"));
     assert_eq!(digests("whole"), digests("stopped"));
+}
+
+#[test]
+fn cells_that_share_a_gpu_do_so_through_nvidias_service_which_ends_with_the_run() {
+    let Some(simulator) = simulator() else { return };
+    let bench = Bench::new("attack = [\"badnets\"]\ndefense = [\"none\"]\n");
+    let (service, notes) = (bench.folder.path().join("nvidia-cuda-mps-control"), bench.folder.path().join("notes"));
+    let script = format!("#!/bin/sh\n{{ echo \"$1\"; test \"$1\" = -d || cat; }} >>{}\n", notes.display());
+    std::fs::write(&service, script).unwrap();
+    std::fs::set_permissions(&service, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", bench.folder.path().display(), std::env::var("PATH").unwrap());
+    let logs = |results: &str| -> String {
+        let results = bench.results(results);
+        let log = |record: &Value| results.join("cells").join(record["key"].as_str().unwrap()).join("log");
+        records(&results).iter().map(|record| std::fs::read_to_string(log(record)).unwrap()).collect()
+    };
+    assert_done(&bench.run(simulator, &[("PATH", &path)], &["cuda", "--cells-per-gpu", "2"], "together"));
+    assert_eq!(std::fs::read_to_string(&notes).unwrap(), "-d\n\nquit\n");
+    assert!(logs("together").contains("simulated GPU: shared by the service at"));
+    assert_done(&bench.run(simulator, &[("PATH", &path)], &["cuda", "--no-mps"], "apart"));
+    assert_eq!(std::fs::read_to_string(&notes).unwrap().lines().count(), 3, "not started");
+    assert!(!logs("apart").contains("shared by the service"));
+    let output = bench.run(simulator, &[("PATH", "/nowhere")], &["cuda"], "without");
+    assert_done(&output);
+    assert_contains(&stderr(&output), &["cells on a GPU take turns, without NVIDIA's MPS"]);
 }
 
 #[test]

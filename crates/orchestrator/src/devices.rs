@@ -4,6 +4,7 @@
 //! process of its own: a fault of the device ends that process and no other. A small network leaves most of a GPU idle,
 //! so with [`CellsPerGpu::Auto`] another cell is started while the GPU is not busy and has memory for it.
 
+pub(crate) mod mps;
 #[cfg(feature = "cuda")]
 mod nvml;
 
@@ -26,6 +27,8 @@ pub enum Devices {
         gpus: Vec<GpuFacts>,
         /// How many cells share one.
         cells: CellsPerGpu,
+        /// Whether they may compute at the same time, by NVIDIA's Multi-Process Service if the machine has it.
+        mps: bool,
     },
 }
 
@@ -40,14 +43,24 @@ pub enum CellsPerGpu {
 }
 
 impl Devices {
+    /// The device to try the Multi-Process Service on, if cells may use it and a GPU may have more than one.
+    pub(crate) fn to_share(&self) -> Option<String> {
+        match self {
+            Self::Gpus { gpus, cells, mps: true } if *cells != CellsPerGpu::Exactly(1) => {
+                gpus.first().map(|gpu| format!("cuda:{}", gpu.ordinal))
+            }
+            _ => None,
+        }
+    }
+
     /// Threads for each cell, of `threads` that there are.
     pub(crate) fn threads_per_cell(&self, threads: usize) -> usize {
         // How many cells will share a GPU is not known beforehand; the CPU's part of their work is small.
         const EXPECTED: usize = 4;
         let cells = match self {
             Self::Cpu { workers } => *workers,
-            Self::Gpus { gpus, cells: CellsPerGpu::Exactly(cells) } => gpus.len() * cells,
-            Self::Gpus { gpus, cells: CellsPerGpu::Auto } => gpus.len() * EXPECTED,
+            Self::Gpus { gpus, cells: CellsPerGpu::Exactly(cells), .. } => gpus.len() * cells,
+            Self::Gpus { gpus, cells: CellsPerGpu::Auto, .. } => gpus.len() * EXPECTED,
         };
         (threads / cells.max(1)).max(1)
     }
@@ -129,7 +142,7 @@ impl Places {
     pub fn capacity(&mut self, occupants: &[Occupant], now: Instant) -> usize {
         match &self.devices {
             Devices::Cpu { workers } => (*workers).max(1),
-            Devices::Gpus { gpus, cells: CellsPerGpu::Exactly(cells) } => gpus.len() * (*cells).max(1),
+            Devices::Gpus { gpus, cells: CellsPerGpu::Exactly(cells), .. } => gpus.len() * (*cells).max(1),
             Devices::Gpus { cells: CellsPerGpu::Auto, .. } => {
                 self.watch(occupants, now);
                 occupants.len() + (0..self.watched.len()).filter(|&gpu| self.admits(gpu, occupants, now)).count()
@@ -139,7 +152,7 @@ impl Places {
 
     /// The device of a further cell: where the fewest are, of those that would take one.
     pub fn next(&self, occupants: &[Occupant], now: Instant) -> (usize, String) {
-        let Devices::Gpus { gpus, cells } = &self.devices else { return (0, "cpu".to_owned()) };
+        let Devices::Gpus { gpus, cells, .. } = &self.devices else { return (0, "cpu".to_owned()) };
         let crowd = |gpu: usize| occupants.iter().filter(|occupant| occupant.gpu == gpu).count();
         let is_closed = |gpu: usize| *cells == CellsPerGpu::Auto && !self.admits(gpu, occupants, now);
         let gpu = (0..gpus.len()).min_by_key(|&gpu| (is_closed(gpu), crowd(gpu))).unwrap_or(0);
@@ -225,7 +238,7 @@ mod tests {
 
     fn places(count: usize, cells: CellsPerGpu) -> (Places, Shown) {
         let shown = Shown(Arc::new(Mutex::new(vec![None; count])));
-        (Places::with_meter(Devices::Gpus { gpus: gpus(count), cells }, Box::new(shown.clone())), shown)
+        (Places::with_meter(Devices::Gpus { gpus: gpus(count), cells, mps: false }, Box::new(shown.clone())), shown)
     }
 
     /// The capacity after as many readings as are looked back on.

@@ -18,6 +18,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
 use tsbd_experiment::{CellKey, Store};
 
+use crate::devices::mps::Sharing;
 use crate::devices::{Devices, Occupant, Places};
 use crate::dispatcher::{RunError, RunOptions};
 use crate::executor::{End, Executor, Order, Report, Start};
@@ -33,6 +34,9 @@ pub(crate) struct Local {
     options: RunOptions,
     places: Places,
     threads: usize,
+    /// The device to try the Multi-Process Service on, until that is done.
+    to_share: Option<String>,
+    sharing: Option<Sharing>,
     children: BTreeMap<CellKey, Running>,
 }
 
@@ -52,6 +56,7 @@ impl Executor for Local {
 
     async fn start(&mut self, cells: Vec<CellKey>) -> Vec<Report> {
         let mut reports = Vec::with_capacity(cells.len());
+        reports.extend(self.share().await.map(|text| Report::Note { text }));
         for key in cells {
             reports.push(match self.launch(&key).await {
                 Ok(start) => Report::Started { key, start },
@@ -85,6 +90,8 @@ impl Local {
             reports: sender,
             store: store.clone(),
             threads: devices.threads_per_cell(options.threads),
+            to_share: devices.to_share(),
+            sharing: None,
             places: Places::new(devices),
             options: options.clone(),
             children: BTreeMap::new(),
@@ -96,6 +103,23 @@ impl Local {
     fn occupants(&mut self) -> Vec<Occupant> {
         self.children.retain(|_, child| !child.orders.is_closed());
         self.children.values().map(|child| child.occupant).collect()
+    }
+
+    /// Lets the cells of a GPU compute at the same time, before the first is started; a sentence for people if they cannot.
+    async fn share(&mut self) -> Option<String> {
+        let device = self.to_share.take()?;
+        let program = self.options.program.clone();
+        let sharing = tokio::task::spawn_blocking(move || {
+            Sharing::new(&program, &["selftest", "--device", &device, "--only", "cross_entropy odd"])
+        });
+        // A panic there leaves them to take turns.
+        let sharing = sharing.await.ok()?;
+        let note = match &sharing {
+            Sharing::Turns(reason) => Some(format!("cells on a GPU take turns, without NVIDIA's MPS: {reason}")),
+            Sharing::AtOnce(_) | Sharing::AsSet => None,
+        };
+        self.sharing = Some(sharing);
+        note
     }
 
     /// Starts the child of a cell, in an attempt to continue or in a new one.
@@ -121,6 +145,7 @@ impl Local {
             .args(arguments.to_command_line())
             .env(COORDINATOR_VARIABLE, std::process::id().to_string())
             .env("RAYON_NUM_THREADS", arguments.threads.to_string())
+            .envs(self.sharing.iter().filter_map(Sharing::environment))
             .envs(self.options.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -119,7 +119,11 @@ struct Function {
 } // namespace
 
 extern "C" {
-int cuInit(unsigned) { return SUCCESS; }
+int cuInit(unsigned) {
+    const char *service = getenv("CUDA_MPS_PIPE_DIRECTORY");
+    if (service) fprintf(stderr, "simulated GPU: shared by the service at %s\n", service);
+    return SUCCESS;
+}
 int cuGetErrorName(int, const char **name) { return *name = "CUDA_ERROR_SIMULATED", SUCCESS; }
 int cuGetErrorString(int status, const char **text) {
     switch (status) {
