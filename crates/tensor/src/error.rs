@@ -8,6 +8,14 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// An operation was asked for something it cannot do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A GPU's library of convolutions has no algorithm for one.
+    #[error("cuDNN has no algorithm, {pass}, for {geometry}")]
+    NoAlgorithm {
+        /// Which pass.
+        pass: &'static str,
+        /// The convolution's sizes.
+        geometry: String,
+    },
     /// An argument has the wrong shape.
     #[error("{operation}: `{argument}` has shape {found:?}, expected {expected}")]
     Shape {

@@ -3,6 +3,7 @@
 // as it said, and that f32 is not computed on tensor cores, unless it may be: then its factors are rounded to TF32.
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -10,7 +11,7 @@
 #include "stream.h"
 
 namespace {
-enum { SUCCESS = 0, BAD_PARAM = 2000, NOT_SUPPORTED = 3000 };
+enum { SUCCESS = 0, BAD_PARAM = 2000, NOT_SUPPORTED = 3000, NOT_SUPPORTED_SHAPE = 3002 };
 enum { NHWC = 1, FLOAT = 0, BFLOAT16 = 9, DEFAULT_MATH = 0, TENSOR_OP_MATH = 1, FMA_MATH = 3 };
 
 // Sizes as cuDNN names them: images, channels, height, width; of a filter: outputs, inputs, height, width.
@@ -31,8 +32,8 @@ struct Algorithm {
     int determinism, math, reserved[3];
 };
 
-// One that repeats its bits, and needs this workspace.
-constexpr int REPEATABLE = 1, ROUNDING = 4;
+// One that repeats its bits, one that rounds, and one that is offered and then refused; and the workspace that they need.
+constexpr int REPEATABLE = 1, ROUNDING = 4, PROMISED = 3;
 constexpr size_t WORKSPACE = 4096;
 
 int refuse(const char *what) {
@@ -58,16 +59,21 @@ int offer(int asked, int *returned, Algorithm *list, const Convolution *c) {
         {5, NOT_SUPPORTED, -1, 0, 1, math, {}},
         // What rounds factors, offered also to those who forbid it.
         {c->math == FMA_MATH ? ROUNDING : REPEATABLE, SUCCESS, .5, WORKSPACE, 1, TENSOR_OP_MATH, {}},
+        {PROMISED, SUCCESS, .7f, WORKSPACE, 1, math, {}},
         {0, SUCCESS, 1, 0, 0, math, {}},                    // the fastest, whose bits do not repeat
         {6, SUCCESS, 2, 1ull << 40, 1, math, {}},           // more memory than there is
         {REPEATABLE, SUCCESS, 3, WORKSPACE, 1, math, {}},
     };
     *returned = 0;
-    while (*returned < asked && *returned < 5) list[*returned] = all[*returned], ++*returned;
+    while (*returned < asked && *returned < 6) list[*returned] = all[*returned], ++*returned;
     return SUCCESS;
 }
 
-int chosen(int algorithm, const void *workspace, size_t bytes) {
+// With TSBD_SIMULATED_CUDNN=eights, bf16 is multiplied only where both numbers of channels are multiples of 8.
+int chosen(int algorithm, const void *workspace, size_t bytes, const Tensor *w) {
+    const char *setting = getenv("TSBD_SIMULATED_CUDNN");
+    const bool eights = w->bf16() && setting && !strcmp(setting, "eights");
+    if (algorithm == PROMISED || (eights && (w->sizes[0] % 8 || w->sizes[1] % 8))) return NOT_SUPPORTED_SHAPE;
     if (algorithm == ROUNDING) return refuse("an algorithm that rounds factors, which was forbidden");
     if (algorithm != REPEATABLE) return refuse("an algorithm whose bits do not repeat, though there is one whose do");
     return workspace && bytes >= WORKSPACE ? SUCCESS : refuse("a workspace that is too small");
@@ -155,7 +161,7 @@ int cudnnConvolutionForward(Handle *handle, const float *alpha, Tensor *x, const
                             Convolution *c, int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *y,
                             void *y_at) {
     if (const int wrong = check(x, w, y, c)) return wrong;
-    if (const int wrong = chosen(algorithm, workspace, bytes)) return wrong;
+    if (const int wrong = chosen(algorithm, workspace, bytes, w)) return wrong;
     return simulated_work(handle->stream, [=, x = *x, w = *w, y = *y, c = *c, alpha = *alpha, beta = *beta] {
         const auto image = factors(x_at, x, c), filter = factors(w_at, w, c);
         const size_t inputs = w.sizes[1], outputs = w.sizes[0], patch = (size_t)w.sizes[2] * w.sizes[3] * inputs;
@@ -175,7 +181,7 @@ int cudnnConvolutionBackwardData(Handle *handle, const float *alpha, Tensor *w, 
                                  Convolution *c, int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *x,
                                  void *x_at) {
     if (const int wrong = check(x, w, y, c)) return wrong;
-    if (const int wrong = chosen(algorithm, workspace, bytes)) return wrong;
+    if (const int wrong = chosen(algorithm, workspace, bytes, w)) return wrong;
     return simulated_work(handle->stream, [=, x = *x, w = *w, y = *y, c = *c, alpha = *alpha, beta = *beta] {
         const auto gradient = factors(y_at, y, c), filter = factors(w_at, w, c);
         const size_t inputs = w.sizes[1], outputs = w.sizes[0], patch = (size_t)w.sizes[2] * w.sizes[3] * inputs;
@@ -194,7 +200,7 @@ int cudnnConvolutionBackwardFilter(Handle *handle, const float *alpha, Tensor *x
                                    Convolution *c, int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *w,
                                    void *w_at) {
     if (const int wrong = check(x, w, y, c)) return wrong;
-    if (const int wrong = chosen(algorithm, workspace, bytes)) return wrong;
+    if (const int wrong = chosen(algorithm, workspace, bytes, w)) return wrong;
     return simulated_work(handle->stream, [=, x = *x, w = *w, y = *y, c = *c, alpha = *alpha, beta = *beta] {
         const auto image = factors(x_at, x, c), gradient = factors(y_at, y, c);
         const size_t inputs = w.sizes[1], outputs = w.sizes[0], patch = (size_t)w.sizes[2] * w.sizes[3] * inputs;

@@ -1,12 +1,12 @@
 //! Convolutions through cuDNN: NHWC, sums in `f32`.
 //!
-//! What cuDNN has to be told, and the algorithm that its heuristics choose, is kept for each geometry; all convolutions of
+//! What cuDNN has to be told, and the algorithms that its heuristics list, are kept for each geometry; all convolutions of
 //! a device and thread share one workspace, the largest that was asked for so far. Weights are `[kh, kw, in, out]` in
 //! this project and `[out, kh, kw, in]` in cuDNN: they are transposed on the way.
 //!
 //! `f32` means `f32`: products are not rounded to TF32. `bf16` factors give a `bf16` result.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
@@ -77,29 +77,28 @@ pub(crate) fn forward(
     let filter = elementwise::transpose(gpu, weight, g.patch(), g.out_channels)?;
     let (fresh, output, start) = output(gpu, numbers.element(), g.pixels() * g.out_channels, y)?;
     with(gpu, g, numbers, |cudnn, plan| {
-        let chosen = plan.forward(cudnn, g)?;
-        plan.compute_by(chosen.math)?;
-        let workspace = cudnn.workspace(gpu, chosen.bytes)?;
+        let listed = plan.forward(cudnn, g)?;
         let (one, beta) = (1f32, start.factor());
-        // SAFETY: the descriptors belong to the geometry that the arrays have; the workspace is as large as asked for.
-        let done = unsafe {
-            result::convolution_forward(
-                cudnn.handle,
-                constant(&one),
-                plan.x,
-                read(x),
-                plan.filter,
-                read(filter.view()),
-                plan.convolution,
-                chosen.algorithm,
-                workspace,
-                chosen.bytes,
-                constant(&beta),
-                plan.y,
-                written(output),
-            )
-        };
-        done.map_err(|error| failure(g, "forward", error))
+        plan.attempt((gpu, cudnn), g, "forward", listed, |handle, algorithm, workspace, bytes| {
+            // SAFETY: the descriptors belong to the geometry that the arrays have; the workspace is as large as asked for.
+            unsafe {
+                result::convolution_forward(
+                    handle,
+                    constant(&one),
+                    plan.x,
+                    read(x),
+                    plan.filter,
+                    read(filter.view()),
+                    plan.convolution,
+                    algorithm,
+                    workspace,
+                    bytes,
+                    constant(&beta),
+                    plan.y,
+                    written(output),
+                )
+            }
+        })
     })?;
     Ok(fresh)
 }
@@ -116,29 +115,28 @@ pub(crate) fn backward_input(
     let filter = elementwise::transpose(gpu, weight, g.patch(), g.out_channels)?;
     let (fresh, output, start) = output(gpu, numbers.element(), g.images * g.image(), dx)?;
     with(gpu, g, numbers, |cudnn, plan| {
-        let chosen = plan.backward_input(cudnn, g)?;
-        plan.compute_by(chosen.math)?;
-        let workspace = cudnn.workspace(gpu, chosen.bytes)?;
+        let listed = plan.backward_input(cudnn, g)?;
         let (one, beta) = (1f32, start.factor());
-        // SAFETY: as above.
-        let done = unsafe {
-            result::convolution_backward_data(
-                cudnn.handle,
-                constant(&one),
-                plan.filter,
-                read(filter.view()),
-                plan.y,
-                read(dy),
-                plan.convolution,
-                chosen.algorithm,
-                workspace,
-                chosen.bytes,
-                constant(&beta),
-                plan.x,
-                written(output),
-            )
-        };
-        done.map_err(|error| failure(g, "backward to the input", error))
+        plan.attempt((gpu, cudnn), g, "backward to the input", listed, |handle, algorithm, workspace, bytes| {
+            // SAFETY: the descriptors belong to the geometry that the arrays have; the workspace is as large as asked for.
+            unsafe {
+                result::convolution_backward_data(
+                    handle,
+                    constant(&one),
+                    plan.filter,
+                    read(filter.view()),
+                    plan.y,
+                    read(dy),
+                    plan.convolution,
+                    algorithm,
+                    workspace,
+                    bytes,
+                    constant(&beta),
+                    plan.x,
+                    written(output),
+                )
+            }
+        })
     })?;
     Ok(fresh)
 }
@@ -148,29 +146,28 @@ pub(crate) fn backward_weight(gpu: &Gpu, (g, manner): (&Geometry, Manner), x: Vi
     let numbers = Numbers::of(dy.element(), manner)?;
     let filter = gpu.allocate(numbers.element(), g.patch() * g.out_channels)?;
     with(gpu, g, numbers, |cudnn, plan| {
-        let chosen = plan.backward_weight(cudnn, g)?;
-        plan.compute_by(chosen.math)?;
-        let workspace = cudnn.workspace(gpu, chosen.bytes)?;
+        let listed = plan.backward_weight(cudnn, g)?;
         let (one, beta) = (1f32, 0f32);
-        // SAFETY: as above.
-        let done = unsafe {
-            result::convolution_backward_filter(
-                cudnn.handle,
-                constant(&one),
-                plan.x,
-                read(x),
-                plan.y,
-                read(dy),
-                plan.convolution,
-                chosen.algorithm,
-                workspace,
-                chosen.bytes,
-                constant(&beta),
-                plan.filter,
-                written(filter.view().address()),
-            )
-        };
-        done.map_err(|error| failure(g, "backward to the weight", error))
+        plan.attempt((gpu, cudnn), g, "backward to the weight", listed, |handle, algorithm, workspace, bytes| {
+            // SAFETY: the descriptors belong to the geometry that the arrays have; the workspace is as large as asked for.
+            unsafe {
+                result::convolution_backward_filter(
+                    handle,
+                    constant(&one),
+                    plan.x,
+                    read(x),
+                    plan.y,
+                    read(dy),
+                    plan.convolution,
+                    algorithm,
+                    workspace,
+                    bytes,
+                    constant(&beta),
+                    plan.filter,
+                    written(filter.view().address()),
+                )
+            }
+        })
     })?;
     elementwise::transpose(gpu, filter.view(), g.out_channels, g.patch())
 }
@@ -280,51 +277,75 @@ impl Drop for Cudnn {
 
 /// An algorithm and the bytes of workspace that it needs.
 #[derive(Clone, Copy)]
-struct Chosen<A> {
+struct Choice<A> {
     algorithm: A,
     bytes: usize,
     math: sys::cudnnMathType_t,
 }
 
-/// One geometry as cuDNN knows it. Algorithms are chosen when a pass is first needed.
+/// The algorithms that can be used, in the order of preference: those that give the same bits every time before others, of
+/// either the fastest first.
+struct Algorithms<A> {
+    listed: OnceCell<Vec<Choice<A>>>,
+    /// So many of the first were refused when it came to computing.
+    refused: Cell<usize>,
+}
+
+impl<A> Default for Algorithms<A> {
+    fn default() -> Self {
+        Self { listed: OnceCell::new(), refused: Cell::new(0) }
+    }
+}
+
+/// One geometry as cuDNN knows it. Algorithms are listed when a pass is first needed.
 struct Plan {
     x: sys::cudnnTensorDescriptor_t,
     filter: sys::cudnnFilterDescriptor_t,
     y: sys::cudnnTensorDescriptor_t,
     convolution: sys::cudnnConvolutionDescriptor_t,
     math: sys::cudnnMathType_t,
-    forward: OnceCell<Chosen<sys::cudnnConvolutionFwdAlgo_t>>,
-    backward_input: OnceCell<Chosen<sys::cudnnConvolutionBwdDataAlgo_t>>,
-    backward_weight: OnceCell<Chosen<sys::cudnnConvolutionBwdFilterAlgo_t>>,
+    forward: Algorithms<sys::cudnnConvolutionFwdAlgo_t>,
+    backward_input: Algorithms<sys::cudnnConvolutionBwdDataAlgo_t>,
+    backward_weight: Algorithms<sys::cudnnConvolutionBwdFilterAlgo_t>,
 }
 
-/// The first algorithm of cuDNN's list, the fastest first, that can be used: one that gives the same bits every time, if
-/// there is any.
-macro_rules! choose {
-    ($plan:expr, $g:expr, $pass:literal, $list:ident($($argument:expr),*) -> $Listed:ty) => {{
+/// The algorithms of a pass, from cuDNN's list.
+macro_rules! list {
+    ($plan:expr, $algorithms:expr, $g:expr, $pass:literal, $list:ident($($argument:expr),*) -> $Listed:ty) => {{
         const LISTED: usize = 16;
-        let mut listed = [const { MaybeUninit::<$Listed>::uninit() }; LISTED];
-        let mut count: c_int = 0;
-        // SAFETY: descriptors and handle are alive, and there is room for as many entries as are asked for.
-        unsafe {
-            result::$list($($argument,)* LISTED as c_int, &mut count, listed.as_mut_ptr().cast())
-                .map_err(|error| failure($g, $pass, error))?;
+        if $algorithms.listed.get().is_none() {
+            let mut listed = [const { MaybeUninit::<$Listed>::uninit() }; LISTED];
+            let mut count: c_int = 0;
+            // SAFETY: descriptors and handle are alive, and there is room for as many entries as are asked for.
+            let done = unsafe { result::$list($($argument,)* LISTED as c_int, &mut count, listed.as_mut_ptr().cast()) };
+            match done {
+                Ok(()) => {}
+                Err(error) if is_refusal(error) => count = 0,
+                Err(error) => return Err(failure($g, $pass, error)),
+            }
+            let count = usize::try_from(count).unwrap_or(0).min(LISTED);
+            // SAFETY: cuDNN has written so many entries.
+            let listed = listed[..count].iter().map(|entry| unsafe { entry.assume_init_ref() });
+            let usable = |entry: &&$Listed| {
+                entry.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
+                    && entry.memory <= LARGEST_WORKSPACE
+                    && $plan.allows(entry.mathType)
+            };
+            let mut usable: Vec<&$Listed> = listed.filter(usable).collect();
+            usable.sort_by_key(|entry| entry.determinism != sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC);
+            let choice = |entry: &$Listed| {
+                Choice { algorithm: entry.algo, bytes: entry.memory, math: $plan.math_of(entry.mathType) }
+            };
+            let _ = $algorithms.listed.set(usable.into_iter().map(choice).collect());
         }
-        let count = usize::try_from(count).unwrap_or(0).min(LISTED);
-        // SAFETY: cuDNN has written so many entries.
-        let listed = || listed[..count].iter().map(|entry| unsafe { entry.assume_init_ref() });
-        let usable = |entry: &&$Listed| {
-            entry.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
-                && entry.memory <= LARGEST_WORKSPACE
-                && $plan.allows(entry.mathType)
-        };
-        let repeatable = |entry: &&$Listed| entry.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC;
-        let first = listed().filter(usable).find(repeatable).or_else(|| listed().find(usable));
-        match first {
-            Some(entry) => Ok(Chosen { algorithm: entry.algo, bytes: entry.memory, math: $plan.math_of(entry.mathType) }),
-            None => Err(Error::Candle(candle_core::Error::Msg(format!("cuDNN has no algorithm, {}, for {:?}", $pass, $g)))),
-        }
+        Ok(&$algorithms)
     }};
+}
+
+/// Whether cuDNN says that it does not do what it is asked for, and has done nothing.
+fn is_refusal(CudnnError(status): CudnnError) -> bool {
+    // CUDNN_STATUS_BAD_PARAM, CUDNN_STATUS_NOT_SUPPORTED, and their kinds.
+    (2000..4000).contains(&(status as u32))
 }
 
 impl Plan {
@@ -353,9 +374,9 @@ impl Plan {
             y: result::create_tensor_descriptor().map_err(refused)?,
             convolution: result::create_convolution_descriptor().map_err(refused)?,
             math,
-            forward: OnceCell::new(),
-            backward_input: OnceCell::new(),
-            backward_weight: OnceCell::new(),
+            forward: Algorithms::default(),
+            backward_input: Algorithms::default(),
+            backward_weight: Algorithms::default(),
         };
         // SAFETY: the descriptors have just been made.
         unsafe {
@@ -392,40 +413,49 @@ impl Plan {
         if self.math == exact { exact } else { listed }
     }
 
-    /// Sets how the next call computes.
-    fn compute_by(&self, math: sys::cudnnMathType_t) -> Result<()> {
-        // SAFETY: the descriptor lives as long as the plan.
-        unsafe { result::set_convolution_math_type(self.convolution, math) }.map_err(refused)
-    }
-
-    fn forward(&self, cudnn: &Cudnn, g: &Geometry) -> Result<Chosen<sys::cudnnConvolutionFwdAlgo_t>> {
-        if let Some(chosen) = self.forward.get() {
-            return Ok(*chosen);
-        }
-        let chosen = choose!(self, g, "forward", get_convolution_forward_algorithm(
+    fn forward(&self, cudnn: &Cudnn, g: &Geometry) -> Result<&Algorithms<sys::cudnnConvolutionFwdAlgo_t>> {
+        list!(self, self.forward, g, "forward", get_convolution_forward_algorithm(
             cudnn.handle, self.x, self.filter, self.convolution, self.y
-        ) -> sys::cudnnConvolutionFwdAlgoPerf_t)?;
-        Ok(*self.forward.get_or_init(|| chosen))
+        ) -> sys::cudnnConvolutionFwdAlgoPerf_t)
     }
 
-    fn backward_input(&self, cudnn: &Cudnn, g: &Geometry) -> Result<Chosen<sys::cudnnConvolutionBwdDataAlgo_t>> {
-        if let Some(chosen) = self.backward_input.get() {
-            return Ok(*chosen);
-        }
-        let chosen = choose!(self, g, "backward to the input", get_convolution_backward_data_algorithm(
+    fn backward_input(&self, cudnn: &Cudnn, g: &Geometry) -> Result<&Algorithms<sys::cudnnConvolutionBwdDataAlgo_t>> {
+        list!(self, self.backward_input, g, "backward to the input", get_convolution_backward_data_algorithm(
             cudnn.handle, self.filter, self.y, self.convolution, self.x
-        ) -> sys::cudnnConvolutionBwdDataAlgoPerf_t)?;
-        Ok(*self.backward_input.get_or_init(|| chosen))
+        ) -> sys::cudnnConvolutionBwdDataAlgoPerf_t)
     }
 
-    fn backward_weight(&self, cudnn: &Cudnn, g: &Geometry) -> Result<Chosen<sys::cudnnConvolutionBwdFilterAlgo_t>> {
-        if let Some(chosen) = self.backward_weight.get() {
-            return Ok(*chosen);
-        }
-        let chosen = choose!(self, g, "backward to the weight", get_convolution_backward_filter_algorithm(
+    fn backward_weight(
+        &self,
+        cudnn: &Cudnn,
+        g: &Geometry,
+    ) -> Result<&Algorithms<sys::cudnnConvolutionBwdFilterAlgo_t>> {
+        list!(self, self.backward_weight, g, "backward to the weight", get_convolution_backward_filter_algorithm(
             cudnn.handle, self.x, self.y, self.convolution, self.filter
-        ) -> sys::cudnnConvolutionBwdFilterAlgoPerf_t)?;
-        Ok(*self.backward_weight.get_or_init(|| chosen))
+        ) -> sys::cudnnConvolutionBwdFilterAlgoPerf_t)
+    }
+
+    /// Computes by the first of the algorithms that cuDNN does not refuse when it comes to it. What was refused once is not
+    /// tried again.
+    fn attempt<A: Copy>(
+        &self,
+        (gpu, cudnn): (&Gpu, &mut Cudnn),
+        g: &Geometry,
+        pass: &'static str,
+        algorithms: &Algorithms<A>,
+        compute: impl Fn(sys::cudnnHandle_t, A, *mut c_void, usize) -> std::result::Result<(), CudnnError>,
+    ) -> Result<()> {
+        let listed = algorithms.listed.get().map_or(&[][..], Vec::as_slice);
+        while let Some(choice) = listed.get(algorithms.refused.get()) {
+            // SAFETY: the descriptor lives as long as the plan.
+            unsafe { result::set_convolution_math_type(self.convolution, choice.math) }.map_err(refused)?;
+            let workspace = cudnn.workspace(gpu, choice.bytes)?;
+            match compute(cudnn.handle, choice.algorithm, workspace, choice.bytes) {
+                Err(error) if is_refusal(error) => algorithms.refused.set(algorithms.refused.get() + 1),
+                done => return done.map_err(|error| failure(g, pass, error)),
+            }
+        }
+        Err(Error::NoAlgorithm { pass, geometry: format!("{g:?}") })
     }
 }
 

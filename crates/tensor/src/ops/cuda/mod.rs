@@ -25,7 +25,7 @@ use crate::kernels::cuda::{
 };
 use crate::kernels::pooling::Windows;
 use crate::operand::exact;
-use crate::ops::Manner;
+use crate::ops::{ConvolutionAlgorithm, Manner, Precision};
 use crate::tape::{Backward, Var};
 
 /// What `kernel` makes of one tensor of activations, which has a name.
@@ -71,13 +71,48 @@ fn biased(gpu: &Gpu, operation: &'static str, y: &Tensor, bias: &Tensor) -> Resu
     Ok(gpu.tensor(elementwise::add_bias(gpu, products.view(), bias.view())?, y.dims()))
 }
 
+/// What `compute` makes of tensors of activations; where cuDNN cannot multiply their `bf16`, what it makes of the same numbers in
+/// `f32`, rounded at the end.
+fn or_wide<const N: usize>(
+    tensors: [&Tensor; N],
+    manner: Manner,
+    compute: impl Fn([&Tensor; N], Manner) -> Result<Tensor>,
+) -> Result<Tensor> {
+    match compute(tensors, manner) {
+        Err(Error::NoAlgorithm { .. }) if tensors[0].dtype() == DType::BF16 => {
+            let wide =
+                tensors.iter().map(|tensor| tensor.to_dtype(DType::F32)).collect::<candle_core::Result<Vec<_>>>()?;
+            let full = Manner { algorithm: ConvolutionAlgorithm::Exact, precision: Precision::F32 };
+            Ok(compute(std::array::from_fn(|index| &wide[index]), full)?.to_dtype(DType::BF16)?)
+        }
+        done => done,
+    }
+}
+
 /// The convolution of `x`, plus a bias, or plus a residual.
 pub(super) fn convolve(
     gpu: &Gpu,
     g: &Geometry,
     manner: Manner,
-    [x, weight]: [&Tensor; 2],
+    factors: [&Tensor; 2],
     bias: Option<&Tensor>,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    let y = match residual {
+        Some(residual) => or_wide([factors[0], factors[1], residual], manner, |[x, weight, residual], manner| {
+            products(gpu, g, manner, [x, weight], Some(residual))
+        }),
+        None => or_wide(factors, manner, |factors, manner| products(gpu, g, manner, factors, None)),
+    }?;
+    bias.map_or(Ok(y.clone()), |bias| biased(gpu, "conv2d", &y, bias))
+}
+
+/// The products of a convolution, added to a residual if there is one.
+fn products(
+    gpu: &Gpu,
+    g: &Geometry,
+    manner: Manner,
+    [x, weight]: [&Tensor; 2],
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
     const OPERATION: &str = "conv2d";
@@ -93,8 +128,7 @@ pub(super) fn convolve(
         let start = start.as_ref().map(|start| start.view());
         convolution::forward(gpu, (g, manner), image.view(), filter.view(), start)?
     };
-    let y = written(gpu, fresh, start, &dims)?;
-    bias.map_or(Ok(y.clone()), |bias| biased(gpu, OPERATION, &y, bias))
+    written(gpu, fresh, start, &dims)
 }
 
 pub(super) fn convolution_input_gradient(
@@ -105,11 +139,27 @@ pub(super) fn convolution_input_gradient(
     weight: &Tensor,
     existing: Option<Tensor>,
 ) -> Result<Tensor> {
+    match existing {
+        Some(existing) => or_wide([dy, weight, &existing], manner, |[dy, weight, existing], manner| {
+            input_gradient(gpu, g, manner, [dy, weight], Some(existing))
+        }),
+        None => or_wide([dy, weight], manner, |factors, manner| input_gradient(gpu, g, manner, factors, None)),
+    }
+}
+
+/// The gradient of the input, added to what there is already.
+fn input_gradient(
+    gpu: &Gpu,
+    g: &Geometry,
+    manner: Manner,
+    [dy, weight]: [&Tensor; 2],
+    existing: Option<&Tensor>,
+) -> Result<Tensor> {
     const OPERATION: &str = "conv2d backward";
     let gradient = gpu.activations(OPERATION, "dy", dy)?;
     let filter = gpu.like(OPERATION, "weight", weight, &gradient)?;
     // The sum so far may be somebody's retained gradient.
-    let start = existing.map(|existing| existing.copy()).transpose()?;
+    let start = existing.map(Tensor::copy).transpose()?;
     let fresh = {
         let start = start.as_ref().map(|start| gpu.like(OPERATION, "dx", start, &gradient)).transpose()?;
         let start = start.as_ref().map(|start| start.view());
@@ -126,10 +176,12 @@ pub(super) fn convolution_weight_gradient(
     dy: &Tensor,
 ) -> Result<Tensor> {
     const OPERATION: &str = "conv2d backward";
-    let gradient = gpu.activations(OPERATION, "dy", dy)?;
-    let image = gpu.like(OPERATION, "x", x, &gradient)?;
-    let dw = convolution::backward_weight(gpu, (g, manner), image.view(), gradient.view())?;
-    Ok(gpu.tensor(dw, &[g.kernel_height, g.kernel_width, g.in_channels, g.out_channels]))
+    or_wide([x, dy], manner, |[x, dy], manner| {
+        let gradient = gpu.activations(OPERATION, "dy", dy)?;
+        let image = gpu.like(OPERATION, "x", x, &gradient)?;
+        let dw = convolution::backward_weight(gpu, (g, manner), image.view(), gradient.view())?;
+        Ok(gpu.tensor(dw, &[g.kernel_height, g.kernel_width, g.in_channels, g.out_channels]))
+    })
 }
 
 /// `a · b` through cuBLAS, of matrices that may be transposed views.
