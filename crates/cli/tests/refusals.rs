@@ -172,7 +172,7 @@ fn images_that_the_encoder_of_ssba_cannot_take_are_refused() {
 fn devices_that_are_not_there_and_flags_that_do_not_go_with_them_are_refused() {
     assert_refused(GRID, &["--device", "gpu"], &["--device gpu"]);
     assert_refused(GRID, &["--device", "cuda:x"], &["--device cuda:x"]);
-    assert_refused(GRID, &["--no-mps"], &["--no-mps with --device cpu", "--workers"]);
+    assert_refused(GRID, &["--mps"], &["--mps with --device cpu", "--workers"]);
     assert_refused(GRID, &["--cells-per-gpu", "2"], &["--cells-per-gpu with --device cpu", "--workers"]);
     assert_refused(
         GRID,

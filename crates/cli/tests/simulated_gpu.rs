@@ -269,7 +269,9 @@ fn a_step_done_again_from_a_graph_has_the_bits_of_one_launched_kernel_by_kernel(
         let others = [
             ("launched", ("TSBD_CUDA_GRAPHS", "0")),
             ("refused", ("TSBD_SIMULATED_CAPTURE", "refused")),
+            ("halfway", ("TSBD_SIMULATED_CAPTURE", "halfway")),
             ("broken", ("TSBD_SIMULATED_CAPTURE", "broken")),
+            ("large", ("TSBD_SIMULATED_CAPTURE", "large")),
         ];
         // What the driver does with a capture does not depend on the precision.
         let others = if precision == "f32" { &others[..] } else { &others[..1] };
@@ -357,15 +359,16 @@ fn cells_that_share_a_gpu_do_so_through_nvidias_service_which_ends_with_the_run(
         let log = |record: &Value| results.join("cells").join(record["key"].as_str().unwrap()).join("log");
         records(&results).iter().map(|record| std::fs::read_to_string(log(record)).unwrap()).collect()
     };
-    assert_done(&bench.run(simulator, &[("PATH", &path)], &["cuda", "--cells-per-gpu", "2"], "together"));
+    assert_done(&bench.run(simulator, &[("PATH", &path)], &["cuda", "--mps"], "together"));
     assert_eq!(std::fs::read_to_string(&notes).unwrap(), "-d\n\nquit\n");
     assert!(logs("together").contains("simulated GPU: shared by the service at"));
-    assert_done(&bench.run(simulator, &[("PATH", &path)], &["cuda", "--no-mps"], "apart"));
+    assert_done(&bench.run(simulator, &[("PATH", &path)], &["cuda", "--cells-per-gpu", "2"], "apart"));
     assert_eq!(std::fs::read_to_string(&notes).unwrap().lines().count(), 3, "not started");
     assert!(!logs("apart").contains("shared by the service"));
-    let output = bench.run(simulator, &[("PATH", "/nowhere")], &["cuda"], "without");
+    std::fs::write(&service, "#!/bin/sh\necho no GPU here >&2; exit 1\n").unwrap();
+    let output = bench.run(simulator, &[("PATH", &path)], &["cuda", "--mps"], "without");
     assert_done(&output);
-    assert_contains(&stderr(&output), &["cells on a GPU take turns, without NVIDIA's MPS"]);
+    assert_contains(&stderr(&output), &["cells on a GPU take turns, without NVIDIA's MPS", "no GPU here"]);
 }
 
 #[test]

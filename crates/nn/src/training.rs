@@ -169,7 +169,7 @@ pub trait Preparation {
 }
 
 /// The gradient of the (scaled) cross-entropy.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CrossEntropyStep {
     /// What is minimised.
     pub loss: LossOptions,

@@ -27,7 +27,7 @@ pub enum Devices {
         gpus: Vec<GpuFacts>,
         /// How many cells share one.
         cells: CellsPerGpu,
-        /// Whether they may compute at the same time, by NVIDIA's Multi-Process Service if the machine has it.
+        /// Whether they compute at the same time, by NVIDIA's Multi-Process Service, if the machine has it.
         mps: bool,
     },
 }
@@ -43,13 +43,13 @@ pub enum CellsPerGpu {
 }
 
 impl Devices {
-    /// The device to try the Multi-Process Service on, if cells may use it and a GPU may have more than one.
-    pub(crate) fn to_share(&self) -> Option<String> {
+    /// The devices to try the Multi-Process Service on, if cells are to use it and a GPU may have more than one.
+    pub(crate) fn to_share(&self) -> Vec<String> {
         match self {
             Self::Gpus { gpus, cells, mps: true } if *cells != CellsPerGpu::Exactly(1) => {
-                gpus.first().map(|gpu| format!("cuda:{}", gpu.ordinal))
+                gpus.iter().map(|gpu| format!("cuda:{}", gpu.ordinal)).collect()
             }
-            _ => None,
+            _ => vec![],
         }
     }
 

@@ -34,8 +34,8 @@ pub(crate) struct Local {
     options: RunOptions,
     places: Places,
     threads: usize,
-    /// The device to try the Multi-Process Service on, until that is done.
-    to_share: Option<String>,
+    /// The devices to try the Multi-Process Service on, until that is done.
+    to_share: Vec<String>,
     sharing: Option<Sharing>,
     children: BTreeMap<CellKey, Running>,
 }
@@ -107,16 +107,23 @@ impl Local {
 
     /// Lets the cells of a GPU compute at the same time, before the first is started; a sentence for people if they cannot.
     async fn share(&mut self) -> Option<String> {
-        let device = self.to_share.take()?;
+        let devices = std::mem::take(&mut self.to_share);
+        if devices.is_empty() {
+            return None;
+        }
         let program = self.options.program.clone();
         let sharing = tokio::task::spawn_blocking(move || {
-            Sharing::new(&program, &["selftest", "--device", &device, "--only", "cross_entropy odd"])
+            let check = |device: &String| {
+                ["selftest", "--device", device, "--only", "cross_entropy odd"].map(str::to_owned).to_vec()
+            };
+            Sharing::new(&program, &devices.iter().map(check).collect::<Vec<_>>())
         });
         // A panic there leaves them to take turns.
         let sharing = sharing.await.ok()?;
         let note = match &sharing {
+            Sharing::AtOnce(_) => None,
+            Sharing::AsSet => Some("NVIDIA's MPS is used as it is set up on this machine".to_owned()),
             Sharing::Turns(reason) => Some(format!("cells on a GPU take turns, without NVIDIA's MPS: {reason}")),
-            Sharing::AtOnce(_) | Sharing::AsSet => None,
         };
         self.sharing = Some(sharing);
         note

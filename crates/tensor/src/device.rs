@@ -79,6 +79,9 @@ pub fn gpu_way_out(reason: &str) -> Option<&'static str> {
     } else if reason.contains("CUDA_ERROR_OUT_OF_MEMORY") {
         "the GPU's memory is full: run fewer cells on it (--cells-per-gpu), use a smaller batch, or a GPU with more; nvidia-smi \
          says who else uses it"
+    } else if reason.contains("CUDA_ERROR_MPS_") {
+        "NVIDIA's Multi-Process Service does not answer, or waits for others after a fault: run the same command again, or \
+         without --mps"
     } else if reason.contains("INSUFFICIENT_DRIVER") || reason.contains("SYSTEM_DRIVER_MISMATCH") {
         "the driver is older than CUDA 13.0 needs (580)"
     } else {

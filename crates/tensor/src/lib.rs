@@ -60,7 +60,7 @@
 
 #![deny(unsafe_code)]
 
-pub use candle_core::{DType, Device, Tensor};
+pub use candle_core::{DType, Device, Tensor, TensorId};
 
 mod adam;
 pub mod check;

@@ -7,7 +7,8 @@
 // Graphs: what a stream is asked for while it is captured is done when the graph is launched, with the arguments of the
 // capture. What a capture may do is judged more strictly than by CUDA: no number is copied between host and GPU, nothing is
 // freed that was not allocated in it, nothing allocated in it is left; what lies in its memory is gone after each launch. Each
-// launch is told on standard error. With TSBD_SIMULATED_CAPTURE=refused no capture begins, with =broken none ends well.
+// launch is told on standard error. With TSBD_SIMULATED_CAPTURE=refused no capture begins, with =broken none ends well; with =halfway one
+// becomes invalid when a kernel is launched, with =large there is no memory for what was captured.
 //
 // Shown by it: that everything is launched that has to be, with arguments that fit, in an order that works; that every
 // tensor is where it should be; what happens when memory runs out. Not shown: anything about time, about two streams, about
@@ -81,6 +82,9 @@ int invalidate(Graph *graph, const char *what) {
     return complain(CAPTURE_UNSUPPORTED, "while a stream is captured", what);
 }
 
+// Nothing can be asked of a stream whose capture has become invalid, but to end it.
+bool is_lost(void *stream) { return captured(stream) && !captured(stream)->is_valid; }
+
 int allocate(uint64_t *address, size_t bytes) {
     const std::lock_guard<std::mutex> guard(lock);
     if (bytes == 0) return INVALID_VALUE;
@@ -150,6 +154,8 @@ int cuDeviceGetAttribute(int *value, int attribute, int) {
 }
 // Memory of graphs is counted with the rest.
 int cuDeviceGetGraphMemAttribute(int, int, void *value) { return *(uint64_t *)value = 0, SUCCESS; }
+int cuDeviceGraphMemTrim(int) { return SUCCESS; }
+int cuMemPoolTrimTo(void *, size_t) { return SUCCESS; }
 int cuDeviceGetDefaultMemPool(void **pool, int) { return *pool = &memory, SUCCESS; }
 int cuMemPoolSetAttribute(void *, int, void *) { return SUCCESS; }
 int cuMemPoolGetAttribute(void *, int attribute, void *value) {
@@ -188,13 +194,14 @@ int cuStreamEndCapture(Stream *stream, Graph **graph) {
     *graph = nullptr;
     if (!captured) return complain(INVALID_VALUE, "a capture that has not begun", "ends");
     for (const auto &[address, freed] : captured->freed)
-        if (!freed) invalidate(captured, "memory is left");
+        if (!freed && captured->is_valid) invalidate(captured, "memory is left");
     if (!captured->is_valid || captures_are("broken")) return forget(captured), CAPTURE_INVALIDATED;
     return *graph = captured, SUCCESS;
 }
 int cuGraphInstantiateWithFlags(Graph **executable, Graph *graph, unsigned long long) {
     return *executable = graph, SUCCESS;
 }
+int cuGraphUpload(Graph *, void *) { return captures_are("large") ? OUT_OF_MEMORY : SUCCESS; }
 int cuGraphExecDestroy(Graph *) { return SUCCESS; }
 int cuGraphDestroy(Graph *graph) { return forget(graph), SUCCESS; }
 int cuGraphLaunch(Graph *graph, void *) {
@@ -209,11 +216,14 @@ int cuGraphLaunch(Graph *graph, void *) {
 int simulated_work(void *stream, Work work) {
     Graph *graph = captured(stream);
     if (!graph) return work();
+    if (captures_are("halfway") && graph->work.size() > 20) graph->is_valid = false;
+    if (is_lost(stream)) return CAPTURE_INVALIDATED;
     return graph->work.push_back(std::move(work)), SUCCESS;
 }
 
 int cuMemAlloc_v2(uint64_t *address, size_t bytes) { return allocate(address, bytes); }
 int cuMemAllocAsync(uint64_t *address, size_t bytes, void *stream) {
+    if (is_lost(stream)) return CAPTURE_INVALIDATED;
     const int status = allocate(address, bytes);
     if (status == SUCCESS && captured(stream)) captured(stream)->freed[*address] = false;
     return status;
@@ -222,6 +232,7 @@ int cuMemFree_v2(uint64_t address) { return release(address); }
 int cuMemFreeAsync(uint64_t address, void *stream) {
     Graph *graph = captured(stream);
     if (!graph) return release(address);
+    if (is_lost(stream)) return CAPTURE_INVALIDATED;
     const auto found = graph->freed.find(address);
     if (found == graph->freed.end() || found->second) return invalidate(graph, "memory of others is freed");
     return found->second = true, SUCCESS;

@@ -49,9 +49,10 @@ pub struct Arguments {
     #[arg(long, value_name = "N", value_parser = cells_per_gpu)]
     cells_per_gpu: Option<CellsPerGpu>,
 
-    /// Let the cells that share a GPU take turns, also where NVIDIA's Multi-Process Service lets them compute at the same time
+    /// Let the cells that share a GPU compute at the same time, by NVIDIA's Multi-Process Service: otherwise they take turns, and
+    /// a fault of one is nothing to the others
     #[arg(long)]
-    no_mps: bool,
+    mps: bool,
 
     /// Where cells are computed: on this machine, or in jobs of a Slurm cluster
     #[arg(long, value_name = "WHERE", default_value = "local", value_parser = ["local", "slurm"])]
@@ -95,14 +96,14 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
 impl Arguments {
     /// Where cells are computed; flags that do not go together are refused.
     fn place(&self) -> Result<Place, Failure> {
-        let Self { workers, device, cells_per_gpu, no_mps, executor, .. } = self;
+        let Self { workers, device, cells_per_gpu, mps, executor, .. } = self;
         if executor == "slurm" {
             let hint = "leave it out; [slurm] says what jobs ask for: `gpus`, and `at_once`, how many run at a time";
             let flags = [
                 workers.map(|workers| format!("--workers {workers}")),
                 (device != "cpu").then(|| format!("--device {device}")),
                 cells_per_gpu.map(|_| "--cells-per-gpu".to_owned()),
-                no_mps.then(|| "--no-mps".to_owned()),
+                mps.then(|| "--mps".to_owned()),
             ];
             return match flags.into_iter().flatten().next() {
                 Some(flag) => {
@@ -112,7 +113,7 @@ impl Arguments {
             };
         }
         let on_the_cpu = || {
-            let flags = [cells_per_gpu.map(|_| "--cells-per-gpu"), no_mps.then_some("--no-mps")];
+            let flags = [cells_per_gpu.map(|_| "--cells-per-gpu"), mps.then_some("--mps")];
             if let Some(flag) = flags.into_iter().flatten().next() {
                 return Err(Failure::refused(format!("{flag} with --device {device}: there is no GPU in it"))
                     .hint("on a CPU, --workers says how many cells run at a time"));
@@ -129,7 +130,7 @@ impl Arguments {
                 .hint("--cells-per-gpu says how many cells share a GPU")),
             Ok(gpus) => {
                 let cells = cells_per_gpu.unwrap_or(CellsPerGpu::Auto);
-                Ok(Place::Local(Devices::Gpus { gpus, cells, mps: !no_mps }))
+                Ok(Place::Local(Devices::Gpus { gpus, cells, mps: *mps }))
             }
         }
     }

@@ -6,7 +6,7 @@ use super::{CrossEntropyStep, TrainingObserver};
 use crate::model::QueuedStep;
 use crate::module::BATCH_NORM_MOMENTUM;
 use crate::{Batch, Model, Result, Sgd};
-use tsbd_tensor::{Current, Device, Recording, Tensor};
+use tsbd_tensor::{Current, Device, Recording, Tensor, TensorId};
 
 /// Decides which batches are done again from a recording.
 pub(super) struct Recorder {
@@ -27,6 +27,16 @@ pub(super) struct RecordedStep {
     outcome: Tensor,
     /// Those whose estimates a step moves.
     batch_norms: Vec<String>,
+    /// What was recorded, and of which tensors.
+    rule: CrossEntropyStep,
+    tensors: Vec<TensorId>,
+}
+
+/// The tensors that a step of `model` changes.
+fn changed<'a>(model: &'a Model, optimizer: &'a Sgd) -> impl Iterator<Item = &'a Tensor> {
+    // Counters are the host's, and replaced.
+    let state = model.state.entries().map(|(_, entry)| &entry.tensor).filter(|tensor| tensor.device().is_cuda());
+    state.chain(optimizer.velocities().values())
 }
 
 impl Recorder {
@@ -49,6 +59,12 @@ impl Recorder {
     ) -> Option<&mut RecordedStep> {
         let rule = rule.filter(|_| self.is_possible)?;
         let sizes = batch.images.dims();
+        let is_stale = |recorded: &RecordedStep| {
+            recorded.rule != rule || !recorded.tensors.iter().copied().eq(changed(model, optimizer).map(Tensor::id))
+        };
+        if self.recorded.as_ref().is_some_and(is_stale) {
+            self.recorded = None;
+        }
         if self.recorded.is_none() && self.launched.as_deref() == Some(sizes) {
             match RecordedStep::new(rule, model, optimizer, batch) {
                 Ok(recorded) => self.recorded = Some(recorded),
@@ -70,8 +86,10 @@ impl RecordedStep {
         let (images, labels) = (batch.images.zeros_like()?, batch.labels.zeros_like()?);
         let [learning_rate, outcome] = [vec![0f32], vec![0f32; 2]].map(|zeros| Tensor::new(zeros, device));
         let (learning_rate, outcome) = (learning_rate?, outcome?);
-        let state = model.state.entries().map(|(_, entry)| &entry.tensor);
-        let lasting = state.chain(optimizer.velocities().values()).chain([&images, &labels, &learning_rate, &outcome]);
+        // Once before the recording, as the rest of the step: what it needs is loaded.
+        outcome.slice_set(&outcome.zeros_like()?, 0, 0)?;
+        let lasting = changed(model, optimizer).chain([&images, &labels, &learning_rate, &outcome]);
+        let tensors = changed(model, optimizer).map(Tensor::id).collect();
         let mut batch_norms = vec![];
         let recording = Recording::of(device, lasting.cloned().collect(), || {
             let indices = batch.indices.clone();
@@ -85,7 +103,8 @@ impl RecordedStep {
             let current = Current { learning_rate: &learning_rate, loss: &loss };
             optimizer.move_parameters(f64::NAN, &model.state, &gradients, Some(current))
         })?;
-        Ok(RecordedStep { recording, images, labels, learning_rate: (learning_rate, f64::NAN), outcome, batch_norms })
+        let learning_rate = (learning_rate, f64::NAN);
+        Ok(RecordedStep { recording, images, labels, learning_rate, outcome, batch_norms, rule, tensors })
     }
 
     /// Asks the GPU for the step of this batch.
@@ -104,7 +123,9 @@ impl RecordedStep {
     /// moved.
     pub(super) fn outcome(&self, model: &mut Model) -> Result<(f64, usize)> {
         let outcome = self.outcome.to_vec1::<f32>()?;
-        model.state.count(self.batch_norms.iter().map(String::as_str))?;
+        if outcome[0].is_finite() {
+            model.state.count(self.batch_norms.iter().map(String::as_str))?;
+        }
         Ok((f64::from(outcome[0]), outcome[1] as usize))
     }
 }

@@ -10,6 +10,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use fs_err as fs;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// The service's program, which comes with the driver.
@@ -42,13 +44,14 @@ pub(crate) enum Sharing {
 }
 
 impl Sharing {
-    /// Starts the service, and runs `program` with `arguments` under it, which must end well: a service that starts may still
-    /// be one that nobody can use.
-    pub fn new(program: &Path, arguments: &[&str]) -> Self {
+    /// Starts the service, and runs `program` under it with each of the `checks`, which must end well: a service that starts may
+    /// still be one that nobody can use.
+    pub fn new(program: &Path, checks: &[Vec<String>]) -> Self {
         if std::env::var_os(PIPES).is_some() || Path::new(USUAL_PIPES).join("control").exists() {
             return Self::AsSet;
         }
-        match Mps::start(CONTROL.as_ref()).and_then(|mps| mps.try_out(program, arguments).map(|()| mps)) {
+        let tried = |mps: Mps| checks.iter().try_for_each(|check| mps.try_out(program, check)).map(|()| mps);
+        match Mps::start(CONTROL.as_ref()).and_then(tried) {
             Ok(mps) => Self::AtOnce(mps),
             Err(reason) => Self::Turns(reason.to_string()),
         }
@@ -76,6 +79,8 @@ impl Mps {
             .args([OsStr::new("-c"), KEEPER.as_ref(), control, said.as_os_str()])
             .env(PIPES, folder.path())
             .env(LOGS, folder.path())
+            // It would count the GPUs that the variable names, and its users would do so once more.
+            .env_remove("CUDA_VISIBLE_DEVICES")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -91,26 +96,32 @@ impl Mps {
         });
         match receiver.recv_timeout(Self::PATIENCE) {
             Ok(Ok(line)) if line.trim() == "started" => Ok(mps),
-            Ok(_) => {
-                let said = fs::read_to_string(said).unwrap_or_default();
-                let said = said.lines().last().unwrap_or("it says nothing").trim();
-                Err(io::Error::other(format!("{} does not start: {said}", control.display())))
+            Ok(_) => Err(io::Error::other(format!("{} does not start: {}", control.display(), last_line(&said)))),
+            Err(_) => {
+                // With the service that hangs.
+                let _ = killpg(Pid::from_raw(mps.keeper.id().cast_signed()), Signal::SIGKILL);
+                Err(io::Error::other(format!("{} does not start in time", control.display())))
             }
-            Err(_) => Err(io::Error::other(format!("{} does not start in time", control.display()))),
         }
     }
 
-    fn try_out(&self, program: &Path, arguments: &[&str]) -> io::Result<()> {
+    fn try_out(&self, program: &Path, arguments: &[String]) -> io::Result<()> {
+        let said = self.folder.path().join("tried");
         let mut child = Command::new(program)
             .args(arguments)
             .env(PIPES, self.folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(std::fs::File::create(&said)?)
+            .process_group(0)
             .spawn()?;
         match wait(&mut child, Self::PATIENCE)? {
             Some(status) if status.success() => Ok(()),
-            Some(status) => Err(io::Error::other(format!("{} fails under it: {status}", arguments.join(" ")))),
+            Some(status) => {
+                let (said, server) = (last_line(&said), last_line(&self.folder.path().join("server.log")));
+                let arguments = arguments.join(" ");
+                Err(io::Error::other(format!("{arguments} fails under it: {status}: {said}; the service: {server}")))
+            }
             None => {
                 child.kill()?;
                 child.wait()?;
@@ -128,6 +139,12 @@ impl Drop for Mps {
             let _ = self.keeper.kill().and_then(|()| self.keeper.wait());
         }
     }
+}
+
+/// The last line of a file, or that there is none.
+fn last_line(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().last().map_or("it says nothing".to_owned(), |line| line.trim().to_owned())
 }
 
 /// How a child ended; nothing if it has not within `limit`.
@@ -175,7 +192,7 @@ mod tests {
         let pipes = mps.folder.path().to_owned();
         let seen = folder.path().join("seen");
         let script = format!(r#"echo "$1 $CUDA_MPS_PIPE_DIRECTORY" >{}"#, seen.display());
-        mps.try_out(&program(folder.path(), "tried", &script), &["it"]).unwrap();
+        mps.try_out(&program(folder.path(), "tried", &script), &["it".to_owned()]).unwrap();
         assert_eq!(fs::read_to_string(seen).unwrap(), format!("it {}\n", pipes.display()));
         assert_eq!(Sharing::AtOnce(mps).environment().unwrap(), (PIPES, pipes.as_os_str()));
         let expected = format!("-d\n{pipes}\n\nquit\n{pipes}\n", pipes = pipes.display());
@@ -198,9 +215,9 @@ mod tests {
     fn a_service_that_nobody_can_use_is_ended_again() {
         let folder = tempfile::tempdir().unwrap();
         let mps = Mps::start(service(folder.path()).as_os_str()).unwrap();
-        let refused = program(folder.path(), "refused", "exit 3");
-        let reason = mps.try_out(&refused, &["selftest"]).unwrap_err().to_string();
-        assert!(reason.contains("selftest fails under it") && reason.contains('3'), "{reason}");
+        let refused = program(folder.path(), "refused", "echo no such device >&2; exit 3");
+        let reason = mps.try_out(&refused, &["selftest".to_owned()]).unwrap_err().to_string();
+        assert!(reason.contains("selftest fails under it: exit status: 3: no such device"), "{reason}");
         drop(mps);
         assert!(fs::read_to_string(folder.path().join("notes")).unwrap().contains("quit"));
     }

@@ -94,10 +94,15 @@ pub(crate) fn peak_memory(ordinal: usize) -> candle_core::Result<u64> {
 }
 
 /// What a stream was asked for, as a graph that the driver can launch.
-pub(crate) struct Graph(CudaGraph);
+pub(crate) struct Graph {
+    /// Until it is dropped.
+    graph: Option<CudaGraph>,
+    device: sys::CUdevice,
+}
 
 impl Graph {
-    /// Records what `work` asks of the stream of `device`; see [`crate::Recording::of`].
+    /// Records what `work` asks of the stream of `device`, and gives the graph the memory that it needs; see
+    /// [`crate::Recording::of`].
     pub fn record<E: From<Error>>(
         device: &CudaDevice,
         work: impl FnOnce() -> std::result::Result<(), E>,
@@ -106,19 +111,42 @@ impl Graph {
         let failed = |error: result::DriverError| Error::Candle(candle_core::Error::wrap(error));
         // What other threads ask of the driver meanwhile is theirs.
         stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(failed)?;
-        let done = work();
+        let done = {
+            // Candle refuses to copy between the host and the GPU.
+            let _copies = device.enable_cuda_graph_htod_cache();
+            work()
+        };
+        // What could not be freed in a capture that failed is told to the next call, which must be the one that ends it.
+        let complaint = stream.context().check_err();
         let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
-        if done.is_err() || graph.is_err() {
-            // Memory of a recording that failed was not freed without complaints; they would reach the next call.
-            let _ = stream.context().check_err();
-        }
+        let _ = stream.context().check_err();
         done?;
+        complaint.map_err(failed)?;
         let nothing = || Error::Candle(candle_core::Error::msg("the driver has recorded nothing"));
-        Ok(Self(graph.map_err(failed)?.ok_or_else(nothing)?))
+        let graph =
+            Self { graph: Some(graph.map_err(failed)?.ok_or_else(nothing)?), device: stream.context().cu_device() };
+        graph.take_memory().map_err(failed)?;
+        Ok(graph)
+    }
+
+    /// Takes the memory now, not with the first launch: what the pool of the launched steps keeps is given back before.
+    fn take_memory(&self) -> std::result::Result<(), result::DriverError> {
+        // SAFETY: the pool of a device that is open.
+        unsafe { result::mem_pool::trim_to(result::device::get_default_mem_pool(self.device)?, 0)? };
+        self.graph.as_ref().map_or(Ok(()), CudaGraph::upload)
     }
 
     pub fn launch(&self) -> Result<()> {
-        Ok(self.0.launch().w()?)
+        Ok(self.graph.as_ref().map_or(Ok(()), CudaGraph::launch).w()?)
+    }
+}
+
+impl Drop for Graph {
+    /// Gives its memory back, for the steps that are launched and for others.
+    fn drop(&mut self) {
+        self.graph = None;
+        // SAFETY: a device that is open. Memory that is not given back is only not given back.
+        let _ = unsafe { sys::cuDeviceGraphMemTrim(self.device) };
     }
 }
 
