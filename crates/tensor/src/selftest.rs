@@ -12,7 +12,7 @@ use std::fmt;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::{Result, Tape, Var};
+use crate::{Recording, Result, Tape, Var};
 
 /// One operation at one shape, in one element type.
 pub struct Check {
@@ -102,8 +102,10 @@ impl fmt::Debug for Check {
 pub fn checks(device: &Device) -> Vec<Check> {
     let mut checks = vec![];
     let dtypes: &[DType] = if device.is_cpu() { &[DType::F32] } else { &[DType::F32, DType::BF16] };
+    // Where the variable is nonsense, a program has refused it before.
+    let records = Recording::is_possible(device).unwrap_or(false);
     for &dtype in dtypes {
-        let mut list = List { dtype, checks: &mut checks };
+        let mut list = List { dtype, records, checks: &mut checks };
         list.odd_shapes();
         list.residual_network();
         list.vgg();
@@ -115,6 +117,8 @@ pub fn checks(device: &Device) -> Vec<Check> {
 
 struct List<'a> {
     dtype: DType,
+    /// Whether steps can be recorded.
+    records: bool,
     checks: &'a mut Vec<Check>,
 }
 

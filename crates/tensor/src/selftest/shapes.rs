@@ -36,12 +36,14 @@ impl List<'_> {
         self.rectified("odd", 3, 5);
         self.arithmetic("odd", [3, 5, 4, 3]);
         self.arithmetic("odd", [2, 1, 3, 66]);
+        if self.records {
+            self.recorded_step("odd", 7, 13, 3);
+        }
         if self.dtype == DType::F32 {
             self.cross_entropy("odd", 3);
             self.augment("odd", 7);
             self.sgd("odd", &[3, 3, 5, 7]);
             self.adam("odd", &[3, 3, 5, 7]);
-            self.recorded_step("odd", [7, 13, 3]);
         }
     }
 
@@ -74,12 +76,14 @@ impl List<'_> {
         self.global_average_pool(NETWORK, channels, size);
         self.linear(NETWORK, 128, channels, 10);
         self.arithmetic(NETWORK, [BATCH, 32, 32, 64]);
+        if self.records {
+            self.recorded_step(NETWORK, 32, 64, 10);
+        }
         if self.dtype == DType::F32 {
             self.cross_entropy(NETWORK, 10);
             self.augment(NETWORK, 32);
             self.sgd(NETWORK, &[3, 3, 256, 256]);
             self.adam(NETWORK, &[3, 3, 256, 256]);
-            self.recorded_step(NETWORK, [128, 512, 10]);
         }
     }
 
