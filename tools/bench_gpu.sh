@@ -24,7 +24,8 @@ environment
 
 It begins with `tsbd selftest --device cuda` and stops if an operation is wrong: what computes wrong numbers has no speed.
 The ratio of a line is its images per second in those of one model of tsbd in the same precision: above 1, tsbd is slower than
-that variant. Four models at once are four in one process; their images per second are added.
+that variant. Steps are done again from a CUDA graph, except those called launched. Four models at once are four in one process;
+their images per second are added.
 TEXT
 }
 
@@ -82,6 +83,8 @@ for batch in $batches; do
   for precision in f32 tf32 bf16; do
     [[ "tsbd $precision" == *"$only"* ]] || continue
     run "tsbd $precision" "$tsbd" bench train --device "$device" --precision "$precision" "${sizes[@]}" --batch "$batch" --json
+    TSBD_CUDA_GRAPHS=0 run "tsbd $precision, launched" "$tsbd" bench train --device "$device" --precision "$precision" \
+      "${sizes[@]}" --batch "$batch" --json
     run "tsbd $precision, 4 at once" "$tsbd" bench train --device "$device" --precision "$precision" --models 4 \
       "${sizes[@]}" --batch "$batch" --json
   done
@@ -105,8 +108,7 @@ import sys
 runs = [json.loads(line) for line in open(sys.argv[1])]
 for batch in sorted({run["batch"] for run in runs}):
     of = [run for run in runs if run["batch"] == batch]
-    alone = [run for run in of if run["variant"].startswith("tsbd") and run["models"] == 1]
-    own = {run["precision"]: run["images_per_second"] for run in alone}
+    own = {run["precision"]: run["images_per_second"] for run in of if run["variant"] == f"tsbd {run['precision']}"}
     print(f"\nbatch {batch}{'':18}  images/s  ms a step  GPU MB  x tsbd")
     for run in of:
         if "failed" in run:

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use common::{assert_contains, experiment, stderr, stdout, tsbd};
 
-/// A table and a figure.
+/// A table and a figure. The table's rows have a long name, which on a phone must leave room for the other columns.
 const GRID: &str = r#"
 title = "A small grid"
 profile = "smoke"
@@ -23,16 +23,17 @@ width = 4
 [training]
 epochs = 2
 
-[defenses.ft]
-epochs = 1
+[defenses.tsbd]
+unlearning_epochs = 1
+fine_tuning_passes = 1
 
 [grid]
 attack = ["badnets", "blended"]
-defense = ["ft"]
-"attack.poisoning_ratio" = [0.1, 0.2]
+defense = ["tsbd"]
+"defenses.tsbd.unlearning_learning_rate" = [1e-3, 1e-2]
 
 [table]
-rows = "attack.poisoning_ratio"
+rows = "defenses.tsbd.unlearning_learning_rate"
 columns = "attack"
 metrics = ["acc", "asr"]
 
@@ -55,7 +56,8 @@ fn a_browser_finds_no_fault_in_a_report() {
     };
     let part = command("run").args(["--set", "grid.attack=[\"badnets\"]"]).output().unwrap();
     assert!(part.status.success(), "{}", stderr(&part));
-    let written = command("report").arg("--out").arg(&page).output().unwrap();
+    // A name without a folder is one in the folder where the command is given.
+    let written = command("report").current_dir(folder.path()).args(["--out", "report.html"]).output().unwrap();
     assert!(written.status.success(), "{}", stderr(&written));
     let html = std::fs::read_to_string(&page).unwrap();
     assert_contains(&html, &["A small grid", " not been run", "<svg", "Sort by"]);

@@ -30,7 +30,7 @@ mod publication;
 mod runs;
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
@@ -343,19 +343,19 @@ fn on_all_cores<'a, T: Send>(
     })
 }
 
-/// Writes a file whole or not at all: a synced temporary file beside it takes its place. Creates the folder.
+/// Writes a file whole or not at all, as [`tsbd_nn::write_atomically`]. Creates the folder.
 pub fn write_atomically(path: &Path, contents: &[u8]) -> Result<(), StoreError> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).map_err(file_error)?;
-    let write = || -> io::Result<()> {
-        let mut file = tsbd_nn::temporary_file(folder)?;
-        file.write_all(contents)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        sync_folder(folder)
-    };
-    write()
-        .map_err(|error| file_error(io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))))
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(file_error)?;
+    }
+    tsbd_nn::write_atomically(path, &[contents]).map_err(|error| {
+        file_error(match error {
+            tsbd_nn::Error::File { source, .. } => {
+                io::Error::new(source.kind(), format!("cannot write {}: {source}", path.display()))
+            }
+            error => io::Error::other(error),
+        })
+    })
 }
 
 /// Makes the names in a folder durable.
