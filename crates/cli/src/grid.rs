@@ -33,7 +33,7 @@ impl<'a> Options<'a> {
 /// jobs that the first would have left in the queue.
 pub fn run(plan: &Plan, store: &Store, options: Options, talk: &Talk) -> Result<RunSummary, Failure> {
     let system = |error| run_failure(RunError::System(error));
-    let weights = weights(plan::survey(plan, store, false)?);
+    let weights = weights(plan::survey(plan, store, None)?);
     let runtime = tokio::runtime::Runtime::new().map_err(system)?;
     runtime.block_on(async {
         let run_options = run_options(&options).map_err(system)?;

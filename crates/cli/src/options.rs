@@ -67,9 +67,9 @@ impl Computing {
         tsbd_tensor::device(&self.device).map_err(no_device)
     }
 
-    /// Without the flag.
-    pub fn on_the_cpu() -> Self {
-        Self { device: "cpu".to_owned() }
+    /// The device of this name.
+    pub fn named(name: &str) -> Self {
+        Self { device: name.to_owned() }
     }
 
     /// As it was typed.

@@ -169,6 +169,16 @@ fn images_that_the_encoder_of_ssba_cannot_take_are_refused() {
 }
 
 #[test]
+fn a_device_to_time_steps_on_that_is_not_there_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = experiment(folder.path(), "grid.toml", GRID);
+    let output =
+        tsbd().arg("plan").arg(&file).args(["--measure=gpu", "--results"]).arg(folder.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert_contains(&stderr(&output), &["--device gpu", "hint:"]);
+}
+
+#[test]
 fn devices_that_are_not_there_and_flags_that_do_not_go_with_them_are_refused() {
     assert_refused(GRID, &["--device", "gpu"], &["--device gpu"]);
     assert_refused(GRID, &["--device", "cuda:x"], &["--device cuda:x"]);

@@ -28,6 +28,7 @@ use crate::{labels, planning, terminal};
 #[command(after_help = examples!(
     "tsbd plan experiments/table1.toml"
     "tsbd plan experiments/table1.toml --profile paper --measure"
+    "tsbd plan experiments/table1.toml --profile paper --measure=cuda     one cell at a time, in f32"
     "tsbd plan experiments/table1.toml --set attack.poisoning_ratio=0.05 --set 'grid.attack=[\"badnets\"]'"
     "tsbd plan experiments/table1.toml --json | jq '.cells[] | select(.state != \"done\") | .label'"
 ))]
@@ -35,9 +36,9 @@ pub struct Arguments {
     /// Experiment file
     file: PathBuf,
 
-    /// Time a few training steps here of each network that no finished cell has trained
-    #[arg(long)]
-    measure: bool,
+    /// Time a few training steps here of each network that no finished cell has trained; on a GPU with --measure=cuda
+    #[arg(long, value_name = "DEVICE", num_args = 0..=1, require_equals = true, default_missing_value = "cpu")]
+    measure: Option<String>,
 
     /// Print JSON
     #[arg(long)]
@@ -54,7 +55,7 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Outcome {
     let Arguments { file, measure, json, overrides, folders } = arguments;
     let plan = planning::to_look(&file, &overrides, &folders)?;
-    let lines = survey(&plan, &Store::new(&folders.results), measure)?;
+    let lines = survey(&plan, &Store::new(&folders.results), measure.as_deref())?;
     if json {
         terminal::print_json(&describe(&plan, &lines));
     } else {
@@ -114,8 +115,8 @@ impl State {
     }
 }
 
-/// Looks every cell up. With `measure`, networks that no finished cell has trained are timed.
-pub fn survey(plan: &Plan, store: &Store, measure: bool) -> Result<Vec<Line>, Failure> {
+/// Looks every cell up. Networks that no finished cell has trained are timed on the device that `measure` names, if it does.
+pub fn survey(plan: &Plan, store: &Store, measure: Option<&str>) -> Result<Vec<Line>, Failure> {
     let keep = |found: Found<RecordSummary>| match found {
         Found::Done(record) => (State::Done, Some(record.seconds)),
         Found::Failed(failure) => (State::Failed(failure.reason), None),
@@ -128,8 +129,8 @@ pub fn survey(plan: &Plan, store: &Store, measure: bool) -> Result<Vec<Line>, Fa
     let wanted: HashSet<CellKey> = outstanding(plan, &done).into_iter().collect();
     let mut labels = labels::of(plan);
     let mut costs = Costs::of(plan, found.iter().filter_map(|(key, (_, seconds))| Some((key, (*seconds)?))));
-    if measure {
-        costs.measure(wanted.iter().map(|key| &plan.cells[key]))?;
+    if let Some(device) = measure {
+        costs.measure(device, wanted.iter().map(|key| &plan.cells[key]))?;
     }
     let mut lines = Vec::with_capacity(found.len());
     for ((key, cell), (_, (mut state, seconds))) in plan.cells.iter().zip(found) {
@@ -181,14 +182,14 @@ impl<'a> Costs<'a> {
         costs
     }
 
-    /// Times the networks of these cells whose speed is not known.
-    fn measure<'c>(&mut self, cells: impl Iterator<Item = &'c Cell>) -> Result<(), Failure> {
+    /// Times the networks of these cells whose speed is not known, on this device.
+    fn measure<'c>(&mut self, device: &str, cells: impl Iterator<Item = &'c Cell>) -> Result<(), Failure> {
         let trained = self.plan.cells.values().find_map(|cell| cell.training.as_ref());
         let batch = trained.map_or(128, |training| training.batch_size);
         for cell in cells {
             let (Some(name), Some(network)) = (self.network(cell), self.network_parameters(cell)) else { continue };
             if let Entry::Vacant(unknown) = self.speeds.entry(name) {
-                unknown.insert((training_images_per_second(&network, batch)?, 1.0));
+                unknown.insert((training_images_per_second(&network, batch, device)?, 1.0));
             }
         }
         Ok(())

@@ -48,7 +48,7 @@ pub fn run(arguments: Arguments) -> Outcome {
     let experiment = match &file {
         Some(file) => {
             let plan = planning::to_look(file, &overrides, &folders)?;
-            let lines = plan::survey(&plan, &store, false)?;
+            let lines = plan::survey(&plan, &store, None)?;
             Some((plan, lines))
         }
         None => None,

@@ -64,7 +64,7 @@ pub(super) fn run(scale: &Scale) -> Ended {
     let laid_out = lay_out()?;
     clock.tell("experiment laid out", laid_out.cells.len());
     let clock = Clock::start();
-    let lines = plan::survey(&laid_out, &store, false)?;
+    let lines = plan::survey(&laid_out, &store, None)?;
     clock.tell("results folder surveyed", lines.len());
     let clock = Clock::start();
     let text = plan::render(&laid_out, &lines);

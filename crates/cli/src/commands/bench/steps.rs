@@ -122,18 +122,20 @@ pub fn train(train: &Train) -> Outcome {
     settings.report("train", precision, &runs?)
 }
 
-/// Images a second in training steps of a network on the CPU: the median of a few steps.
-pub fn training_images_per_second(network: &ModelParameters, batch: usize) -> Result<f64, Failure> {
+/// Images a second in training steps of a network on a device: the median of a few steps.
+pub fn training_images_per_second(network: &ModelParameters, batch: usize, device: &str) -> Result<f64, Failure> {
+    // A GPU's first steps load and record.
+    let (warmup, steps) = if device == "cpu" { (2, 5) } else { (10, 20) };
     let settings = Settings {
         model: network.name.clone(),
         width: network.width,
         batch,
-        steps: 5,
-        warmup: 2,
+        steps,
+        warmup,
         image_size: network.image_size,
         classes: network.classes,
         threads: None,
-        computing: Computing::on_the_cpu(),
+        computing: Computing::named(device),
         json: false,
     };
     let run = settings.trained(Precision::F32, &Barrier::new(1))?;
@@ -367,7 +369,7 @@ mod tests {
             image_size: 8,
             classes: 4,
             threads: None,
-            computing: Computing::on_the_cpu(),
+            computing: Computing::named("cpu"),
             json: false,
         }
     }
