@@ -14,7 +14,7 @@ usage: tools/bench_gpu.sh [FLAGS]
   --width N         width of PreAct-ResNet18 (64)
   --batches "N ..." images per step ("128 512")
   --device NAME     cuda or cuda:N, for tsbd (cuda); CUDA_VISIBLE_DEVICES chooses for both
-  --only TEXT       only the variants whose name contains this (tsbd, f32, tf32, bf16, compiled, free);
+  --only TEXT       only the variants whose name contains this (tsbd, f32, tf32, bf16, compiled, free, graphs);
                     without tsbd's there are no ratios
   --out FILE        where the JSON lines go (bench-gpu.jsonl)
 
@@ -22,7 +22,9 @@ environment
   TSBD              a tsbd built with `make build-cuda` (target/release/tsbd)
   TSBD_PYTHON       a Python with PyTorch (python3); without PyTorch, only tsbd is measured
 
-It begins with `tsbd selftest --device cuda` and stops if an operation is wrong: what computes wrong numbers has no speed.
+It begins with `tsbd selftest --device cuda`. If an operation is wrong it measures all the same, says so at the end, and fails:
+what computes wrong numbers has no speed. Each run is printed when it is done, and the table at the end, however that comes.
+All of it takes a quarter of an hour or more, most of it PyTorch's starts: `--only bf16 --batches 128` is a few minutes.
 The ratio of a line is its images per second in those of one model of tsbd in the same precision: above 1, tsbd is slower than
 that variant. Steps are done again from a CUDA graph, except those called launched. Four models at once are four in one process;
 their images per second are added.
@@ -62,46 +64,16 @@ done
 [[ -x $tsbd ]] || refuse "there is no $tsbd: build it with make build-cuda, or name one in TSBD"
 
 echo "selftest of $tsbd on $device" >&2
-"$tsbd" selftest --device "$device" >&2
+tested=0
+timeout 300 "$tsbd" selftest --device "$device" >&2 || tested=$?
+((tested == 0)) || echo "the selftest failed, exit code $tested: see above" >&2
 
 : >"$out"
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,power.draw --format=csv,noheader >&2 || true
 
-# run NAME PROGRAM...: appends the program's JSON line, with its name; a failure is said and does not stop the others.
-run() {
-  local name=$1 line
-  shift
-  if line=$("$@"); then
-    python3 -c 'import json, sys; print(json.dumps({"variant": sys.argv[1], **json.loads(sys.argv[2])}))' "$name" "$line" >>"$out"
-  else
-    echo "failed: $name: $*" >&2
-  fi
-}
-
-sizes=(--steps "$steps" --warmup "$warmup" --width "$width")
-for batch in $batches; do
-  for precision in f32 tf32 bf16; do
-    [[ "tsbd $precision" == *"$only"* ]] || continue
-    run "tsbd $precision" "$tsbd" bench train --device "$device" --precision "$precision" "${sizes[@]}" --batch "$batch" --json
-    TSBD_CUDA_GRAPHS=0 run "tsbd $precision, launched" "$tsbd" bench train --device "$device" --precision "$precision" \
-      "${sizes[@]}" --batch "$batch" --json
-    run "tsbd $precision, 4 at once" "$tsbd" bench train --device "$device" --precision "$precision" --models 4 \
-      "${sizes[@]}" --batch "$batch" --json
-  done
-  "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || continue
-  for precision in f32 tf32 bf16; do
-    for variant in eager compiled 'eager free'; do
-      name="pytorch $precision $variant"
-      [[ $name == *"$only"* ]] || continue
-      flags=(--device cuda --precision "$precision" --layout channels_last --batch "$batch")
-      [[ $variant != compiled ]] || flags+=(--compile)
-      [[ $variant != *free ]] || flags+=(--free)
-      run "$name" "$python" "$root/tools/reference/bench_pytorch.py" "${sizes[@]}" "${flags[@]}"
-    done
-  done
-done
-
-python3 - "$out" <<'PYTHON'
+# All runs so far, by batch.
+table() {
+  python3 - "$out" <<'PYTHON'
 import json
 import sys
 
@@ -119,3 +91,41 @@ for batch in sorted({run["batch"] for run in runs}):
         memory = f"{memory:6.0f}" if memory else "     -"
         print(f"{run['variant']:28}  {speed:8.0f}  {run['milliseconds_per_step']:9.2f}  {memory}  {ratio}")
 PYTHON
+}
+
+# run NAME PROGRAM...: appends the program's JSON line, with its name, and prints it; a failure does not stop the others.
+run() {
+  local name=$1 line
+  shift
+  line=$("$@") || echo "failed: $name: $*" >&2
+  [[ -n $line ]] || return 0
+  python3 -c 'import json, sys; print(json.dumps({"variant": sys.argv[1], **json.loads(sys.argv[2])}))' "$name" "$line" >>"$out"
+  table | grep -F -- "$name  " | tail -n 1 >&2 || true
+}
+
+trap table EXIT
+sizes=(--steps "$steps" --warmup "$warmup" --width "$width")
+for batch in $batches; do
+  for precision in f32 tf32 bf16; do
+    [[ "tsbd $precision" == *"$only"* ]] || continue
+    run "tsbd $precision" "$tsbd" bench train --device "$device" --precision "$precision" "${sizes[@]}" --batch "$batch" --json
+    TSBD_CUDA_GRAPHS=0 run "tsbd $precision, launched" "$tsbd" bench train --device "$device" --precision "$precision" \
+      "${sizes[@]}" --batch "$batch" --json
+    run "tsbd $precision, 4 at once" "$tsbd" bench train --device "$device" --precision "$precision" --models 4 \
+      "${sizes[@]}" --batch "$batch" --json
+  done
+  "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || continue
+  for precision in f32 tf32 bf16; do
+    for variant in eager compiled 'compiled free' graphs; do
+      name="pytorch $precision $variant"
+      [[ $name == *"$only"* ]] || continue
+      flags=(--device cuda --precision "$precision" --layout channels_last --batch "$batch")
+      [[ $variant != compiled* ]] || flags+=(--compile)
+      [[ $variant != graphs ]] || flags+=(--compile reduce-overhead)
+      [[ $variant != *free ]] || flags+=(--free)
+      run "$name" "$python" "$root/tools/reference/bench_pytorch.py" "${sizes[@]}" "${flags[@]}"
+    done
+  done
+done
+
+((tested == 0)) || exit 1

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles a driver, cuBLAS, cuDNN and cuRAND of a GPU that does not exist, on which the CPU computes (tools/cuda/simulator):
+# Compiles a driver, cuBLAS and cuDNN of a GPU that does not exist, on which the CPU computes (tools/cuda/simulator):
 # with them a program built for CUDA runs every line of its own on any x86-64 Linux machine. Slow, and no test of speed.
 #
 #   tools/cuda-simulator.sh DIR
@@ -15,7 +15,7 @@ set -euo pipefail
 sources=$(cd "$(dirname "${BASH_SOURCE[0]}")/cuda/simulator" && pwd)
 emulator=$(cd "$sources/../../../crates/tensor/src/kernels/cuda/emulator" && pwd)
 mkdir -p "$1"
-for library in driver:libcuda.so.1 cublas:libcublas.so.13 cudnn:libcudnn.so.9 curand:libcurand.so.10; do
+for library in driver:libcuda.so.1 cublas:libcublas.so.13 cudnn:libcudnn.so.9; do
   g++ -std=c++17 -O2 -fPIC -shared -w -I"$emulator" -o "$1/${library#*:}" "$sources/${library%%:*}.cpp" &
 done
 for job in $(jobs -p); do wait "$job"; done

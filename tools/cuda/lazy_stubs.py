@@ -19,9 +19,11 @@ from pathlib import Path
 
 # Library: (cudarc's module, names of its file, files it needs and does not find, status where it is missing).
 # NVRTC looks for its builtins as the system does, not beside itself; cuDNN compiles with NVRTC.
+# The driver looks for its own compiler, which Candle's kernels need, as the system does.
 BUILTINS = "libnvrtc-builtins.so.13.0"
+COMPILER = "libnvidia-ptxjitcompiler.so.1"
 LIBRARIES = {
-    "cuda": ("driver", ["libcuda.so.1"], [], 34),  # CUDA_ERROR_STUB_LIBRARY
+    "cuda": ("driver", ["libcuda.so.1"], [COMPILER], 34),  # CUDA_ERROR_STUB_LIBRARY
     "nvrtc": ("nvrtc", ["libnvrtc.so.13", "libnvrtc.so.12"], [BUILTINS], 7),  # NVRTC_ERROR_BUILTIN_OPERATION_FAILURE
     "curand": ("curand", ["libcurand.so.10"], [], 203),  # CURAND_STATUS_INITIALIZATION_FAILED
     "cublas": ("cublas", ["libcublas.so.13", "libcublas.so.12"], ["libcublasLt.so.13"], 1),  # NOT_INITIALIZED

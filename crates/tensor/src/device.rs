@@ -126,7 +126,7 @@ fn peak(ordinal: usize) -> Option<u64> {
 
 #[cfg(feature = "cuda")]
 fn unavailable(name: &str, error: candle_core::Error) -> Error {
-    const LIBRARIES: &str = "cuBLAS, cuRAND and cuDNN for CUDA 13 have to be there: pip install 'torch>=2.11', or a toolkit; \
+    const LIBRARIES: &str = "cuBLAS and cuDNN for CUDA 13 have to be there: pip install 'torch>=2.11', or a toolkit; \
                              name its folder in CUDA_LAZY_PATH; with CUDA_LAZY_DEBUG=1 the program says where it looks";
     let text = error.to_string();
     let reason = text.lines().next().unwrap_or_default().to_owned();

@@ -123,6 +123,7 @@ int cudnnCreate(Handle **handle) { return *handle = new Handle, 0; }
 int cudnnDestroy(Handle *handle) { return delete handle, 0; }
 int cudnnSetStream(Handle *handle, void *stream) { return handle->stream = stream, 0; }
 const char *cudnnGetErrorString(int) { return "simulated"; }
+void cudnnGetLastErrorString(char *text, size_t size) { snprintf(text, size, "no last error is kept"); }
 int cudnnCreateTensorDescriptor(Tensor **d) { return *d = new Tensor, 0; }
 int cudnnDestroyTensorDescriptor(Tensor *d) { return delete d, 0; }
 int cudnnCreateFilterDescriptor(Tensor **d) { return *d = new Tensor, 0; }

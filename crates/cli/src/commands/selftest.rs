@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 use tsbd_tensor::selftest::{Check, Finding, checks};
 use tsbd_tensor::{DType, Device};
 
-use crate::columns::Columns;
 use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::options::Computing;
@@ -59,19 +58,25 @@ pub fn run(arguments: &Arguments) -> Outcome {
             .hint("`tsbd selftest` without it lists them all"));
     }
     let begin = Instant::now();
-    let lines: Vec<Line> = list.into_iter().map(|check| Line::of(check, &device)).collect();
+    let mut lines = Vec::with_capacity(list.len());
+    if !arguments.json {
+        let names = ["operation", "type", "forward", "gradients", "allowed", "ms", "shape", "verdict"];
+        terminal::print(&row(&names.map(str::to_owned)));
+    }
+    for check in list {
+        let line = Line::of(check, &device);
+        if !arguments.json {
+            // At once: what a device does that ends the program is the line after the last.
+            terminal::print(&row(&line.cells()));
+        }
+        lines.push(line);
+    }
     if arguments.json {
         terminal::print_json(&Value::from_iter(lines.iter().map(Line::json)));
     } else {
-        let mut columns =
-            Columns::headed(&["operation", "type", "forward", "gradients", "allowed", "ms", "verdict", "shape"]);
-        for line in &lines {
-            columns.row(line.cells());
-        }
         let right = lines.iter().filter(|line| line.is_right()).count();
         terminal::print(&format!(
-            "{}\n{right} of {} are right on {}; {:.0} s\n",
-            columns.render(200),
+            "\n{right} of {} are right on {}; {:.0} s\n",
             lines.len(),
             arguments.computing.name(),
             begin.elapsed().as_secs_f64(),
@@ -93,6 +98,13 @@ pub fn run(arguments: &Arguments) -> Outcome {
         wrong.join("\n  ")
     );
     Err(Failure::failed(message).hint("--only WORDS checks some of them again; please report this table"))
+}
+
+/// A line of the table.
+fn row([operation, dtype, forward, gradients, allowed, milliseconds, shape, verdict]: &[String; 8]) -> String {
+    format!(
+        "{operation:<22} {dtype:<4} {forward:>8} {gradients:>9} {allowed:>7} {milliseconds:>6}  {shape:<54} {verdict}\n"
+    )
 }
 
 /// What `--only` searches.
@@ -156,8 +168,8 @@ impl Line {
             gradients,
             format!("{:.0e}", self.tolerance),
             format!("{:.0}", self.milliseconds),
-            self.verdict(),
             self.check.shape().to_owned(),
+            self.verdict(),
         ]
     }
 

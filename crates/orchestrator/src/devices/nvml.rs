@@ -9,9 +9,13 @@ use super::{Load, Meter};
 pub(super) struct Nvml(Library);
 
 impl Nvml {
+    /// Where containers are given the driver, if the system does not look there.
+    const IN_CONTAINERS: &str = "/usr/local/nvidia/lib64/libnvidia-ml.so.1";
+
     /// `None` where there is no driver, or one without the library.
     pub fn new() -> Option<Self> {
-        Library::init().ok().map(Self)
+        let elsewhere = || Library::builder().lib_path(Self::IN_CONTAINERS.as_ref()).init();
+        Library::init().or_else(|_| elsewhere()).ok().map(Self)
     }
 }
 

@@ -116,7 +116,9 @@ fn products(
     [x, weight]: [&Tensor; 2],
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    on_gpu!(x, gpu => super::cuda::conv_transpose::products(&gpu, operation, g, manner, [x, weight], bias));
+    on_gpu!(x, gpu => {
+        super::cuda::convolution_input_gradient(&gpu, operation, (g, manner), [x, weight], bias, None)
+    });
     by_element!(operation, "x", x, T => {
         let (x, filter) = (Operand::<T>::read(operation, "x", x)?, Operand::<T>::read(operation, "weight", weight)?);
         let start = match bias {
@@ -140,7 +142,9 @@ fn input_gradient(
     weight: &Tensor,
     existing: Option<Tensor>,
 ) -> Result<Tensor> {
-    on_gpu!(dy, gpu => super::cuda::conv_transpose::input_gradient(&gpu, BACKWARD, (g, manner), dy, weight, existing));
+    on_gpu!(dy, gpu => {
+        super::cuda::convolve(&gpu, BACKWARD, (g, manner), [dy, weight], None, existing.as_ref())
+    });
     by_element!(BACKWARD, "dy", dy, T => {
         let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;
         let weight = Operand::<T>::read(BACKWARD, "weight", weight)?;

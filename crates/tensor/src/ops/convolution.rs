@@ -140,7 +140,7 @@ fn products(
             Addend::Bias(bias) => (Some(bias.tensor()), None),
             Addend::Residual(residual) => (None, Some(residual.tensor())),
         };
-        super::cuda::convolve(&gpu, g, manner, [x, weight].map(Var::tensor), bias, residual)
+        super::cuda::convolve(&gpu, operation, (g, manner), [x, weight].map(Var::tensor), bias, residual)
     });
     by_element!(operation, "x", x.tensor(), T => {
         let image = Operand::<T>::read(operation, "x", x.tensor())?;
@@ -190,7 +190,10 @@ fn input_gradient(
     weight: &Tensor,
     existing: Option<Tensor>,
 ) -> Result<Tensor> {
-    on_gpu!(dy, gpu => super::cuda::convolution_input_gradient(&gpu, g, manner, dy, weight, existing));
+    on_gpu!(dy, gpu => {
+        let existing = existing.as_ref();
+        super::cuda::convolution_input_gradient(&gpu, BACKWARD, (g, manner), [dy, weight], None, existing)
+    });
     by_element!(BACKWARD, "dy", dy, T => {
         let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;
         let weight = Operand::<T>::read(BACKWARD, "weight", weight)?;

@@ -8,7 +8,8 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, c_int, c_void};
+use std::fmt::Debug;
 use std::mem::MaybeUninit;
 use std::rc::Rc;
 
@@ -58,27 +59,14 @@ impl Numbers {
     }
 }
 
-/// What is added to the products.
-#[derive(Clone, Copy)]
-enum Output {
-    Nothing,
-    WhatIsThere,
-}
-
-/// What `y` is made of: the products of `x` and `weight`, added to what `y` holds if there is one.
-pub(crate) fn forward(
-    gpu: &Gpu,
-    (g, manner): (&Geometry, Manner),
-    x: View,
-    weight: View,
-    y: Option<View>,
-) -> Result<Option<Allocation>> {
+/// The products of `x` and `weight`.
+pub(crate) fn forward(gpu: &Gpu, (g, manner): (&Geometry, Manner), x: View, weight: View) -> Result<Allocation> {
     let numbers = Numbers::of(x.element(), manner)?;
     let filter = elementwise::transpose(gpu, weight, g.patch(), g.out_channels)?;
-    let (fresh, output, start) = output(gpu, numbers.element(), g.pixels() * g.out_channels, y)?;
+    let y = gpu.allocate(numbers.element(), g.pixels() * g.out_channels)?;
     with(gpu, g, numbers, |cudnn, plan| {
         let listed = plan.forward(cudnn, g)?;
-        let (one, beta) = (1f32, start.factor());
+        let (one, beta) = (1f32, 0f32);
         plan.attempt((gpu, cudnn), g, "forward", listed, |handle, algorithm, workspace, bytes| {
             // SAFETY: the descriptors belong to the geometry that the arrays have; the workspace is as large as asked for.
             unsafe {
@@ -95,28 +83,27 @@ pub(crate) fn forward(
                     bytes,
                     constant(&beta),
                     plan.y,
-                    written(output),
+                    written(y.view().address()),
                 )
             }
         })
     })?;
-    Ok(fresh)
+    Ok(y)
 }
 
-/// The gradient of the input, added to what `dx` holds if there is one.
+/// The gradient of the input.
 pub(crate) fn backward_input(
     gpu: &Gpu,
     (g, manner): (&Geometry, Manner),
     dy: View,
     weight: View,
-    dx: Option<View>,
-) -> Result<Option<Allocation>> {
+) -> Result<Allocation> {
     let numbers = Numbers::of(dy.element(), manner)?;
     let filter = elementwise::transpose(gpu, weight, g.patch(), g.out_channels)?;
-    let (fresh, output, start) = output(gpu, numbers.element(), g.images * g.image(), dx)?;
+    let dx = gpu.allocate(numbers.element(), g.images * g.image())?;
     with(gpu, g, numbers, |cudnn, plan| {
         let listed = plan.backward_input(cudnn, g)?;
-        let (one, beta) = (1f32, start.factor());
+        let (one, beta) = (1f32, 0f32);
         plan.attempt((gpu, cudnn), g, "backward to the input", listed, |handle, algorithm, workspace, bytes| {
             // SAFETY: the descriptors belong to the geometry that the arrays have; the workspace is as large as asked for.
             unsafe {
@@ -133,12 +120,12 @@ pub(crate) fn backward_input(
                     bytes,
                     constant(&beta),
                     plan.x,
-                    written(output),
+                    written(dx.view().address()),
                 )
             }
         })
     })?;
-    Ok(fresh)
+    Ok(dx)
 }
 
 /// The gradient of the weight.
@@ -170,28 +157,6 @@ pub(crate) fn backward_weight(gpu: &Gpu, (g, manner): (&Geometry, Manner), x: Vi
         })
     })?;
     elementwise::transpose(gpu, filter.view(), g.out_channels, g.patch())
-}
-
-impl Output {
-    /// What the old contents are multiplied by.
-    fn factor(self) -> f32 {
-        match self {
-            Self::Nothing => 0.,
-            Self::WhatIsThere => 1.,
-        }
-    }
-}
-
-/// Where a result goes: to `given`, added to what is there, or to fresh memory.
-fn output(gpu: &Gpu, element: Stored, count: usize, given: Option<View>) -> Result<(Option<Allocation>, u64, Output)> {
-    match given {
-        Some(view) => Ok((None, view.address(), Output::WhatIsThere)),
-        None => {
-            let fresh = gpu.allocate(element, count)?;
-            let address = fresh.view().address();
-            Ok((Some(fresh), address, Output::Nothing))
-        }
-    }
 }
 
 fn read(view: View) -> *const c_void {
@@ -276,7 +241,7 @@ impl Drop for Cudnn {
 }
 
 /// An algorithm and the bytes of workspace that it needs.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Choice<A> {
     algorithm: A,
     bytes: usize,
@@ -336,16 +301,25 @@ macro_rules! list {
             let choice = |entry: &$Listed| {
                 Choice { algorithm: entry.algo, bytes: entry.memory, math: $plan.math_of(entry.mathType) }
             };
-            let _ = $algorithms.listed.set(usable.into_iter().map(choice).collect());
+            let usable = usable.into_iter().map(choice).collect();
+            debug(|| format!("{} of {:?}: {usable:?}", $pass, $g));
+            let _ = $algorithms.listed.set(usable);
         }
         Ok(&$algorithms)
     }};
 }
 
-/// Whether cuDNN says that it does not do what it is asked for, and has done nothing.
+/// Whether cuDNN says that it does not, or cannot, do what it is asked for, and has done nothing.
 fn is_refusal(CudnnError(status): CudnnError) -> bool {
-    // CUDNN_STATUS_BAD_PARAM, CUDNN_STATUS_NOT_SUPPORTED, and their kinds.
-    (2000..4000).contains(&(status as u32))
+    // CUDNN_STATUS_BAD_PARAM, NOT_SUPPORTED, INTERNAL_ERROR, and their kinds; not EXECUTION_FAILED.
+    (2000..5000).contains(&(status as u32))
+}
+
+/// Says something about convolutions on standard error, if the environment variable `TSBD_CUDA_DEBUG` is set.
+fn debug(text: impl FnOnce() -> String) {
+    if std::env::var_os("TSBD_CUDA_DEBUG").is_some() {
+        eprintln!("cuDNN: {}", text());
+    }
 }
 
 impl Plan {
@@ -437,7 +411,7 @@ impl Plan {
 
     /// Computes by the first of the algorithms that cuDNN does not refuse when it comes to it. What was refused once is not
     /// tried again.
-    fn attempt<A: Copy>(
+    fn attempt<A: Copy + Debug>(
         &self,
         (gpu, cudnn): (&Gpu, &mut Cudnn),
         g: &Geometry,
@@ -451,10 +425,15 @@ impl Plan {
             unsafe { result::set_convolution_math_type(self.convolution, choice.math) }.map_err(refused)?;
             let workspace = cudnn.workspace(gpu, choice.bytes)?;
             match compute(cudnn.handle, choice.algorithm, workspace, choice.bytes) {
-                Err(error) if is_refusal(error) => algorithms.refused.set(algorithms.refused.get() + 1),
+                // In a capture that has failed nothing is done any more, whatever the algorithm.
+                Err(error) if is_refusal(error) && !gpu.is_captured() => {
+                    debug(|| format!("{pass} of {g:?}: {choice:?} is refused: {}", failure(g, pass, error)));
+                    algorithms.refused.set(algorithms.refused.get() + 1);
+                }
                 done => return done.map_err(|error| failure(g, pass, error)),
             }
         }
+        debug(|| format!("{pass} of {g:?}: no algorithm"));
         Err(Error::NoAlgorithm { pass, geometry: format!("{g:?}") })
     }
 }
@@ -476,5 +455,9 @@ fn refused(error: CudnnError) -> Error {
 }
 
 fn failure(g: &Geometry, pass: &str, error: CudnnError) -> Error {
-    Error::Candle(candle_core::Error::Msg(format!("cuDNN, {pass} of {g:?}: {error}")))
+    let mut text = [0u8; 512];
+    // SAFETY: there is room for so many bytes, of which the last stays 0.
+    unsafe { sys::cudnnGetLastErrorString(text.as_mut_ptr().cast(), text.len() - 1) };
+    let text = CStr::from_bytes_until_nul(&text).map(CStr::to_string_lossy).unwrap_or_default();
+    Error::Candle(candle_core::Error::Msg(format!("cuDNN, {pass} of {g:?}: {error}: {text}")))
 }

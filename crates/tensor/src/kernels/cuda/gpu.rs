@@ -271,6 +271,11 @@ impl Gpu {
         Allocation { storage, address, element, count }
     }
 
+    /// Whether what is asked for is recorded and not done.
+    pub fn is_captured(&self) -> bool {
+        !matches!(self.stream.capture_status(), Ok(sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE))
+    }
+
     fn name(&self) -> String {
         format!("Cuda {{ gpu_id: {} }}", self.stream.context().ordinal())
     }

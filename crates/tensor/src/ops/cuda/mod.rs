@@ -5,7 +5,6 @@
 //! operations on a GPU again.
 
 pub(super) mod arithmetic;
-pub(super) mod conv_transpose;
 pub(super) mod curvature;
 pub(crate) mod optimizer;
 pub(super) mod places;
@@ -55,15 +54,6 @@ pub(super) fn from_two(
 
 // --- convolution and the linear layer ---
 
-/// The result of a convolution that wrote to fresh memory, or to `start`.
-fn written(gpu: &Gpu, fresh: Option<Allocation>, start: Option<Tensor>, dims: &[usize]) -> Result<Tensor> {
-    match (fresh, start) {
-        (Some(fresh), _) => Ok(gpu.tensor(fresh, dims)),
-        (None, Some(start)) => Ok(start),
-        (None, None) => unreachable!("a convolution writes somewhere"),
-    }
-}
-
 /// `y + bias` for every row of `y`.
 fn biased(gpu: &Gpu, operation: &'static str, y: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let products = gpu.activations(operation, "y", y)?;
@@ -71,19 +61,18 @@ fn biased(gpu: &Gpu, operation: &'static str, y: &Tensor, bias: &Tensor) -> Resu
     Ok(gpu.tensor(elementwise::add_bias(gpu, products.view(), bias.view())?, y.dims()))
 }
 
-/// What `compute` makes of tensors of activations; where cuDNN cannot multiply their `bf16`, what it makes of the same numbers in
-/// `f32`, rounded at the end.
-fn or_wide<const N: usize>(
-    tensors: [&Tensor; N],
+/// What `compute` makes of two factors; where cuDNN cannot multiply their `bf16`, what it makes of the same numbers in `f32`,
+/// rounded at the end.
+fn or_wide(
+    factors: [&Tensor; 2],
     manner: Manner,
-    compute: impl Fn([&Tensor; N], Manner) -> Result<Tensor>,
+    compute: impl Fn([&Tensor; 2], Manner) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    match compute(tensors, manner) {
-        Err(Error::NoAlgorithm { .. }) if tensors[0].dtype() == DType::BF16 => {
-            let wide =
-                tensors.iter().map(|tensor| tensor.to_dtype(DType::F32)).collect::<candle_core::Result<Vec<_>>>()?;
+    match compute(factors, manner) {
+        Err(Error::NoAlgorithm { .. }) if factors[0].dtype() == DType::BF16 => {
+            let wide = [factors[0].to_dtype(DType::F32)?, factors[1].to_dtype(DType::F32)?];
             let full = Manner { algorithm: ConvolutionAlgorithm::Exact, precision: Precision::F32 };
-            Ok(compute(std::array::from_fn(|index| &wide[index]), full)?.to_dtype(DType::BF16)?)
+            Ok(compute(wide.each_ref(), full)?.to_dtype(DType::BF16)?)
         }
         done => done,
     }
@@ -92,80 +81,54 @@ fn or_wide<const N: usize>(
 /// The convolution of `x`, plus a bias, or plus a residual.
 pub(super) fn convolve(
     gpu: &Gpu,
-    g: &Geometry,
-    manner: Manner,
+    operation: &'static str,
+    (g, manner): (&Geometry, Manner),
     factors: [&Tensor; 2],
     bias: Option<&Tensor>,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let y = match residual {
-        Some(residual) => or_wide([factors[0], factors[1], residual], manner, |[x, weight, residual], manner| {
-            products(gpu, g, manner, [x, weight], Some(residual))
-        }),
-        None => or_wide(factors, manner, |factors, manner| products(gpu, g, manner, factors, None)),
-    }?;
-    bias.map_or(Ok(y.clone()), |bias| biased(gpu, "conv2d", &y, bias))
+    let y = or_wide(factors, manner, |[x, weight], manner| {
+        let image = gpu.activations(operation, "x", x)?;
+        let filter = gpu.like(operation, "weight", weight, &image)?;
+        let y = convolution::forward(gpu, (g, manner), image.view(), filter.view())?;
+        Ok(gpu.tensor(y, &[g.images, g.out_height, g.out_width, g.out_channels]))
+    })?;
+    plus(gpu, operation, y, bias, residual)
 }
 
-/// The products of a convolution, added to a residual if there is one.
-fn products(
+/// `y` plus a bias, or plus a residual. cuDNN could add to what is there, but not with every algorithm.
+fn plus(
     gpu: &Gpu,
-    g: &Geometry,
-    manner: Manner,
-    [x, weight]: [&Tensor; 2],
+    operation: &'static str,
+    y: Tensor,
+    bias: Option<&Tensor>,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    const OPERATION: &str = "conv2d";
-    let dims = [g.images, g.out_height, g.out_width, g.out_channels];
-    let image = gpu.activations(OPERATION, "x", x)?;
-    let filter = gpu.like(OPERATION, "weight", weight, &image)?;
-    if let Some(residual) = residual {
-        gpu.like(OPERATION, "residual", residual, &image)?;
-    }
-    let start = residual.map(Tensor::copy).transpose()?;
-    let fresh = {
-        let start = start.as_ref().map(|start| gpu.like(OPERATION, "residual", start, &image)).transpose()?;
-        let start = start.as_ref().map(|start| start.view());
-        convolution::forward(gpu, (g, manner), image.view(), filter.view(), start)?
+    let y = match residual {
+        Some(residual) => {
+            from_two(gpu, operation, [("y", &y), ("residual", residual)], |a, b| elementwise::add(gpu, a, b))?
+        }
+        None => y,
     };
-    written(gpu, fresh, start, &dims)
+    bias.map_or(Ok(y.clone()), |bias| biased(gpu, operation, &y, bias))
 }
 
+/// The gradient of a convolution's input, added to what there is already; and the transposed convolution, plus a bias.
 pub(super) fn convolution_input_gradient(
     gpu: &Gpu,
-    g: &Geometry,
-    manner: Manner,
-    dy: &Tensor,
-    weight: &Tensor,
-    existing: Option<Tensor>,
-) -> Result<Tensor> {
-    match existing {
-        Some(existing) => or_wide([dy, weight, &existing], manner, |[dy, weight, existing], manner| {
-            input_gradient(gpu, g, manner, [dy, weight], Some(existing))
-        }),
-        None => or_wide([dy, weight], manner, |factors, manner| input_gradient(gpu, g, manner, factors, None)),
-    }
-}
-
-/// The gradient of the input, added to what there is already.
-fn input_gradient(
-    gpu: &Gpu,
-    g: &Geometry,
-    manner: Manner,
-    [dy, weight]: [&Tensor; 2],
+    operation: &'static str,
+    (g, manner): (&Geometry, Manner),
+    factors: [&Tensor; 2],
+    bias: Option<&Tensor>,
     existing: Option<&Tensor>,
 ) -> Result<Tensor> {
-    const OPERATION: &str = "conv2d backward";
-    let gradient = gpu.activations(OPERATION, "dy", dy)?;
-    let filter = gpu.like(OPERATION, "weight", weight, &gradient)?;
-    // The sum so far may be somebody's retained gradient.
-    let start = existing.map(Tensor::copy).transpose()?;
-    let fresh = {
-        let start = start.as_ref().map(|start| gpu.like(OPERATION, "dx", start, &gradient)).transpose()?;
-        let start = start.as_ref().map(|start| start.view());
-        convolution::backward_input(gpu, (g, manner), gradient.view(), filter.view(), start)?
-    };
-    written(gpu, fresh, start, &[g.images, g.height, g.width, g.in_channels])
+    let dx = or_wide(factors, manner, |[dy, weight], manner| {
+        let gradient = gpu.activations(operation, "dy", dy)?;
+        let filter = gpu.like(operation, "weight", weight, &gradient)?;
+        let dx = convolution::backward_input(gpu, (g, manner), gradient.view(), filter.view())?;
+        Ok(gpu.tensor(dx, &[g.images, g.height, g.width, g.in_channels]))
+    })?;
+    plus(gpu, operation, dx, bias, existing)
 }
 
 pub(super) fn convolution_weight_gradient(
