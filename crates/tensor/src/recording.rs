@@ -1,7 +1,6 @@
 //! Work of a GPU that is recorded once and done again with one call: a CUDA graph.
 //!
-//! A training step is hundreds of launches, each of which costs the host microseconds; done again from a recording they cost
-//! one.
+//! A training step is hundreds of launches, each a call of the driver; done again from a recording they are one call.
 
 use std::sync::OnceLock;
 

@@ -1,6 +1,6 @@
 //! Plain steps on a GPU: recorded once, then done again with one call for each batch.
 //!
-//! Launching its hundreds of kernels one by one keeps the host busy for longer than a GPU computes. The bits are the same.
+//! Launching its hundreds of kernels one by one can keep the host busy for longer than a GPU computes. The bits are the same.
 
 use super::{CrossEntropyStep, TrainingObserver};
 use crate::model::QueuedStep;
@@ -70,8 +70,9 @@ impl Recorder {
                 Ok(recorded) => self.recorded = Some(recorded),
                 Err(error) => {
                     self.is_possible = false;
-                    observer
-                        .note(&format!("the training step is not recorded as a CUDA graph, which is slower: {error}"));
+                    observer.note(&format!(
+                        "the training step is not recorded as a CUDA graph, but launched kernel by kernel: {error}"
+                    ));
                 }
             }
         }
