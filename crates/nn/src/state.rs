@@ -19,8 +19,8 @@ pub struct Entry {
 /// The tensors of a network: parameters, running estimates and counters, in PyTorch's order under PyTorch's names.
 ///
 /// Convolutions' weights lie as `[kh, kw, in, out]` in memory; [`StateDict::filters`] and files show them in PyTorch's
-/// order. The optimiser changes the tensors in place, so a [`Tensor`] cloned from here (which shares memory) changes
-/// with them; a clone of the state dict itself is deep.
+/// order. A step of training changes parameters and running estimates in place, so a [`Tensor`] cloned from here (which
+/// shares memory) changes with them; a clone of the state dict itself is deep.
 #[derive(Debug)]
 pub struct StateDict {
     entries: IndexMap<String, Entry>,

@@ -138,8 +138,8 @@ pub trait StepRule {
         Ok(())
     }
 
-    /// If a step is the gradient of a cross-entropy for the batch as it is and nothing else, that one: on a GPU it is recorded
-    /// once and done again.
+    /// If a step is the gradient of a cross-entropy for the batch as it is and nothing else, [`Self::after`] included, that one:
+    /// on a GPU it is recorded once and done again.
     fn plain(&self) -> Option<CrossEntropyStep> {
         None
     }

@@ -1,7 +1,7 @@
 //! What the cells of a run compute on, and how many of them at a time.
 //!
 //! On a CPU so many cells run as the user says. On GPUs each cell has one of them to itself or shares it with others, in a
-//! process of its own: a fault of the device ends that process and no other. A small network leaves most of a GPU idle,
+//! process of its own: a fault of the device ends that process and no other, unless they share it (`mps`). A small network leaves most of a GPU idle,
 //! so with [`CellsPerGpu::Auto`] another cell is started while the GPU is not busy and has memory for it.
 
 pub(crate) mod mps;
@@ -43,12 +43,10 @@ pub enum CellsPerGpu {
 }
 
 impl Devices {
-    /// The devices to try the Multi-Process Service on, if cells are to use it and a GPU may have more than one.
+    /// The devices to try the Multi-Process Service on, if cells are to use it.
     pub(crate) fn to_share(&self) -> Vec<String> {
         match self {
-            Self::Gpus { gpus, cells, mps: true } if *cells != CellsPerGpu::Exactly(1) => {
-                gpus.iter().map(|gpu| format!("cuda:{}", gpu.ordinal)).collect()
-            }
+            Self::Gpus { gpus, mps: true, .. } => gpus.iter().map(|gpu| format!("cuda:{}", gpu.ordinal)).collect(),
             _ => vec![],
         }
     }

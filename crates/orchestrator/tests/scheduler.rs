@@ -325,7 +325,7 @@ async fn cells_are_spread_over_the_gpus_and_none_has_more_than_its_share() {
     let bench = Bench::new();
     let plan = grid(&["badnets", "blended", "none"], &["ft"]);
     let gpu = |ordinal| GpuFacts { ordinal, name: "Test".into(), uuid: String::new(), memory_bytes: 1 << 30 };
-    let devices = Devices::Gpus { gpus: vec![gpu(0), gpu(3)], cells: CellsPerGpu::Exactly(1), mps: true };
+    let devices = Devices::Gpus { gpus: vec![gpu(0), gpu(3)], cells: CellsPerGpu::Exactly(1), mps: false };
     let options = RunOptions { place: Place::Local(devices), ..bench.options("", 1) };
     let (_sender, interrupts) = Interrupts::channel();
     let (summary, events) = bench.run_with(&plan, options, interrupts).await;

@@ -120,3 +120,22 @@ impl<T: Element> InplaceOp2 for Step<'_, T> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn a_current_step_takes_the_rate_that_is_in_memory_unless_the_loss_there_is_not_finite() {
+        let values = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap();
+        let options = Sgd { learning_rate: f64::NAN, momentum: 0.9, weight_decay: 0. };
+        for (loss, expected) in [(f32::NAN, [1., 2.]), (f32::INFINITY, [1., 2.]), (0.7, [0.5, 1.])] {
+            let (parameter, velocity) = (values(&[1., 2.]), values(&[0., 0.]));
+            let current = Current { learning_rate: &values(&[0.5]), loss: &values(&[loss]) };
+            sgd_steps(&[[&parameter, &velocity, &values(&[1., 2.])]], options, Some(current)).unwrap();
+            assert_eq!(parameter.to_vec1::<f32>().unwrap(), expected, "{loss}");
+        }
+    }
+}

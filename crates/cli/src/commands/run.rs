@@ -112,6 +112,10 @@ impl Arguments {
                 None => Ok(Place::Slurm),
             };
         }
+        if *mps && *cells_per_gpu == Some(CellsPerGpu::Exactly(1)) {
+            return Err(Failure::refused("--mps with --cells-per-gpu 1: nothing is shared")
+                .hint("leave one of them out, or let more cells share a GPU"));
+        }
         let on_the_cpu = || {
             let flags = [cells_per_gpu.map(|_| "--cells-per-gpu"), mps.then_some("--mps")];
             if let Some(flag) = flags.into_iter().flatten().next() {

@@ -22,10 +22,13 @@ const USUAL_PIPES: &str = "/tmp/nvidia-mps";
 /// Variable that tells the service where to write.
 const LOGS: &str = "CUDA_MPS_LOG_DIRECTORY";
 
-/// Starts the service and says so; ends it when standard input ends, that is with the process that holds its other end,
-/// however that ends.
-const KEEPER: &str =
-    r#""$0" -d >"$1" 2>&1 </dev/null && echo started && cat >/dev/null && echo quit | "$0" >/dev/null 2>&1"#;
+/// Starts the service and says so; ends it and removes its folder when standard input ends, that is with the process that
+/// holds its other end, however that ends.
+const KEEPER: &str = r#"
+"$0" -d >"$1" 2>&1 </dev/null && echo started && cat >/dev/null && {
+  echo quit | "$0" >/dev/null 2>&1
+  rm -rf "$CUDA_MPS_PIPE_DIRECTORY"
+}"#;
 
 /// A service of ours, which ends with this.
 pub(crate) struct Mps {
