@@ -99,20 +99,78 @@ pub fn read<T: DeserializeOwned>(value: &Value) -> Result<T, ParameterError> {
         Err(error) => error,
     };
     let Value::Object(fields) = value else {
-        return Err(ParameterError::new("parameters", value, error.to_string(), "give a table of parameters"));
+        return Err(ParameterError::new("parameters", value, "not a table", "give a table of parameters"));
     };
     for (field, given) in fields {
         let alone = Value::Object([(field.clone(), given.clone())].into_iter().collect());
         if let Err(error) = T::deserialize(&alone) {
-            let message = error.to_string();
-            let (reason, way_out) = match message.split_once(", expected ") {
-                Some((reason, expected)) => (reason.to_owned(), format!("expected {expected}")),
-                None => (message, "see the parameters that `tsbd list` prints".to_owned()),
-            };
+            let (reason, way_out) = in_plain_words(&error.to_string(), given, || choices::<T>(field));
             return Err(ParameterError::new(field, given, reason, way_out));
         }
     }
-    Err(ParameterError::new("parameters", value, error.to_string(), "see the parameters that `tsbd list` prints"))
+    Err(ParameterError::new("parameters", value, error.to_string(), SEE_LIST))
+}
+
+const SEE_LIST: &str = "see the parameters that `tsbd list` prints";
+
+/// What serde found, with what the sections of an experiment file call it.
+const KINDS: &[(&str, &str)] = &[
+    ("string", "a text"),
+    ("integer", "a whole number"),
+    ("floating point", "a number"),
+    ("boolean", "a truth value"),
+    ("sequence", "a list"),
+    ("map", "a table"),
+    ("null", "nothing"),
+];
+
+/// The reason and the way out for a message of serde's about the value of one field, in the words that the sections of an
+/// experiment file have for the same. `choices` has the names of which the field is one.
+fn in_plain_words(message: &str, given: &Value, choices: impl Fn() -> Option<String>) -> (String, String) {
+    let Some((found, expected)) = message.rsplit_once(", expected ") else {
+        return (message.to_owned(), SEE_LIST.to_owned());
+    };
+    if found.starts_with("unknown field") {
+        return ("there is no such key".to_owned(), format!("write {expected}"));
+    }
+    if found.starts_with("unknown variant") {
+        return ("there is no such choice".to_owned(), format!("write {expected}"));
+    }
+    let kind = |found: &str| KINDS.iter().find(|(word, _)| found.starts_with(word)).map(|(_, kind)| *kind);
+    let kind_found =
+        ["invalid type: ", "invalid value: "].into_iter().find_map(|start| kind(found.strip_prefix(start)?));
+    let Some(kind) = kind_found else { return (found.to_owned(), format!("write {expected}")) };
+    let (wanted, range) = match expected {
+        // JSON has neither infinity nor NaN: an experiment file's becomes its name.
+        "f64" if ["NaN", "inf", "-inf"].iter().any(|name| given == name) => {
+            return ("out of range".to_owned(), "give a finite number".to_owned());
+        }
+        "f64" => ("a number", ""),
+        "usize" | "u64" | "u32" => ("a whole number", " of at least 0"),
+        "a boolean" => ("true or false", ""),
+        "a string" => ("a text in quotes", ""),
+        "a sequence" => ("a list", ""),
+        // A choice: what serde reads may also be a table of one key, which no parameter is.
+        "string or map" | "map with a single key" | "unit" => ("a text in quotes", ""),
+        other => (other, ""),
+    };
+    if kind == wanted {
+        let range = if found.contains("`-") || expected != "u32" { range } else { " of at most 4294967295" };
+        return ("out of range".to_owned(), format!("give {wanted}{range}"));
+    }
+    let within = if given.is_array() && kind != "a list" { " in the list" } else { "" };
+    let reason = format!("{kind}{within} where {wanted} is expected");
+    let names = if wanted == "a text in quotes" { choices() } else { None };
+    (reason, format!("write {}", names.unwrap_or_else(|| format!("{wanted}{range}"))))
+}
+
+/// The names of which a field is one, as serde lists them.
+fn choices<T: DeserializeOwned>(field: &str) -> Option<String> {
+    // No name is empty.
+    let nameless = Value::Object([(field.to_owned(), Value::from(""))].into_iter().collect());
+    let message = T::deserialize(&nameless).err()?.to_string();
+    let (found, names) = message.split_once(", expected ")?;
+    found.starts_with("unknown variant").then(|| names.to_owned())
 }
 
 /// The names of the fields of a parameter struct, from its JSON schema.
@@ -313,7 +371,51 @@ mod tests {
     fn a_value_of_the_wrong_type_is_named_with_its_field() {
         let error = read::<Poisoning>(&json!({"poisoning_ratio": 0.2, "labels": "one-to-one"})).unwrap_err();
         assert_eq!(error.field, "labels");
-        assert!(error.to_string().contains("all-to-one"), "{error}");
+        assert_eq!(error.reason, "there is no such choice");
+        assert_eq!(error.way_out, "write `all-to-one` or `all-to-all`");
+    }
+
+    #[test]
+    fn a_wrong_type_is_told_in_the_words_of_experiment_files() {
+        #[derive(Debug, Default, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        struct Own {
+            alpha: f64,
+            share: Option<f64>,
+            passes: usize,
+            class: u32,
+            flip: bool,
+            labels: Option<LabelRule>,
+            layer: String,
+            ratios: Vec<f64>,
+        }
+        for (field, value, reason, way_out) in [
+            ("alpha", json!("0.1"), "a text where a number is expected", "write a number"),
+            ("alpha", json!("x, expected usize"), "a text where a number is expected", "write a number"),
+            ("alpha", json!([0.1]), "a list where a number is expected", "write a number"),
+            ("alpha", json!("inf"), "out of range", "give a finite number"),
+            ("share", json!(true), "a truth value where a number is expected", "write a number"),
+            ("passes", json!(2.5), "a number where a whole number is expected", "write a whole number of at least 0"),
+            ("passes", json!(-1), "out of range", "give a whole number of at least 0"),
+            ("class", json!("0"), "a text where a whole number is expected", "write a whole number of at least 0"),
+            ("class", json!(-1), "out of range", "give a whole number of at least 0"),
+            ("class", json!(1_u64 << 32), "out of range", "give a whole number of at most 4294967295"),
+            ("flip", json!(1), "a whole number where true or false is expected", "write true or false"),
+            (
+                "labels",
+                json!(3),
+                "a whole number where a text in quotes is expected",
+                "write `all-to-one` or `all-to-all`",
+            ),
+            ("layer", json!(3), "a whole number where a text in quotes is expected", "write a text in quotes"),
+            ("ratios", json!(0.5), "a number where a list is expected", "write a list"),
+            ("ratios", json!([0.5, "x"]), "a text in the list where a number is expected", "write a number"),
+        ] {
+            let error = read::<Own>(&json!({field: value})).unwrap_err();
+            let told = (error.field.as_str(), error.reason.as_str(), error.way_out.as_str());
+            assert_eq!(told, (field, reason, way_out), "{value}");
+        }
+        assert_eq!(read::<Own>(&json!(3)).unwrap_err().reason, "not a table");
     }
 
     #[test]

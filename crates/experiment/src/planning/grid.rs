@@ -20,8 +20,10 @@ pub(super) struct Grid {
     pub axes: Vec<(String, Vec<Node>)>,
 }
 
-/// Tables whose keys may be axes.
-const AXIS_ROOTS: &[&str] = &["data", "model", "training", "attack", "attacks", "defense", "defenses", "measures"];
+/// Sections whose keys may be axes.
+const SECTIONS: &[&str] = &["data", "model", "training"];
+/// Tables of methods whose keys may be axes.
+const METHOD_TABLES: &[&str] = &["attack", "attacks", "defense", "defenses", "measures"];
 
 pub(super) fn read(root: &Table, start: &Place, problems: &mut Problems) -> Grid {
     let mut grid = Grid { attacks: Vec::new(), defenses: Vec::new(), measures: Vec::new(), axes: Vec::new() };
@@ -33,6 +35,9 @@ pub(super) fn read(root: &Table, start: &Place, problems: &mut Problems) -> Grid
     let Some(table) = require_table(node, "grid", problems) else { return grid };
     let mut axes = Vec::new();
     flatten("", table, &mut axes);
+    // `attack.poisoning_ratio = [..]` without quotes makes a table `attack`, and names no attack.
+    let [attacks, defenses, measures] =
+        [&ATTACK, &DEFENSE, &MEASURE].map(|family| axes.iter().any(|(path, _)| path == family.shared));
     for (path, node) in axes {
         match path.as_str() {
             "attack" => grid.attacks = names(&ATTACK, node, problems),
@@ -43,48 +48,70 @@ pub(super) fn read(root: &Table, start: &Place, problems: &mut Problems) -> Grid
                 problems.add(&node.key_place, format!("grid.{path}"), None, "seeds are no axis of the grid", hint);
             }
             _ => {
-                let first = path.split('.').next().unwrap_or_default();
-                if AXIS_ROOTS.contains(&first) && path.contains('.') {
+                let table = path.split_once('.').map(|(table, _)| table);
+                if table.is_some_and(|table| SECTIONS.contains(&table) || METHOD_TABLES.contains(&table)) {
                     let values = values(&path, node, problems);
                     grid.axes.push((path, values));
                 } else {
-                    let known = ["attack", "defense", "measure"].into_iter().chain(AXIS_ROOTS.iter().copied());
-                    let hint = format!(
-                        "{}; an axis is `attack`, `defense`, `measure`, or a dotted key",
-                        suggest(first, known)
-                    );
-                    problems.add(&node.key_place, format!("grid.{path}"), None, "there is no such axis", hint);
+                    let key = format!("grid.{path}");
+                    problems.add(&node.key_place, key, None, "there is no such axis", meant(&path));
                 }
             }
         }
     }
-    if !table.contains_key("attack") {
+    if !attacks {
         let hint = "write attack = [\"none\", \"badnets\"]; `tsbd list attacks` prints all";
         problems.add(&node.key_place, "grid.attack", None, "a grid needs attacks", hint);
     }
-    if !table.contains_key("defense") {
+    if !defenses {
         grid.defenses.push(("none".into(), node.key_place.clone()));
     }
-    if !table.contains_key("measure") {
+    if !measures {
         grid.measures.push((NO_MEASURE.into(), node.key_place.clone()));
     }
     // Measurements start from what defenses do, whether those are in the grid or not.
     let measures = grid.measures.iter().any(|(name, _)| name != NO_MEASURE);
     for (axis, values) in &grid.axes {
+        refuse_unread(axis, values, problems);
         for (family, chosen) in [(&ATTACK, &grid.attacks), (&DEFENSE, &grid.defenses), (&MEASURE, &grid.measures)] {
             let method = axis.strip_prefix(family.own).and_then(|rest| rest.strip_prefix('.')?.split('.').next());
             let (Some(method), Some(value)) = (method, values.first()) else { continue };
-            let key = format!("grid.{axis}");
-            if !family.names().contains(&method) {
-                let reason = format!("there is no such {}", family.what);
-                problems.add(&value.key_place, key, None, reason, suggest(method, family.names()));
-            } else if chosen.iter().all(|(name, _)| name != method) && !(measures && family.own == DEFENSE.own) {
+            let is_chosen = chosen.iter().any(|(name, _)| name == method);
+            if family.names().contains(&method) && !is_chosen && !(measures && family.own == DEFENSE.own) {
                 let reason = format!("`{method}` is not in the grid, so the axis changes nothing");
-                problems.add(&value.key_place, key, None, reason, "add it to the grid, or remove the axis");
+                let hint = "add it to the grid, or remove the axis";
+                problems.add(&value.key_place, format!("grid.{axis}"), None, reason, hint);
             }
         }
     }
     grid
+}
+
+/// The way out for a key of `[grid]` that is no axis.
+fn meant(path: &str) -> String {
+    const EXAMPLE: &str = "a dotted key, as `\"model.width\" = [16, 64]`";
+    match path.split_once('.') {
+        Some((table, _)) => {
+            let hint = suggest(table, SECTIONS.iter().chain(METHOD_TABLES).copied());
+            format!("{hint}; an axis is `attack`, `defense`, `measure`, or a dotted key")
+        }
+        None if SECTIONS.contains(&path) => format!("write {EXAMPLE}"),
+        None => {
+            let hint = suggest(path, [ATTACK.shared, DEFENSE.shared, MEASURE.shared]);
+            format!("{hint}; any other axis is {EXAMPLE}")
+        }
+    }
+}
+
+/// Tells an axis of a method that nothing reads, as its key is told in the method's own table.
+fn refuse_unread(axis: &str, values: &[Node], problems: &mut Problems) {
+    for value in values {
+        let mut alone = Table::new();
+        set(&mut alone, axis, value.clone());
+        for family in [&ATTACK, &DEFENSE, &MEASURE] {
+            family.refuse_unknown(&alone, problems);
+        }
+    }
 }
 
 /// `a.b = [..]` in a file is a table in a table; `"a.b" = [..]` is a key with a dot. Both mean the same axis.

@@ -5,6 +5,7 @@ use tsbd_analysis::{MEASUREMENTS, Measurement, MeasurementEntry};
 use tsbd_attack::parameters::{self, field_names};
 use tsbd_attack::{Attack, AttackEntry, DatasetFacts, ParameterError, Poisoning};
 use tsbd_defense::{DEFENSES, Defense, DefenseCommon, DefenseEntry};
+use tsbd_nn::Architecture;
 
 use super::section::{refuse_unknown, require_table};
 use crate::diagnostic::{Place, Problems, suggest};
@@ -212,6 +213,47 @@ pub(super) fn measurement(
     let errors = MEASURE.read_fields(&own, |field| (entry.configure)(&field).map(drop));
     let configured = (entry.configure)(&Value::Object(own));
     finish(configured, errors, &MEASURE, entry.name, root, asked_at, problems)
+}
+
+/// What a measurement can compare: what it scores itself, and the defenses that order neurons of this network.
+fn comparable(entry: &MeasurementEntry, architecture: &dyn Architecture) -> Vec<String> {
+    let mut names = Vec::new();
+    if let Ok(usual) = (entry.configure)(&Value::Object(Map::new())) {
+        let (parameters, scores) = (usual.parameters(), usual.needs().scores);
+        let methods = parameters["methods"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        names.extend(methods.filter(|name| scores.iter().all(|score| score != name)).map(str::to_owned));
+    }
+    let orders_neurons = |entry: &&&DefenseEntry| {
+        let usual = (entry.configure)(&DefenseCommon::default(), Value::Object(Map::new()));
+        usual.is_ok_and(|defense| !defense.scored_layers(architecture).is_empty())
+    };
+    names.extend(DEFENSES.iter().filter(orders_neurons).map(|entry| entry.name.to_owned()));
+    names
+}
+
+/// Tells that a measurement cannot compare a method, at its name in the list of methods, or at the measurement's name in
+/// the grid.
+pub(super) fn refuse_compared(
+    entry: &MeasurementEntry,
+    method: &str,
+    architecture: &dyn Architecture,
+    root: &Table,
+    asked_at: &Place,
+    problems: &mut Problems,
+) {
+    let key = format!("{}.{}.methods", MEASURE.own, entry.name);
+    let items = match lookup(root, &key).map(|node| &node.content) {
+        Some(Content::List(items)) => items.as_slice(),
+        _ => &[],
+    };
+    let written = items.iter().find(|item| matches!(&item.content, Content::Text(name) if name == method));
+    let place = written.map_or(asked_at, |item| &item.place);
+    let known = comparable(entry, architecture);
+    let (reason, hint) = match tsbd_defense::find(method) {
+        Some(_) => ("it orders no neurons", format!("give some of {}", known.join(", "))),
+        None => ("there is no such method", suggest(method, known.iter().map(String::as_str))),
+    };
+    problems.add(place, key, Some(format!("\"{method}\"")), reason, hint);
 }
 
 fn finish<T>(

@@ -625,22 +625,13 @@ impl Planner<'_> {
         }
         let mut scored = BTreeMap::new();
         for name in &needs.scores {
-            let scoring = tsbd_defense::find(name);
-            let Some(scoring) = scoring else {
-                let hint =
-                    format!("give others in measures.{}.methods; `tsbd list defenses` has the names", entry.name);
-                self.problems.add(asked_at, "grid.measure", Some(name.clone()), "there is no such defense", hint);
-                return None;
-            };
-            let defense = self.defense(basis, scoring, asked_at)?;
-            let layers = defense.method.scored_layers(basis.architecture.as_ref());
-            if layers.is_empty() {
-                let hint = format!("take it out of measures.{}.methods", entry.name);
-                self.problems.add(asked_at, "grid.measure", Some(name.clone()), "it orders no neurons", hint);
-                return None;
-            }
+            // All that cannot be compared is told at once.
+            let Some((layers, defense)) = self.scoring(basis, entry, name, asked_at) else { continue };
             scored.insert(name.clone(), layers);
             parents.push(self.defend(trained, &defense));
+        }
+        if scored.len() < needs.scores.len() {
+            return None;
         }
         let checked = configured.method.check_scores(basis.architecture.as_ref(), &scored);
         methods::check(checked, &methods::MEASURE, entry.name, &basis.root, asked_at, &mut self.problems);
@@ -653,6 +644,27 @@ impl Planner<'_> {
             ..subject
         });
         Some((measure, needs))
+    }
+
+    /// The layers whose neurons a compared defense orders, and that defense; tells of one that orders none.
+    fn scoring(
+        &mut self,
+        basis: &Basis,
+        entry: &MeasurementEntry,
+        name: &str,
+        asked_at: &Place,
+    ) -> Option<(Vec<String>, Configured<dyn Defense>)> {
+        let architecture = basis.architecture.as_ref();
+        let defense = match tsbd_defense::find(name) {
+            Some(defense) => Some(self.defense(basis, defense, asked_at)?),
+            None => None,
+        };
+        let scoring = defense.map(|defense| (defense.method.scored_layers(architecture), defense));
+        let scoring = scoring.filter(|(layers, _)| !layers.is_empty());
+        if scoring.is_none() {
+            methods::refuse_compared(entry, name, architecture, &basis.root, asked_at, &mut self.problems);
+        }
+        scoring
     }
 
     /// The cell that trains the clean model with the images and network of a point.

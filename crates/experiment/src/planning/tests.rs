@@ -1,3 +1,5 @@
+mod measurements;
+
 use std::collections::BTreeMap;
 
 use serde_json::json;
@@ -344,9 +346,95 @@ fn axes_that_cannot_be_are_refused() {
         ("seed = [1, 2]", "seeds are no axis"),
         ("\"model.width\" = [4, 0]", "out of range"),
         ("\"training.epoch\" = [4, 5]", "no such key"),
+        ("\"attack.posioning\" = [0.01, 0.1]", "no such key"),
+        ("\"attack.poisoning_rate\" = [0.01, 0.1]", "no such key"),
+        ("\"attack.alpha\" = [0.1, 0.2]", "no such key"),
+        ("\"attacks.badnets.poisoning_rate\" = [0.01, 0.1]", "no such key"),
+        ("\"attacks.badnets.poisoning_ratio.x\" = [0.01, 0.1]", "a table where a number is expected"),
+        ("\"attacks.badnets\" = [0.01, 0.1]", "where a table is expected"),
+        ("\"attacks.none.poisoning_ratio\" = [0.01, 0.1]", "no such attack"),
+        ("\"defense.clean_rate\" = [0.05, 0.1]", "no such key"),
+        ("\"defense.neuron_ratio\" = [0.05, 0.1]", "no such key"),
+        ("\"defenses.ft.epoch\" = [1, 2]", "no such key"),
+        ("defenses.ft.epoch = [1, 2]", "no such key"),
+        ("\"measures.coverage.rankin\" = [\"layer\", \"network\"]", "no such key"),
     ] {
         let diagnostics = refused(&format!("{SMALL}{axis}\n"), &[]);
         assert!(diagnostics.iter().any(|diagnostic| diagnostic.reason.contains(reason)), "{axis}: {diagnostics:#?}");
+    }
+}
+
+#[test]
+fn a_misspelled_axis_is_refused_at_its_key_with_the_key_that_was_meant() {
+    for (axis, key, hint) in [
+        ("attack.poisoning_rate", "attack.poisoning_rate", "did you mean `poisoning_ratio`?"),
+        ("attacks.badnet.poisoning_ratio", "attacks.badnet", "did you mean `badnets`?"),
+        ("defense.clean_rate", "defense.clean_rate", "did you mean `clean_ratio`?"),
+        ("defenses.ft.epoch", "defenses.ft.epoch", "did you mean `epochs`?"),
+    ] {
+        let diagnostics = refused(&format!("{SMALL}\"{axis}\" = [1, 2]\n"), &[]);
+        let (text, told, value, reason, way_out) = only(&diagnostics);
+        assert_eq!((text.trim_matches('"'), told, value, way_out), (axis, key, None, hint));
+        assert!(reason.starts_with("there is no such "), "{reason}");
+    }
+    let far = refused(&format!("{SMALL}\"attack.posioning\" = [0.01, 0.1]\n"), &[]);
+    assert!(only(&far).4.contains("there are: ") && only(&far).4.contains("poisoning_ratio"), "{far:#?}");
+    let set = refused(SMALL, &[("grid.\"defenses.ft.epoch\"", "[1, 2]")]);
+    assert_eq!((only(&set).1, only(&set).3), ("defenses.ft.epoch", "there is no such key"));
+    assert_eq!(set[0].place.source.name, "--set");
+}
+
+#[test]
+fn a_key_of_the_grid_that_is_no_axis_is_answered_with_one() {
+    const DOTTED: &str = "a dotted key, as `\"model.width\" = [16, 64]`";
+    let refused = |axis: &str| {
+        let diagnostics = refused(&format!("{SMALL}{axis} = [4]\n"), &[]);
+        let (_, key, _, reason, hint) = only(&diagnostics);
+        assert_eq!((key, reason), (format!("grid.{axis}").as_str(), "there is no such axis"));
+        hint.to_owned()
+    };
+    for (axis, meant) in
+        [("attacks", "attack"), ("defenses", "defense"), ("measures", "measure"), ("defence", "defense")]
+    {
+        assert_eq!(refused(axis), format!("did you mean `{meant}`?; any other axis is {DOTTED}"));
+    }
+    for section in ["data", "model", "training"] {
+        assert_eq!(refused(section), format!("write {DOTTED}"));
+    }
+    assert!(refused("modle.width").starts_with("did you mean `model`?; "));
+    assert!(refused("measure.coverage").starts_with("did you mean `measures`?; "));
+}
+
+#[test]
+fn an_axis_without_quotes_names_no_method() {
+    let dotted = SMALL.replace("defense = [\"none\", \"ft\", \"tsbd\"]", "defense.clean_ratio = [0.05, 0.1]");
+    assert_eq!(planned(&dotted, &[]).points.len(), 3, "the defense is `none`");
+    let diagnostics = refused(SMALL, &[("grid.attack.poisoning_ratio", "[0.05, 0.1]")]);
+    assert_eq!((only(&diagnostics).1, only(&diagnostics).3), ("grid.attack", "a grid needs attacks"));
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_refused_in_the_same_words_in_every_table() {
+    for (key, value, reason, hint) in [
+        ("model.width", "\"4\"", "a text where a whole number is expected", "write a whole number"),
+        ("attack.poisoning_ratio", "\"0.1\"", "a text where a number is expected", "write a number"),
+        ("attack.target_class", "-1", "out of range", "give a whole number of at least 0"),
+        (
+            "defenses.tsbd.fine_tuning_passes",
+            "2.5",
+            "a number where a whole number is expected",
+            "write a whole number of at least 0",
+        ),
+        (
+            "defenses.tsbd.reinitialisation",
+            "3",
+            "a whole number where a text in quotes is expected",
+            "write one of `v1`, `v2`, `v3`",
+        ),
+        ("defenses.tsbd.round_changes", "1", "a whole number where true or false is expected", "write true or false"),
+    ] {
+        let diagnostics = refused(SMALL, &[(key, value)]);
+        assert_eq!(only(&diagnostics), (value, key, Some(value), reason, hint));
     }
 }
 
@@ -501,6 +589,43 @@ fn ablations_and_tables_share_the_repairs_that_they_have_in_common() {
 }
 
 #[test]
+fn figures_and_ablations_train_no_model_that_table_1_has_not_trained() {
+    let learned = |plan: &Plan| {
+        let cells = plan.cells.iter().filter(|(_, cell)| matches!(cell.kind, CellKind::Train | CellKind::Prepare));
+        cells.map(|(key, cell)| (key.clone(), cell.clone())).collect::<Vec<(CellKey, Cell)>>()
+    };
+    let table1 = quick("table1");
+    for experiment in [
+        "fig3",
+        "fig4",
+        "fig8",
+        "ablation-radius",
+        "ablation-clean-ratio",
+        "ablation-alpha",
+        "ablation-neuron-ratio",
+        "ablation-weight-ratio",
+        "ablation-unlearning-rate",
+    ] {
+        let cells = learned(&quick(experiment));
+        assert!(!cells.is_empty(), "{experiment}");
+        for (key, cell) in cells {
+            assert!(table1.cells.contains_key(&key), "{experiment}: {:?} {}", cell.kind, cell.label());
+        }
+    }
+    // Two of the three poisoning ratios are others than the table's, whatever the attack.
+    let (shared, others): (Vec<_>, Vec<_>) =
+        learned(&quick("fig6")).into_iter().partition(|(key, _)| table1.cells.contains_key(key));
+    let ratio = |cell: &Cell| cell.attack.parameters["poisoning_ratio"].as_f64();
+    for (_, cell) in &others {
+        assert_eq!(cell.kind, CellKind::Train, "{}", cell.label());
+        assert_ne!(ratio(cell), ratio(the_cell(&table1, CellKind::Train, &cell.attack.name)), "{}", cell.label());
+    }
+    assert_eq!(others.len(), 2 * 8);
+    let attacked = shared.iter().filter(|(_, cell)| cell.kind == CellKind::Train && cell.attack.name != "none");
+    assert_eq!(attacked.count(), 8);
+}
+
+#[test]
 fn work_is_counted_in_images_that_go_through_the_network() {
     let plan = quick("table1");
     let passes = |kind: CellKind, attack: &str, defense: &str| {
@@ -553,196 +678,4 @@ fn the_experiments_of_this_repository_are_valid() {
         }
     }
     assert!(count >= 2 * PROFILES.len());
-}
-
-/// One attack, every measurement, TSBD and NWC-FP.
-const MEASURED: &str = r#"
-title = "Measurements"
-profile = "smoke"
-[data]
-train_images = 400
-test_images = 50
-image_size = 8
-[model]
-width = 4
-[measures.coverage]
-methods = ["nwc", "fp"]
-[grid]
-attack = ["badnets"]
-measure = ["nwc", "activeness", "activations", "tac", "coverage"]
-"#;
-
-/// The cell of a point with this measurement.
-fn measured<'a>(plan: &'a Plan, measure: &str) -> &'a Cell {
-    let point = plan.points.iter().find(|point| point.measure == measure).unwrap();
-    &plan.cells[&point.cell]
-}
-
-/// The parents of a cell as their labels.
-fn parents(plan: &Plan, cell: &Cell) -> Vec<String> {
-    cell.parents.iter().map(|key| format!("{:?} {}", plan.cells[key].kind, plan.cells[key].label())).collect()
-}
-
-#[test]
-fn measurements_share_the_unlearned_and_the_clean_models_that_they_need() {
-    let plan = planned(MEASURED, &[]);
-    assert_eq!(plan.points.len(), 5);
-    // The backdoored and the clean model, the two unlearnings, five measurements.
-    assert_eq!(plan.cells.len(), 9);
-    let kinds = |kind| plan.cells.values().filter(|cell| cell.kind == kind).count();
-    assert_eq!((kinds(CellKind::Train), kinds(CellKind::Unlearn), kinds(CellKind::Measure)), (2, 2, 5));
-    let (model, unlearned) = ("Train badnets", "Unlearn badnets after unlearning");
-    let poison = "Unlearn badnets after poison unlearning";
-    assert_eq!(parents(&plan, measured(&plan, "nwc")), [model, unlearned, poison]);
-    assert_eq!(parents(&plan, measured(&plan, "activeness")), [model, "Train none"]);
-    assert_eq!(parents(&plan, measured(&plan, "activations")), [model, unlearned, poison, "Train none"]);
-    assert_eq!(parents(&plan, measured(&plan, "tac")), [model]);
-    assert_eq!(parents(&plan, measured(&plan, "coverage")), [model, unlearned]);
-    let unlearnings: Vec<&Value> = measured(&plan, "nwc").parents[1..]
-        .iter()
-        .map(|key| &plan.cells[key].unlearning.as_ref().unwrap().parameters)
-        .collect();
-    assert_eq!((&unlearnings[0]["of"], &unlearnings[1]["of"]), (&json!("clean"), &json!("poison")));
-    assert_eq!((&unlearnings[0]["clean_ratio"], &unlearnings[1]["stop_at"]), (&json!(0.1), &json!(0.05)));
-    for (position, (key, cell)) in plan.cells.iter().enumerate() {
-        assert!(cell.parents.iter().all(|parent| plan.cells.get_index_of(parent).unwrap() < position), "{key}");
-    }
-}
-
-#[test]
-fn a_clean_model_that_is_compared_with_learns_as_long_as_the_attacked_one() {
-    let of = |attack: &str, set: &[(&str, &str)]| {
-        let text = MEASURED.replace("[\"badnets\"]", &format!("[\"{attack}\"]"));
-        let text = text.replace("measure = [", "measure = [\"activeness\"]\n#");
-        let plan = planned(&text, &[&[("data.image_size", "16"), ("attack.poisoning_ratio", "0.2")][..], set].concat());
-        let clean = the_cell(&plan, CellKind::Train, "none");
-        let training = clean.training.clone().unwrap();
-        assert_eq!(training.schedule, crate::parameters::Schedule::Cosine { t_max: training.epochs });
-        assert!(measured(&plan, "activeness").parents.contains(&clean.key()));
-        (training.epochs, clean.key())
-    };
-    let usual = of("badnets", &[]);
-    assert_eq!(usual.0, 15);
-    assert_eq!(of("wanet", &[("attacks.wanet.epochs", "40")]).0, 40);
-    // In four of its epochs Input-aware trains its masks, and the model rests.
-    let of_input_aware = of("input-aware", &[("attacks.input-aware.epochs", "26")]);
-    assert_eq!(of_input_aware.0, 22);
-    assert_eq!(of("wanet", &[("attacks.wanet.epochs", "15")]), usual, "the cell of the attack `none`");
-}
-
-#[test]
-fn tsbd_fp_by_weight_changes_and_measurements_unlearn_once_when_their_numbers_agree() {
-    let text = MEASURED.replace("measure = [", "defense = [\"none\", \"tsbd\", \"fp\"]\nmeasure = [\"none\"]\n#");
-    // With so few images none can be held out.
-    let settings = [
-        ("defenses.fp.order", "nwc"),
-        ("defenses.fp.selection", "oracle"),
-        ("defenses.fp.unlearning_learning_rate", "1e-3"),
-    ];
-    let plan = planned(&text, &settings);
-    let unlearned = the_cell(&plan, CellKind::Unlearn, "badnets").key();
-    let repairs: Vec<&Cell> = plan.cells.values().filter(|cell| cell.kind == CellKind::Defend).collect();
-    assert_eq!(repairs.len(), 2);
-    assert!(repairs.iter().all(|cell| cell.parents.contains(&unlearned)));
-    assert!(planned(MEASURED, &[]).cells.contains_key(&unlearned), "measurements start from the same");
-    let sweep = "\"defenses.tsbd.neuron_ratio\" = [0.1, 0.2]\n\"defenses.tsbd.weight_ratio\" = [0.5, 0.7]\n\
-                 \"defenses.tsbd.reinitialisation\" = [\"v1\", \"v3\"]\n\"defenses.tsbd.fine_tuning\" = [\"vanilla\", \"none\"]\n\
-                 \"defenses.tsbd.radius\" = [0.05, 0.1]\n\"defenses.tsbd.alpha\" = [0.5, 0.7]\n";
-    let swept = planned(&format!("{}{sweep}", text.replace(", \"fp\"", "")), &[]);
-    assert_eq!(swept.points.len(), 1 + 64);
-    assert_eq!(the_cell(&swept, CellKind::Unlearn, "badnets").key(), unlearned);
-    // What it depends on makes another.
-    let other =
-        planned(&text, &[("defenses.fp.selection", "oracle"), ("defenses.tsbd.unlearning_learning_rate", "5e-3")]);
-    assert!(!other.cells.contains_key(&unlearned));
-}
-
-#[test]
-fn an_axis_of_the_unlearning_is_one_of_the_measurements_that_depend_on_it_and_of_no_other() {
-    let axis =
-        "\"defenses.tsbd.unlearning_learning_rate\" = [1e-3, 1e-4]\n\"defenses.tsbd.neuron_ratio\" = [0.1, 0.2]\n";
-    let plan = planned(&format!("{MEASURED}{axis}"), &[]);
-    let points = |measure: &str| plan.points.iter().filter(|point| point.measure == measure).count();
-    assert_eq!(["nwc", "activeness", "activations", "tac", "coverage"].map(points), [2, 2, 2, 1, 2]);
-    let axes: Vec<&String> = plan.points.iter().flat_map(|point| point.axes.keys()).collect();
-    assert!(axes.iter().all(|axis| *axis == "defenses.tsbd.unlearning_learning_rate"));
-}
-
-#[test]
-fn a_repaired_model_is_measured_as_the_backdoored_one_is() {
-    let text = MEASURED.replace("measure = [", "defense = [\"ft\"]\nmeasure = [\"nwc\", \"tac\"]\n#");
-    let plan = planned(&text, &[]);
-    let (repair, unlearned) = ("Defend badnets + ft", "Unlearn badnets + ft after");
-    let unlearned = [format!("{unlearned} unlearning"), format!("{unlearned} poison unlearning")];
-    let nwc = parents(&plan, measured(&plan, "nwc"));
-    assert_eq!((&nwc[..2], &nwc[2..]), (&[repair.to_owned(), "Train badnets".to_owned()][..], &unlearned[..]));
-    assert_eq!(parents(&plan, measured(&plan, "tac")), [repair, "Train badnets"]);
-    let poison = &plan.cells[&measured(&plan, "nwc").parents[3]];
-    assert_eq!(parents(&plan, poison), [repair, "Train badnets"], "the trigger is needed");
-}
-
-#[test]
-fn a_table_of_measurements_shows_their_numbers_unless_it_is_told_which() {
-    let table = planned(MEASURED, &[]).experiment.table;
-    assert_eq!((table.rows.as_str(), table.columns.as_str()), ("attack", "measure"));
-    let has = |name: &str| table.metrics.iter().any(|metric| metric == name);
-    assert!(
-        ["pearson", "activeness_ratio", "tac_clp_max", "coverage_nwc", "coverage_fp"].map(has).iter().all(|has| *has)
-    );
-    assert!(!has("acc") && !has("coverage_*"));
-    let told = planned(&format!("{MEASURED}[table]\nmetrics = [\"coverage_nwc_at_0.1\"]\n"), &[]);
-    assert_eq!(told.experiment.table.metrics, ["coverage_nwc_at_0.1"]);
-    let diagnostics = refused(&format!("{MEASURED}[table]\nmetrics = [\"pearsn\"]\n"), &[]);
-    let (_, key, _, _, hint) = only(&diagnostics);
-    assert_eq!((key, hint), ("table.metrics", "did you mean `pearson`?"));
-}
-
-#[test]
-fn what_cannot_be_measured_is_refused_before_anything_runs() {
-    let diagnostics = refused(&MEASURED.replace("[\"badnets\"]", "[\"none\"]"), &[("grid.measure", "tac")]);
-    let (_, key, value, reason, hint) = only(&diagnostics);
-    assert_eq!((key, value), ("grid.measure", Some("tac")));
-    assert!(reason.contains("without an attack") && hint.contains("grid.attack"), "{reason}; {hint}");
-
-    let wrong = [
-        ("measures.nwc.layer", "conv9", "measures.nwc.layer"),
-        ("measures.tac.images", "0", "measures.tac.images"),
-        ("measures.coverage.methods", "[\"ft\"]", "grid.measure"),
-        ("measures.coverage.methods", "[\"magic\"]", "grid.measure"),
-        ("measures.nwc.layers", "conv1", "measures.nwc.layers"),
-        ("measures.nwk.layer", "conv1", "measures.nwk"),
-        ("grid.measure", "nwk", "grid.measure"),
-    ];
-    for (key, value, blamed) in wrong {
-        let diagnostics = refused(MEASURED, &[(key, value)]);
-        assert!(diagnostics.iter().any(|diagnostic| diagnostic.key == blamed), "{key}: {diagnostics:#?}");
-    }
-    let defended = MEASURED.replace("measure = [", "defense = [\"ft\"]\nmeasure = [\"coverage\"]\n#");
-    assert!(planned(&defended, &[]).points.len() == 1, "nwc and fp are scored on whatever model");
-}
-
-#[test]
-fn a_layer_that_a_compared_defense_does_not_score_and_a_ratio_that_selects_no_neuron_are_refused_before_anything_runs()
-{
-    let coverage = MEASURED.replace("measure = [", "measure = [\"coverage\"]\n#");
-    let both = ("measures.coverage.methods", "[\"nwc\", \"clp\"]");
-    let last = ("measures.coverage.layers", "[\"layer4.1.conv2\"]");
-    let diagnostics = refused(&coverage, &[both, last]);
-    let (_, key, _, reason, hint) = only(&diagnostics);
-    assert_eq!((key, reason), ("measures.coverage.layers", "clp has no score for its neurons"));
-    assert!(hint.contains("out of `layers`"), "{hint}");
-    let half = ("measures.coverage.neuron_ratios", "[0.5]");
-    planned(&coverage, &[last, half]);
-    planned(&coverage, &[both, half, ("measures.coverage.layers", "[\"conv1\", \"layer4.0.conv1\"]")]);
-
-    let none = ("measures.coverage.neuron_ratios", "[0.5, 0.0045]");
-    // Of all 244 neurons it selects one, of the 212 that CLP scores none.
-    let together = ("measures.coverage.ranking", "network");
-    planned(&coverage, &[together, none]);
-    let diagnostics = refused(&coverage, &[together, both, none]);
-    let (_, key, _, reason, hint) = only(&diagnostics);
-    assert_eq!((key, reason), ("measures.coverage.neuron_ratios", "selects none of the 212 neurons that are compared"));
-    assert_eq!(hint, format!("give at least {}", 1.0 / 212.0));
-    let diagnostics = refused(&coverage, &[none]);
-    assert_eq!(only(&diagnostics).3, "selects none of the 32 neurons of the widest layer");
 }
