@@ -79,6 +79,9 @@ pub fn store_failure(error: StoreError) -> Failure {
             Failure::refused(format!("the results folder {} is in use by {holder}", root.display()))
                 .hint("wait for it, stop it, or give another folder with --results")
         }
+        StoreError::WithoutModels { .. } | StoreError::NotExported { .. } | StoreError::OtherResult { .. } => {
+            Failure::refused(error.to_string())
+        }
         _ => Failure::from_error(Exit::Failed, error),
     }
 }

@@ -13,6 +13,7 @@ const COMMANDS: &[&[&str]] = &[
     &["figure"],
     &["report"],
     &["export"],
+    &["export", "results"],
     &["export", "slurm"],
     &["list"],
     &["list", "attacks"],

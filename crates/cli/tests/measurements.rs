@@ -110,6 +110,22 @@ fn every_measurement_runs_and_its_numbers_and_vectors_are_printed_and_exported()
     let refused = command("table", &file).arg("--neurons").output().unwrap();
     assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
 
+    let exported = folder.path().join("exported");
+    ran(tsbd()
+        .args(["export", "results"])
+        .arg(&file)
+        .arg("--out")
+        .arg(&exported)
+        .args(["--results"])
+        .arg(file.with_file_name("results")));
+    let from_exported = |what: &[&str]| ran(tsbd().arg("table").arg(&file).arg("--results").arg(&exported).args(what));
+    assert_eq!(from_exported(&[]), text);
+    let exported_neurons: Value = serde_json::from_str(&from_exported(&["--neurons", "--format", "json"])).unwrap();
+    assert!(exported_neurons == neurons);
+    let refused = tsbd().arg("run").arg(&file).arg("--results").arg(&exported).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    assert_contains(&stderr(&refused), &["without their models", "--results"]);
+
     // TSBD and FP in the order of weight changes start from the unlearned model that is there.
     let more =
         GRID.replace("measure = [", "defense = [\"tsbd\", \"fp\", \"ft\"]\n\"defenses.fp.order\" = [\"nwc\"]\n#");

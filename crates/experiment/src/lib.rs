@@ -43,5 +43,7 @@ pub use record::{
 pub use registry::ATTACKS;
 pub use row::{NeuronRows, ResultRow, RowState, measurement_gives, neuron_rows, result_rows, unlearned_rows};
 pub use setting::Setting;
-pub use store::{Attempt, CoordinatorLock, Damage, Found, Published, Store, StoreError, Survey, Verification};
+pub use store::{
+    Attempt, CoordinatorLock, Damage, ExportedResults, Found, Published, Store, StoreError, Survey, Verification,
+};
 pub use tsbd_analysis::NeuronVector;

@@ -1,9 +1,9 @@
-//! `tsbd export`: an experiment in a form that something else runs.
+//! `tsbd export`: an experiment for something else that runs it, its results for somebody else who reads them.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use tsbd_experiment::Store;
+use tsbd_experiment::{ExportedResults, Store};
 use tsbd_orchestrator::{Exported, Place, export_slurm};
 
 use crate::command_line::examples;
@@ -11,10 +11,11 @@ use crate::failure::{Exit, Failure, Outcome};
 use crate::options::{Folders, Overrides};
 use crate::{grid, planning, terminal};
 
-/// Write what an experiment would run in a form that something else runs
+/// Write an experiment for a cluster to run, or its results for others to read
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
-    "tsbd export slurm experiments/table1.toml --out jobs    job scripts, to be submitted by hand"
+    "tsbd export results experiments/table1.toml --out shared    its results, without the models"
+    "tsbd export slurm experiments/table1.toml --out jobs       job scripts, to be submitted by hand"
 ))]
 pub struct Arguments {
     #[command(subcommand)]
@@ -23,7 +24,35 @@ pub struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Form {
+    Results(Results),
     Slurm(Slurm),
+}
+
+/// Copy the results of an experiment, without the models
+///
+/// DIR becomes a results folder that `tsbd table`, `tsbd figure` and `tsbd report` read as any other, with --results DIR:
+/// the sealed records of the cells that are done, and what they found out about neurons. Model weights, by far the largest
+/// part, are left out, so nothing can be run there. Results of several experiments can go to one folder.
+#[derive(Args, Debug)]
+#[command(after_help = examples!(
+    "tsbd export results experiments/table1.toml --out shared"
+    "tsbd export results experiments/fig4.toml --out shared         beside those of Table 1"
+    "tsbd table experiments/table1.toml --results shared            the table, on any machine, without the data"
+    "tsbd report --results shared                                   one page with everything in it"
+))]
+struct Results {
+    /// Experiment file
+    file: PathBuf,
+
+    /// Folder for the results: new, empty, or one that results were exported to before
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+
+    #[command(flatten)]
+    overrides: Overrides,
+
+    #[command(flatten)]
+    folders: Folders,
 }
 
 /// Write the Slurm job scripts of everything that is not done yet
@@ -55,7 +84,24 @@ struct Slurm {
 
 /// Writes.
 pub fn run(arguments: Arguments) -> Outcome {
-    let Form::Slurm(Slurm { file, out, overrides, folders }) = arguments.form;
+    match arguments.form {
+        Form::Results(results) => export_results(results),
+        Form::Slurm(slurm) => export_scripts(slurm),
+    }
+}
+
+fn export_results(Results { file, out, overrides, folders }: Results) -> Outcome {
+    let plan = planning::to_look(&file, &overrides, &folders)?;
+    let ExportedResults { cells, missing } =
+        Store::new(&folders.results).export(&plan, &out).map_err(planning::store_failure)?;
+    terminal::say(format!("{cells} cells in {}", out.display()));
+    if missing > 0 {
+        terminal::say(format!("{missing} cells have no result and are not there"));
+    }
+    Ok(Exit::Done)
+}
+
+fn export_scripts(Slurm { file, out, overrides, folders }: Slurm) -> Outcome {
     let plan = planning::to_run(&file, &overrides, &folders)?;
     let data = folders.data.data.as_deref();
     let options = grid::run_options(&grid::Options { data, place: Place::Slurm });

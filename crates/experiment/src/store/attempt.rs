@@ -153,6 +153,7 @@ impl Store {
 
     /// Makes the folder of a new attempt. Nobody works in it yet.
     pub fn create_attempt(&self, key: &CellKey) -> Result<AttemptId, StoreError> {
+        self.refuse_exported()?;
         fs::create_dir_all(self.attempts_directory(key)).map_err(file_error)?;
         loop {
             let number = self.attempts(key)?.last().map_or(1, |last| last.number + 1);

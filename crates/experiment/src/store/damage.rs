@@ -75,7 +75,7 @@ pub(super) fn check(
         return Ok(Err(reason));
     }
     if verification == Verification::Digests {
-        for (name, artefact) in &record.artefacts {
+        for (name, artefact) in record.artefacts.iter().filter(|(name, _)| !store.leaves_out(name)) {
             if file_digest(&store.artefact(key, name)).map_err(file_error)? != artefact.blake3 {
                 return Ok(Err(format!("its file {name} was changed after it was published")));
             }
@@ -90,7 +90,7 @@ pub(super) fn sizes<'a>(
     key: &CellKey,
     artefacts: impl Iterator<Item = (&'a str, u64)>,
 ) -> Result<Result<(), String>, StoreError> {
-    for (name, expected) in artefacts {
+    for (name, expected) in artefacts.filter(|(name, _)| !store.leaves_out(name)) {
         let length = match fs::metadata(store.artefact(key, name)) {
             Ok(metadata) => metadata.len(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

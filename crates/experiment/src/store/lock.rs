@@ -39,6 +39,7 @@ pub struct CoordinatorLock {
 impl Store {
     /// Takes the folder for this process, creating it if need be; refuses if another process holds it.
     pub fn lock(&self) -> Result<CoordinatorLock, StoreError> {
+        self.refuse_exported()?;
         fs::create_dir_all(self.root()).map_err(file_error)?;
         let path = self.root().join("coordinator.lock");
         let mut file = fs::OpenOptions::new()

@@ -4,6 +4,7 @@
 //! results/
 //!   coordinator.lock               held by the process that runs a grid; says who it is
 //!   status.json                    what it is doing (the orchestrator writes it)
+//!   exported.txt                   if results were exported to this folder: models are left out, nothing is run here
 //!   index                          what was read of very many records; may be removed at any time
 //!   cells/<key>/
 //!     cell.toml                    the cell's parameters, readable
@@ -24,6 +25,7 @@
 
 mod attempt;
 mod damage;
+mod export;
 mod index;
 mod lock;
 mod publication;
@@ -37,6 +39,7 @@ use fs_err as fs;
 
 pub use attempt::{Attempt, AttemptId};
 pub use damage::Damage;
+pub use export::ExportedResults;
 pub use lock::{CoordinatorLock, LockHolder, host_name};
 pub use publication::Published;
 pub use runs::Runs;
@@ -50,6 +53,8 @@ use crate::record::{CellRecord, Failure, OutcomeKind, RecordError, RecordSummary
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
+    /// Whether results were exported to it, without their models.
+    is_exported: bool,
 }
 
 /// What can go wrong with a results folder.
@@ -102,6 +107,24 @@ pub enum StoreError {
         key: CellKey,
         /// What was found instead.
         reason: String,
+    },
+    /// Something is to be run in a folder that results were exported to.
+    #[error("{} holds exported results, without their models: nothing can be run there; give another folder with --results", root.display())]
+    WithoutModels {
+        /// The folder.
+        root: PathBuf,
+    },
+    /// Results are to be exported to a folder of something else.
+    #[error("{} is there already, and no results were exported to it before; give a new folder with --out", root.display())]
+    NotExported {
+        /// The folder.
+        root: PathBuf,
+    },
+    /// Results are to be exported to a folder that has others.
+    #[error("{} is of another run of the same cell; give a new folder with --out", path.display())]
+    OtherResult {
+        /// The file that differs.
+        path: PathBuf,
     },
     /// Another process works in this attempt's folder.
     #[error("{} is in use by another process", path.display())]
@@ -160,7 +183,8 @@ pub struct Survey {
 impl Store {
     /// The results folder `root`, which need not exist yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        let root = root.into();
+        Self { is_exported: root.join(export::NOTE).exists(), root }
     }
 
     /// The folder.
