@@ -99,6 +99,9 @@ pub async fn run(
             run_on(executor, reports, plan, store, interrupts, events).await?
         }
     };
+    // Of very many records, what plans and tables need is noted now, and not by the first who asks. It is a cache: who cannot read
+    // it reads the records.
+    let _ = store.look_at_all(plan.cells.keys(), drop);
     summary.elapsed = began.elapsed();
     Ok(summary)
 }

@@ -6,7 +6,7 @@
 //! have the same time. The sizes of artefacts are compared each time.
 //!
 //! Text, a line for each record after a first one with the seal of the rest. Written whole, by whoever had to read many
-//! records; the last one wins.
+//! records; the last one wins. A run does so at its end.
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
@@ -127,8 +127,13 @@ impl Index {
             lines.push(line(key, *identity, &json));
         }
         lines.sort_unstable();
-        let rest = lines.concat();
-        let text = format!("{HEAD}{}\n{rest}", blake3::hash(rest.as_bytes()).to_hex());
+        let mut hasher = blake3::Hasher::new();
+        for line in &lines {
+            hasher.update(line.as_bytes());
+        }
+        let mut text = format!("{HEAD}{}\n", hasher.finalize().to_hex());
+        text.reserve_exact(lines.iter().map(String::len).sum());
+        lines.into_iter().for_each(|line| text.push_str(&line));
         let _ = write_atomically(&store.root().join("index"), text.as_bytes());
     }
 }
