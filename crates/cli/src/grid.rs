@@ -141,10 +141,10 @@ fn show(event: RunEvent, progress: Option<&mut Progress>, labels: &HashMap<CellK
 
 /// What a running cell tells.
 fn hear(progress: &mut Progress, key: &CellKey, label: &str, event: CellEvent) {
+    let share = event.share().unwrap_or(0.0);
     match event {
         CellEvent::Stage { stage } => progress.moved(key, label, &Position { stage, ..Position::default() }),
         CellEvent::Step { stage, epoch, epochs, step, steps, loss, images_per_second } => {
-            let share = (epoch * steps + step) as f64 / (epochs * steps).max(1) as f64;
             let count = match epochs {
                 0 | 1 => format!("{step} of {steps}"),
                 _ => format!("epoch {} of {epochs}", epoch + 1),

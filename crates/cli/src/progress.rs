@@ -7,8 +7,12 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tsbd_experiment::CellKey;
+use tsbd_orchestrator::Pace;
 
 use crate::terminal;
+
+/// How old a forecast may be.
+const FORECAST: Duration = Duration::from_secs(10);
 
 /// Between two lines about the same running cell, where there is no terminal.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -56,8 +60,10 @@ enum State {
 pub struct Progress {
     screen: Screen,
     cells: BTreeMap<CellKey, Work>,
+    /// Of the cells that run.
+    paces: BTreeMap<CellKey, Pace>,
     begin: Instant,
-    /// When the last cell was done, and what was left then.
+    /// When what is left was last thought of, and what it was then.
     forecast: Option<(Instant, Duration)>,
 }
 
@@ -82,7 +88,7 @@ impl Progress {
         } else {
             Screen::Lines { last: BTreeMap::new() }
         };
-        let progress = Self { screen, cells, begin: Instant::now(), forecast: None };
+        let progress = Self { screen, cells, paces: BTreeMap::new(), begin: Instant::now(), forecast: None };
         progress.summarise();
         progress
     }
@@ -117,20 +123,24 @@ impl Progress {
 
     /// A running cell has come further.
     pub fn moved(&mut self, key: &CellKey, label: &str, position: &Position) {
+        let now = Instant::now();
+        let left = self.paces.entry(key.clone()).or_default().seconds_left(&position.stage, position.share, now);
+        if self.forecast.is_some_and(|(then, _)| now.duration_since(then) >= FORECAST) {
+            self.forecast = self.time_left().map(|left| (now, left));
+        }
         match &mut self.screen {
             Screen::Nothing => {}
             Screen::Lines { last } => {
-                let now = Instant::now();
                 let before = last.entry(key.clone()).or_insert(now);
                 if now - *before >= PATIENCE {
                     *before = now;
-                    terminal::say(format!("{label}: {}", describe(position)));
+                    terminal::say(format!("{label}: {}", describe(position, left)));
                 }
             }
             Screen::Bars { cells, .. } => {
                 if let Some(bar) = cells.get(key) {
                     bar.set_position((position.share.clamp(0.0, 1.0) * 1000.0) as u64);
-                    bar.set_message(describe(position));
+                    bar.set_message(describe(position, left));
                 }
             }
         }
@@ -207,6 +217,7 @@ impl Progress {
 
     fn ended(&mut self, key: &CellKey, state: State) {
         self.is_now(key, state);
+        self.paces.remove(key);
         match &mut self.screen {
             Screen::Nothing => {}
             Screen::Lines { last } => {
@@ -226,10 +237,16 @@ impl Progress {
 
     /// How far everything is, behind the line of a cell: `[12 of 58, 1 failed, about 2 h 10 min left]`.
     fn tally(&self) -> String {
-        let ended = self.count(|state| !matches!(state, State::Waiting | State::Running { .. }));
+        let done = self.count(|state| matches!(state, State::Done { .. }));
+        format!("[{done} of {}{}{}]", self.cells.len(), self.without_result(), self.left())
+    }
+
+    /// `, 1 failed, 10 skipped`, as far as there are such cells.
+    fn without_result(&self) -> String {
         let failed = self.count(|state| matches!(state, State::Failed));
-        let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
-        format!("[{ended} of {}{failed}{}]", self.cells.len(), self.left())
+        let skipped = self.count(|state| matches!(state, State::Skipped));
+        let counts = [(failed, "failed"), (skipped, "skipped")];
+        counts.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!(", {count} {what}")).collect()
     }
 
     /// `, about 2 h 10 min left`, if it is known.
@@ -248,14 +265,8 @@ impl Progress {
         let Screen::Bars { overall, .. } = &self.screen else { return };
         let running = self.count(|state| matches!(state, State::Running { .. }));
         let waiting = self.count(|state| matches!(state, State::Waiting));
-        let failed = self.count(|state| matches!(state, State::Failed));
-        overall.set_position((self.cells.len() - running - waiting) as u64);
-        let mut text = format!("{running} running, {waiting} waiting");
-        if failed > 0 {
-            text.push_str(&format!(", {failed} failed"));
-        }
-        text.push_str(&self.left());
-        overall.set_message(text);
+        overall.set_position(self.count(|state| matches!(state, State::Done { .. })) as u64);
+        overall.set_message(format!("{running} running, {waiting} waiting{}{}", self.without_result(), self.left()));
     }
 }
 
@@ -297,7 +308,8 @@ fn time_left<'a>(cells: impl Iterator<Item = &'a Work> + Clone, elapsed: Duratio
     (left > 0.0).then(|| elapsed.mul_f64(left / done))
 }
 
-fn describe(position: &Position) -> String {
+/// Where a cell is, and how many seconds its stage will go on, if that is known.
+fn describe(position: &Position, left: Option<f64>) -> String {
     let Position { stage, count, loss, images_per_second, .. } = position;
     let mut text = stage.clone();
     if !count.is_empty() {
@@ -308,6 +320,9 @@ fn describe(position: &Position) -> String {
     }
     if let Some(speed) = images_per_second {
         text.push_str(&format!(", {speed:.0} images/s"));
+    }
+    if let Some(left) = left {
+        text.push_str(&format!(", {} to go", duration(left)));
     }
     text
 }
@@ -370,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tally_counts_what_has_ended_and_what_failed() {
+    fn the_tally_counts_what_is_done_and_what_failed() {
         let key = |digit: char| digit.to_string().repeat(32).parse::<CellKey>().unwrap();
         let mut progress = Progress::new(['1', '2', '3'].map(|digit| (key(digit), Some(60.0))), true);
         assert_eq!(progress.tally(), "[0 of 3]");
@@ -381,15 +396,16 @@ mod tests {
         progress.is_now(&key('2'), State::Failed);
         progress.is_now(&key('3'), State::Skipped);
         progress.forecast = None;
-        assert_eq!(progress.tally(), "[3 of 3, 1 failed]");
+        assert_eq!(progress.tally(), "[1 of 3, 1 failed, 1 skipped]");
     }
 
     #[test]
     fn a_position_says_what_is_known_and_nothing_else() {
         let mut position = Position { stage: "train".into(), count: "epoch 3 of 10".into(), ..Position::default() };
-        assert_eq!(describe(&position), "train, epoch 3 of 10");
+        assert_eq!(describe(&position, None), "train, epoch 3 of 10");
         position.loss = Some(0.51234);
         position.images_per_second = Some(1234.4);
-        assert_eq!(describe(&position), "train, epoch 3 of 10, loss 0.5123, 1234 images/s");
+        let all = describe(&position, Some(380.2));
+        assert_eq!(all, "train, epoch 3 of 10, loss 0.5123, 1234 images/s, 6 min 20 s to go");
     }
 }

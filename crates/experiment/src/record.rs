@@ -128,6 +128,9 @@ pub struct Provenance {
     pub versions: Versions,
     /// Name of the machine.
     pub host: String,
+    /// The job of a cluster that it ran in, and how often that was started again: `812_3, restart 1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
 }
 
 /// Versions of the programs that made a record.

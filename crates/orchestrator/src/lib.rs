@@ -40,6 +40,7 @@ mod interrupt;
 mod ledger;
 mod lifeline;
 mod local;
+mod pace;
 #[cfg(test)]
 mod properties;
 mod protocol;
@@ -53,6 +54,7 @@ pub use event::{RunEvent, RunSummary};
 pub use execute::{MATERIAL, MODEL, execute};
 pub use interrupt::{InterruptSender, Interrupts};
 pub use ledger::{Ending, Ledger};
+pub use pace::Pace;
 pub use protocol::{CellArguments, CellEvent, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED};
 pub use slurm::{Exported, SlurmError, export_slurm};
 pub use status::{RunStatus, RunningCell, StatusState, read_status};

@@ -119,6 +119,16 @@ pub enum CellEvent {
 }
 
 impl CellEvent {
+    /// The share of its stage that is done with a step, in [0, 1]; `None` of other events.
+    pub fn share(&self) -> Option<f64> {
+        match self {
+            Self::Step { epoch, epochs, step, steps, .. } => {
+                Some(((epoch * steps + step) as f64 / (epochs * steps).max(1) as f64).min(1.0))
+            }
+            _ => None,
+        }
+    }
+
     /// The event as a line of JSON, without the line's end.
     pub fn to_line(&self) -> String {
         serde_json::to_string(self).expect("an event has string keys only")

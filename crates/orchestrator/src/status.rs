@@ -5,13 +5,14 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use tsbd_experiment::store::LockHolder;
 use tsbd_experiment::{Cell, CellKey, CellKind, Store, StoreError};
 
+use crate::pace::Pace;
 use crate::protocol::CellEvent;
 
 /// What a run is doing.
@@ -98,6 +99,11 @@ pub struct RunningCell {
     pub loss: Option<f64>,
     /// Speed.
     pub images_per_second: Option<f64>,
+    /// Seconds until the stage ends, if it goes on as it did.
+    #[serde(default)]
+    pub stage_seconds_left: Option<f64>,
+    #[serde(skip)]
+    pace: Pace,
 }
 
 impl RunningCell {
@@ -127,6 +133,8 @@ impl RunningCell {
             steps: None,
             loss: None,
             images_per_second: None,
+            stage_seconds_left: None,
+            pace: Pace::default(),
         }
     }
 
@@ -136,13 +144,17 @@ impl RunningCell {
             CellEvent::Stage { stage } => {
                 self.stage.clone_from(stage);
                 (self.epoch, self.epochs, self.step, self.steps) = (None, None, None, None);
-                (self.loss, self.images_per_second) = (None, None);
+                (self.loss, self.images_per_second, self.stage_seconds_left) = (None, None, None);
+                self.pace.seconds_left(stage, 0.0, Instant::now());
             }
             CellEvent::Step { stage, epoch, epochs, step, steps, loss, images_per_second } => {
                 self.stage.clone_from(stage);
                 (self.epoch, self.epochs) = (Some(*epoch), Some(*epochs));
                 (self.step, self.steps) = (Some(*step), Some(*steps));
                 (self.loss, self.images_per_second) = (*loss, *images_per_second);
+                if let Some(share) = event.share() {
+                    self.stage_seconds_left = self.pace.seconds_left(stage, share, Instant::now());
+                }
             }
             CellEvent::Epoch { stage, epoch, epochs, .. } => {
                 self.stage.clone_from(stage);

@@ -210,6 +210,7 @@ impl CellWorkspace {
                 started_unix: started.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
                 versions,
                 host: tsbd_experiment::store::host_name(),
+                job: job(|name| std::env::var(name).ok()),
             },
         };
         let mut artefacts: Vec<&str> = findings.artefacts.iter().map(String::as_str).collect();
@@ -397,6 +398,16 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
     literal.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it gave no message")
 }
 
+/// The job of Slurm that this process runs in, by its environment, as [`Provenance::job`] says it.
+fn job(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let array = || Some(format!("{}_{}", variable("SLURM_ARRAY_JOB_ID")?, variable("SLURM_ARRAY_TASK_ID")?));
+    let job = array().or_else(|| variable("SLURM_JOB_ID"))?;
+    Some(match variable("SLURM_RESTART_COUNT").filter(|count| count != "0") {
+        Some(count) => format!("{job}, restart {count}"),
+        None => job,
+    })
+}
+
 /// What computed, as [`Provenance::kernels`] says it.
 fn kernels(device: &str, precision: Precision) -> String {
     let found = match device {
@@ -417,6 +428,18 @@ fn peak_memory_bytes() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_is_named_as_its_cluster_names_it() {
+        let of = |variables: &[(&str, &str)]| {
+            job(|name| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()))
+        };
+        let array = [("SLURM_JOB_ID", "815"), ("SLURM_ARRAY_JOB_ID", "812"), ("SLURM_ARRAY_TASK_ID", "3")];
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&array[..1]).unwrap(), "815");
+        assert_eq!(of(&[&array[..], &[("SLURM_RESTART_COUNT", "0")]].concat()).unwrap(), "812_3");
+        assert_eq!(of(&[&array[..], &[("SLURM_RESTART_COUNT", "2")]].concat()).unwrap(), "812_3, restart 2");
+    }
 
     #[test]
     fn steps_that_follow_each_other_closely_are_told_once() {

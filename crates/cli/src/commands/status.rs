@@ -17,7 +17,8 @@ use crate::{planning, terminal};
 
 /// Show what is running, and how far an experiment is
 ///
-/// Reads the results folder and disturbs nothing, so it can be asked while `tsbd run` works in another terminal.
+/// Reads the results folder and disturbs nothing, so it can be asked while `tsbd run` works in another terminal. TO GO is how long
+/// the stage of a running cell will still take, if it goes on as it did.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd status                             is anything running in ./results?"
@@ -106,7 +107,7 @@ fn render(status: &RunStatus) -> String {
     if status.state != StatusState::Running || status.running.is_empty() {
         return text;
     }
-    let mut columns = Columns::headed(&["RUNNING", "STAGE", "EPOCH", "LOSS", "IMAGES/S", "FOR"]);
+    let mut columns = Columns::headed(&["RUNNING", "STAGE", "EPOCH", "LOSS", "IMAGES/S", "FOR", "TO GO"]);
     for cell in &status.running {
         let epoch = match (cell.epoch, cell.epochs, cell.step, cell.steps) {
             (Some(epoch), Some(epochs), ..) if epochs > 1 => format!("{} of {epochs}", epoch + 1),
@@ -120,6 +121,7 @@ fn render(status: &RunStatus) -> String {
             cell.loss.map_or("-".to_owned(), |loss| format!("{loss:.4}")),
             cell.images_per_second.map_or("-".to_owned(), |speed| format!("{speed:.0}")),
             duration(status.updated_unix.saturating_sub(cell.started_unix) as f64),
+            cell.stage_seconds_left.map_or("-".to_owned(), duration),
         ]);
     }
     text.push_str(&columns.render(terminal::stdout_width()));
