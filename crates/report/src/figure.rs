@@ -12,13 +12,13 @@ impl Table {
     /// a curve is broken where a result is missing.
     ///
     /// # Errors
-    /// A row is no number (or not positive on a logarithmic axis), or there is nothing to draw.
+    /// A row is no number (or not positive on a logarithmic axis).
     pub fn curves(&self, logarithmic: bool) -> Result<Chart> {
         let numbers = self.row_numbers(logarithmic)?;
         let mut chart = self.chart(Shape::Line, (380, 270));
         let scale = if logarithmic { Scale::Logarithmic } else { Scale::Around };
         let scale = scale(numbers.clone());
-        let x = Axis { label: axis_title(&self.row_axis), scale };
+        let x = Axis { label: axis_label(&self.row_axis), scale };
         for (panel, metric, title) in self.facets() {
             let mut order: Vec<usize> = (0..panel.lines.len()).collect();
             order.sort_by(|a, b| numbers[*a].total_cmp(&numbers[*b]));
@@ -42,10 +42,7 @@ impl Table {
     }
 
     /// A group of bars for each row, a bar for each column. Standard deviations over seeds are lines on the bars.
-    ///
-    /// # Errors
-    /// There is nothing to draw.
-    pub fn bars(&self) -> Result<Chart> {
+    pub fn bars(&self) -> Chart {
         let mut chart = self.chart(Shape::Bar, (760, 190));
         for (panel, metric, title) in self.facets() {
             let lines: Vec<&Line> = self.lines(panel).collect();
@@ -66,7 +63,7 @@ impl Table {
         if bars.any(is_incomplete) {
             chart.notes.insert(0, "×: no result, or none that can exist.".to_owned());
         }
-        Ok(chart)
+        chart
     }
 
     /// The figure without its panels.
@@ -167,7 +164,23 @@ pub(crate) fn done_of(done: usize, cells: usize) -> Option<String> {
     (done < cells).then(|| format!("{done} of {cells} cells have a result."))
 }
 
-/// What stands at an axis: the last part of its key, as words.
+/// Settings that papers write with a letter, or that have a better name than their key.
+const NAMED: [(&str, &str); 6] = [
+    ("alpha", "share alpha of the second gradient"),
+    ("clean_ratio", "share of clean images"),
+    ("neuron_ratio", "neuron ratio n"),
+    ("radius", "radius r"),
+    ("unlearning_learning_rate", "learning rate of unlearning"),
+    ("weight_ratio", "weight ratio m"),
+];
+
+/// What stands at the horizontal axis.
+fn axis_label(axis: &str) -> String {
+    let named = NAMED.iter().find(|(key, _)| axis.rsplit('.').next() == Some(key));
+    named.map_or_else(|| axis_title(axis), |(_, label)| (*label).to_owned())
+}
+
+/// A setting: the last part of its key, as words.
 fn axis_title(axis: &str) -> String {
     axis.rsplit('.').next().unwrap_or(axis).replace('_', " ")
 }
@@ -241,7 +254,7 @@ mod tests {
         let spec = TableSpec { rows: RATIO.into(), columns: "attack".into(), metrics: vec!["acc".into()] };
         let settings = vec![tsbd_experiment::Setting::new("training.epochs", "5")];
         let partial = table(&rows, &Experiment { table: spec, settings, ..experiment() }, &titles()).unwrap();
-        for chart in [partial.curves(false).unwrap(), partial.bars().unwrap()] {
+        for chart in [partial.curves(false).unwrap(), partial.bars()] {
             let means: Vec<Mean> = match &chart.panels[0].marks[0] {
                 Mark::Line { points, .. } => points.iter().map(|point| point.y).rev().collect(),
                 Mark::Bars { heights, .. } => heights.iter().copied().flatten().collect(),
@@ -267,7 +280,7 @@ mod tests {
 
     #[test]
     fn bars_stand_for_every_row_and_the_average_and_say_where_there_is_no_result() {
-        let chart = table(&grid(), &experiment(), &titles()).unwrap().bars().unwrap();
+        let chart = table(&grid(), &experiment(), &titles()).unwrap().bars();
         let Scale::Names(names) = &chart.panels[0].x.scale else { panic!("names") };
         assert_eq!(names, &["No attack", "BadNets", "Blended", "Average"]);
         let Mark::Bars { heights, .. } = &chart.panels[1].marks[2] else { panic!("bars") };

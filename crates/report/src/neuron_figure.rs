@@ -113,6 +113,11 @@ fn legend<const N: usize>(names: [&str; N], shape: Shape) -> Vec<Series> {
     names.map(|name| Series { name: name.to_owned(), shape }).into()
 }
 
+/// The numbers of a layer's neurons.
+fn neurons(values: &[f64]) -> Axis {
+    Axis { label: "neuron".to_owned(), scale: Scale::Within(-1.0, values.len() as f64) }
+}
+
 /// Neuron by neuron: their number and the value.
 fn numbered(values: &[f64]) -> Vec<(f64, f64)> {
     values.iter().enumerate().map(|(neuron, value)| (neuron as f64, *value)).collect()
@@ -122,7 +127,9 @@ fn weight_changes(chart: &mut Chart, cell: &NeuronRows, title: String) -> Result
     let (clean, poison) = (of_layer(cell, "nwc_clean")?, of_layer(cell, "nwc_poison")?);
     let number = |name: &str, text: &str| cell.row.metrics.get(name).map(|value| format!("{text} {value:.2}"));
     chart.legend = legend(["a neuron"], Shape::Dots);
-    chart.notes = vec![format!("Neurons of {}.", layer(&cell.row))];
+    let layer = layer(&cell.row);
+    chart.notes =
+        vec![format!("Neurons of {layer}. The weight change of a neuron is the sum of |Δw| over its weights.")];
     chart.panels.push(Panel {
         title,
         x: linear("weight change, clean unlearning"),
@@ -140,7 +147,7 @@ fn activeness(chart: &mut Chart, cell: &NeuronRows, title: String) -> Result<()>
         vec![format!("Mean L1 norm of the loss gradient over an epoch of clean unlearning, {}.", layer(&cell.row))];
     chart.panels.push(Panel {
         title,
-        x: linear("neuron"),
+        x: neurons(own),
         y: linear("gradient norm"),
         marks: vec![Mark::Dots { series: 0, points: numbered(own) }, Mark::Dots { series: 1, points: numbered(clean) }],
         remarks: Vec::new(),
@@ -156,11 +163,11 @@ fn activations(chart: &mut Chart, cell: &NeuronRows, title: &str) -> Result<()> 
     };
     chart.legend = legend(["clean images", "triggered images"], Shape::Dots);
     chart.notes = vec![format!("Mean over images and positions after a ReLU, {}.", layer(&cell.row))];
-    let mut panel = |part: &str, label: &str, clean: &[f64], poison: &[f64]| {
+    let mut panel = |part: &str, y: Axis, clean: &[f64], poison: &[f64]| {
         chart.panels.push(Panel {
             title: format!("{title}: {part}"),
-            x: linear("neuron"),
-            y: linear(label),
+            x: neurons(clean),
+            y,
             marks: vec![
                 Mark::Dots { series: 0, points: numbered(clean) },
                 Mark::Dots { series: 1, points: numbered(poison) },
@@ -168,10 +175,15 @@ fn activations(chart: &mut Chart, cell: &NeuronRows, title: &str) -> Result<()> 
             remarks: Vec::new(),
         });
     };
-    panel("clean model", "activation", of("activation_clean_clean_model")?, of("activation_poison_clean_model")?);
-    panel("backdoored", "activation", of("activation_clean")?, of("activation_poison")?);
+    let in_clean = [of("activation_clean_clean_model")?, of("activation_poison_clean_model")?];
+    let in_backdoored = [of("activation_clean")?, of("activation_poison")?];
+    // Both models on one scale: what a trigger does to the clean one is small.
+    let everything = in_clean.iter().chain(&in_backdoored).flat_map(|values| values.iter().copied()).collect();
+    let y = Axis { label: "activation".to_owned(), scale: Scale::Around(everything) };
+    panel("clean model", y.clone(), in_clean[0], in_clean[1]);
+    panel("backdoored", y, in_backdoored[0], in_backdoored[1]);
     for (part, unlearned) in [("clean unlearning", "unlearned"), ("poison unlearning", "poison_unlearned")] {
-        panel(part, "change of activation", &change("clean", unlearned)?, &change("poison", unlearned)?);
+        panel(part, linear("change of activation"), &change("clean", unlearned)?, &change("poison", unlearned)?);
     }
     Ok(())
 }

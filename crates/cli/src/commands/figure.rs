@@ -6,7 +6,7 @@ use clap::Args;
 use tsbd_attack::{LEARNED_TRIGGER, TriggeredTest};
 use tsbd_data::{ImageSource, Picture};
 use tsbd_experiment::store::write_atomically;
-use tsbd_experiment::{FigureSpec, GridPoint, Plan, Store, neuron_rows, registry, result_rows};
+use tsbd_experiment::{FigureSpec, GridPoint, Plan, RowState, Store, neuron_rows, registry, result_rows};
 use tsbd_report::chart::Drawing;
 use tsbd_report::{GridColumn, NeuronFigure, PictureGrid};
 
@@ -120,13 +120,18 @@ const SCALE: f32 = 2.0;
 pub fn draw(spec: FigureSpec, plan: &Plan, folders: &Folders) -> Result<Drawing, Failure> {
     let store = Store::new(&folders.results);
     let rows = result_rows(plan, &store).map_err(planning::store_failure)?;
+    if rows.iter().all(|row| row.state != RowState::Done) {
+        let experiment = &plan.experiment.name;
+        return Err(Failure::refused(format!("{experiment}: no cell has a result in {} yet", store.root().display()))
+            .hint("`tsbd run` with the same file and flags makes them"));
+    }
     let of_neurons = |figure: NeuronFigure| {
         let cells = neuron_rows(&rows, &store).map_err(planning::store_failure)?;
         Ok(figure.chart(&cells, &rows, &plan.experiment, &table::titles()))
     };
     let chart = match spec {
         FigureSpec::Curves { logarithmic } => table::of_rows(&rows, plan)?.curves(logarithmic),
-        FigureSpec::Bars => table::of_rows(&rows, plan)?.bars(),
+        FigureSpec::Bars => Ok(table::of_rows(&rows, plan)?.bars()),
         FigureSpec::WeightChanges => of_neurons(NeuronFigure::WeightChanges)?,
         FigureSpec::Activeness => of_neurons(NeuronFigure::Activeness)?,
         FigureSpec::Activations => of_neurons(NeuronFigure::Activations)?,

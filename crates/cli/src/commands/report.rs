@@ -1,11 +1,12 @@
 //! `tsbd report`: one page with everything that was found.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tsbd_experiment::planning::PROFILES;
 use tsbd_experiment::store::{Found, Runs, Verification, write_atomically};
-use tsbd_experiment::{FigureSpec, Plan, RowState, Store, result_rows};
+use tsbd_experiment::{CellKey, FigureSpec, Plan, RowState, Store, result_rows};
 use tsbd_report::page::{CellSheet, CellState, Chapter, Figure, Page};
 
 use crate::command_line::examples;
@@ -18,8 +19,8 @@ use crate::{labels, planning, terminal};
 /// Write one HTML page with every table and figure found
 ///
 /// Nothing is trained. The page needs no network and can be sent to others: tables that are sorted and filtered, figures, and for each
-/// cell its configuration, its metrics over epochs, its cost and the end of its log. Cells that failed are listed, those that have not
-/// been run are counted. Experiments without any result are left out. A page of everything would be too large where there are very
+/// cell its configuration, its metrics over epochs, its cost and the end of its log. Cells that failed or have not been run are
+/// listed. Experiments without any result are left out. A page of everything would be too large where there are very
 /// many cells: it says what it leaves out. Tables of the paper come first, then its figures, then everything else.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
@@ -144,17 +145,28 @@ fn chapter(
         },
     };
     let labels = labels::of(plan);
-    let mut cells = Vec::new();
+    let (mut cells, mut missing) = (Vec::new(), Vec::new());
+    // Parents come first: each cell that failed, or could not run, with the one that is to blame.
+    let mut blamed: HashMap<&CellKey, &CellKey> = HashMap::new();
     for (key, cell) in &plan.cells {
         let state = match store.look(key, Verification::Sizes).map_err(planning::store_failure)? {
             Found::Done(record) => CellState::Done { record, log: end_of_log(&store.artefact(key, "log")) },
-            Found::Failed(failure) => CellState::Failed(*failure),
-            Found::Nothing | Found::Damaged(_) => continue,
+            Found::Failed(failure) => {
+                blamed.insert(key, key);
+                CellState::Failed(*failure)
+            }
+            Found::Nothing | Found::Damaged(_) => {
+                let to_blame = cell.parents.iter().find_map(|parent| blamed.get(parent).copied());
+                blamed.extend(to_blame.map(|parent| (key, parent)));
+                let why = to_blame.map_or_else(String::new, |parent| format!(", because {} failed", labels[parent]));
+                missing.push(format!("{}{why}", labels[key]));
+                continue;
+            }
         };
         cells.push(CellSheet { key: key.clone(), label: labels[key].clone(), parameters: cell.to_toml(), state });
     }
     let command = format!("tsbd run {}{}{folder_flags}", file.display(), overrides.as_typed());
-    Ok(Some(Chapter { command, table, figure, rows, cells }))
+    Ok(Some(Chapter { command, table, figure, rows, cells, missing }))
 }
 
 /// The last lines of a log; nothing where there is none.

@@ -68,12 +68,12 @@ impl Layout {
                 // Labels need about a sixteenth of the axis.
                 let apart = (high / low).powf(1.0 / 16.0);
                 let mut labelled = f64::NEG_INFINITY;
-                let label = |tick: f64| {
+                let label = |(tick, text): (f64, String)| {
                     let room = tick >= labelled * apart || labelled == f64::NEG_INFINITY;
                     labelled = if room { tick } else { labelled };
-                    (tick, if room { number(tick) } else { String::new() })
+                    (tick, if room { text } else { String::new() })
                 };
-                let ticks = ticks.into_iter().map(label).collect();
+                let ticks = labelled_ticks(ticks).into_iter().map(label).collect();
                 Layout { low: low / room, high: high * room, ticks, logarithmic: true }
             }
             Scale::Within(low, high) => Layout::round(*low, *high, false),
@@ -99,9 +99,9 @@ impl Layout {
             true => ((low / step + 1e-9).floor(), (high / step - 1e-9).ceil()),
             false => ((low / step - 1e-9).ceil(), (high / step + 1e-9).floor()),
         };
-        let ticks = (0..=(last - first) as usize).map(|index| (first + index as f64) * step).map(|at| (at, number(at)));
+        let ticks = (0..=(last - first) as usize).map(|index| (first + index as f64) * step).collect();
         let (low, high) = if widened { (first * step, last * step) } else { (low, high) };
-        Layout { low, high, ticks: ticks.collect(), logarithmic: false }
+        Layout { low, high, ticks: labelled_ticks(ticks), logarithmic: false }
     }
 
     /// What stands at a tick.
@@ -139,15 +139,28 @@ fn round_step(step: f64) -> f64 {
     rounded.unwrap_or(10.0) * power
 }
 
-/// A number as people write it: at most six significant digits, very small and very large ones with a power of ten.
-pub(super) fn number(value: f64) -> String {
-    let size = value.abs();
-    if size != 0.0 && !(1e-3..1e6).contains(&size) {
-        let text = format!("{value:.5e}");
-        let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-        return format!("{}e{exponent}", digits.trim_end_matches('0').trim_end_matches('.')).replace('-', "−");
-    }
-    let decimals = if size < 1.0 { 6 } else { 4 };
+/// The ticks of an axis with what stands there: either all are written with a power of ten, or none is.
+fn labelled_ticks(ticks: Vec<f64>) -> Vec<(f64, String)> {
+    let powers = ticks.iter().any(|tick| needs_power(*tick));
+    let label = |tick: f64| if powers && tick != 0.0 { with_power(tick) } else { plain(tick) };
+    ticks.into_iter().map(|tick| (tick, label(tick))).collect()
+}
+
+/// Whether a number is so small or so large that it is written with a power of ten.
+fn needs_power(value: f64) -> bool {
+    value != 0.0 && !(1e-3..1e6).contains(&value.abs())
+}
+
+/// `2.5e−4`, of at most six significant digits.
+fn with_power(value: f64) -> String {
+    let text = format!("{value:.5e}");
+    let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    format!("{}e{exponent}", digits.trim_end_matches('0').trim_end_matches('.')).replace('-', "−")
+}
+
+/// `12.3457`: about six significant digits.
+fn plain(value: f64) -> String {
+    let decimals = if value.abs() < 1.0 { 6 } else { 4 };
     let text = format!("{value:.decimals$}");
     let text = text.trim_end_matches('0').trim_end_matches('.');
     if text == "-0" { "0".to_owned() } else { text.replace('-', "−") }
@@ -205,8 +218,10 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_written_short() {
-        let written = [0.0, -0.0, 0.05, 100.0, 12.3456789, 1e-4, 2.5e7, -3.0].map(number);
-        assert_eq!(written, ["0", "0", "0.05", "100", "12.3457", "1e−4", "2.5e7", "−3"]);
+    fn numbers_are_written_short_and_those_of_an_axis_alike() {
+        let written =
+            |ticks: &[f64]| labelled_ticks(ticks.to_vec()).into_iter().map(|(_, label)| label).collect::<Vec<_>>();
+        assert_eq!(written(&[0.0, -0.0, 0.05, 100.0, 12.3456789, -3.0]), ["0", "0", "0.05", "100", "12.3457", "−3"]);
+        assert_eq!(written(&[0.0, 1e-4, 3e-4, 0.001, 2.5e7]), ["0", "1e−4", "3e−4", "1e−3", "2.5e7"]);
     }
 }

@@ -229,6 +229,10 @@ impl Frame<'_, '_> {
         };
         let corners = [(left, top), (right, top), (right, bottom), (left, bottom)];
         let Some((x, y)) = corners.into_iter().min_by_key(|corner| covered(*corner)) else { return Ok(()) };
+        // Grid lines would run through the letters.
+        let room = 3 * FINE;
+        let ground = Rectangle::new([(x - room, y - room), (x + width + room, y + height)], WHITE.mix(0.85).filled());
+        self.area.draw(&ground).map_err(failed)?;
         for (index, remark) in panel.remarks.iter().enumerate() {
             let place = (x, y + index as i32 * (LABEL + 5) * FINE);
             self.area.draw_text(remark, &text(LABEL, BLACK_TEXT), place).map_err(failed)?;

@@ -59,11 +59,11 @@ const STYLES: [Style; 8] = [
     Style { color: RGBColor(0, 114, 178), marker: CIRCLE, dash: None },
     Style { color: RGBColor(230, 159, 0), marker: SQUARE, dash: Some((7, 3)) },
     Style { color: RGBColor(0, 115, 90), marker: UP, dash: Some((2, 2)) },
-    Style { color: RGBColor(204, 121, 167), marker: DIAMOND, dash: Some((9, 2)) },
-    Style { color: RGBColor(190, 75, 0), marker: DOWN, dash: None },
-    Style { color: RGBColor(86, 180, 233), marker: PLUS, dash: Some((5, 2)) },
+    Style { color: RGBColor(204, 121, 167), marker: DIAMOND, dash: Some((16, 3)) },
+    Style { color: RGBColor(190, 75, 0), marker: DOWN, dash: Some((12, 6)) },
+    Style { color: RGBColor(86, 180, 233), marker: PLUS, dash: Some((3, 5)) },
     Style { color: RGBColor(40, 40, 40), marker: LEFT, dash: Some((3, 3)) },
-    Style { color: RGBColor(150, 140, 20), marker: RIGHT, dash: Some((12, 3)) },
+    Style { color: RGBColor(150, 140, 20), marker: RIGHT, dash: Some((2, 5)) },
 ];
 
 /// The look of series number `series`. After eight the colours begin again, each with the marker and the dashes of another.
@@ -87,6 +87,25 @@ mod tests {
         for pair in STYLES.windows(2) {
             let [first, second] = [pair[0], pair[1]].map(|style| lightness(style.color));
             assert!((first - second).abs() > 0.1, "{pair:?}: {first} and {second}");
+        }
+    }
+
+    #[test]
+    fn lines_that_are_one_grey_have_other_dashes() {
+        let looks_alike = |one: Option<(u32, u32)>, other: Option<(u32, u32)>| match (one, other) {
+            (Some((on, off)), Some((other_on, other_off))) => {
+                let periods = f64::from(on + off) / f64::from(other_on + other_off);
+                let shares =
+                    f64::from(on) / f64::from(on + off) - f64::from(other_on) / f64::from(other_on + other_off);
+                (0.7..1.4).contains(&periods) && shares.abs() < 0.25
+            }
+            (one, other) => one == other,
+        };
+        for (place, style) in STYLES.iter().enumerate() {
+            for other in &STYLES[..place] {
+                let is_one_grey = (lightness(style.color) - lightness(other.color)).abs() <= 0.1;
+                assert!(!(is_one_grey && looks_alike(style.dash, other.dash)), "{style:?} and {other:?}");
+            }
         }
     }
 

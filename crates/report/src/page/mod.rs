@@ -36,6 +36,8 @@ pub struct Chapter {
     pub rows: Vec<ResultRow>,
     /// Those of its cells that have a result or failed, parents first.
     pub cells: Vec<CellSheet>,
+    /// The others: what people call them, and why they were not run, if another one is to blame.
+    pub missing: Vec<String>,
 }
 
 /// A figure of a chapter.
@@ -189,16 +191,11 @@ impl Chapter {
                 ul.notes { @for note in table.notes("the best in bold") { li { (note) } } }
                 @if detail >= Detail::Figures {
                     @match &self.figure {
-                        Some(Figure::Chart(chart)) => figure role="img" aria-label={ "Figure of " (table.title) } {
-                            (PreEscaped(without_prologue(&chart.svg)))
-                        }
-                        Some(Figure::Picture(png)) => figure {
-                            img alt={ "Figure of " (table.title) } src={ "data:image/png;base64," (BASE64_STANDARD.encode(png)) };
-                        }
+                        Some(figure) => (scrolling(&format!("Figure of {}", table.title), figure.render(&table.title))),
                         None => {}
                     }
                 }
-                @if count.failed > 0 || count.missing > 0 {
+                @if count.failed > 0 || !self.missing.is_empty() {
                     h3 { "Without a result" }
                     ul {
                         @for cell in &self.cells {
@@ -206,9 +203,7 @@ impl Chapter {
                                 li { strong { (cell.label) } " failed: " (shortened(&failure.reason)) }
                             }
                         }
-                        @if count.missing > 0 {
-                            li { (count.missing) @if count.missing == 1 { " cell has" } @else { " cells have" } " not been run" }
-                        }
+                        @if !self.missing.is_empty() { li { (missing(&self.missing)) } }
                     }
                 }
                 @if detail >= Detail::Points { (long(&self.rows, index)) }
@@ -226,14 +221,43 @@ impl Chapter {
     }
 }
 
+/// Which cells have not been run: the first of very many.
+fn missing(cells: &[String]) -> Markup {
+    const NAMED: usize = 200;
+    html! {
+        details {
+            summary { (cells.len()) @if cells.len() == 1 { " cell has" } @else { " cells have" } " not been run" }
+            ul {
+                @for cell in cells.iter().take(NAMED) { li { (cell) } }
+                @if cells.len() > NAMED { li { "and " (cells.len() - NAMED) " more" } }
+            }
+        }
+    }
+}
+
+impl Figure {
+    fn render(&self, title: &str) -> Markup {
+        html! {
+            @match self {
+                Figure::Chart(chart) => figure role="img" aria-label={ "Figure of " (title) } {
+                    (PreEscaped(without_prologue(&chart.svg)))
+                }
+                Figure::Picture(png) => figure {
+                    img alt={ "Figure of " (title) } src={ "data:image/png;base64," (BASE64_STANDARD.encode(png)) };
+                }
+            }
+        }
+    }
+}
+
 /// A drawing within a page needs no declaration.
 fn without_prologue(svg: &str) -> &str {
     svg.find("<svg").map_or(svg, |start| &svg[start..])
 }
 
-/// A place where a wide table can be moved sideways, by keyboard too.
-fn scrolling(name: &str, table: Markup) -> Markup {
-    html! { div.scroll role="region" tabindex="0" aria-label=(name) { (table) } }
+/// A place where a wide table or figure can be moved sideways, by keyboard too.
+fn scrolling(name: &str, content: Markup) -> Markup {
+    html! { div.scroll role="region" tabindex="0" aria-label=(name) { (content) } }
 }
 
 /// The table of the experiment.
@@ -402,6 +426,7 @@ fn cost(record: &CellRecord) -> Markup {
             dt { "seconds" } dd { (format!("{:.1}", provenance.seconds)) }
             dt { "peak memory" } dd { (format!("{:.0} MB", provenance.peak_memory_bytes as f64 / 1e6)) }
             dt { "device" } dd { (provenance.device) ", " (provenance.threads) " threads, " (provenance.kernels) }
+            @if let Some(job) = &provenance.job { dt { "job" } dd { (job) " on " (provenance.host) } }
             dt { "program" } dd { "tsbd " (versions.tsbd) " (" (versions.revision) "), Candle " (versions.candle) }
             dt { "key" } dd { code { (record.key) } }
         }

@@ -33,9 +33,18 @@ fn sheet(label: &str, state: CellState) -> CellSheet {
 fn page() -> Page {
     let rows = grid();
     let table = table(&rows, &experiment(), &titles()).unwrap();
-    let figure = Some(Figure::Chart(table.bars().unwrap().draw().unwrap()));
+    let figure = Some(Figure::Chart(table.bars().draw().unwrap()));
     let cells = vec![sheet("blended + tsbd", CellState::Failed(failure("blended")))];
-    Page { chapters: vec![Chapter { command: "tsbd run x.toml".into(), table, figure, rows, cells }] }
+    Page {
+        chapters: vec![Chapter {
+            command: "tsbd run x.toml".into(),
+            table,
+            figure,
+            rows,
+            cells,
+            missing: vec!["badnets + ft".into()],
+        }],
+    }
 }
 
 #[test]
@@ -50,6 +59,7 @@ fn everything_is_on_the_page_and_nothing_comes_from_elsewhere() {
         "the loss is &lt;NaN&gt;",
         "last &amp; words",
         "1 cell has not been run",
+        "<li>badnets + ft</li>",
         "kind = &quot;defend&quot;",
         "<svg",
     ] {
@@ -123,12 +133,21 @@ fn tables_that_are_too_large_themselves_leave_out_the_last_experiments() {
 }
 
 #[test]
-fn a_cell_of_two_experiments_is_shown_once_and_cells_that_were_not_run_are_counted() {
+fn a_cell_of_two_experiments_is_shown_once_and_cells_that_were_not_run_are_named() {
     let chapter = page().chapters.remove(0);
     let html = Page { chapters: vec![chapter.clone(), chapter] }.html();
     assert_eq!(html.matches("kind = &quot;defend&quot;").count(), 1);
     assert_eq!(html.matches("Shown above").count(), 1);
     assert_eq!(html.matches("1 cell has not been run").count(), 2);
+}
+
+#[test]
+fn of_very_many_cells_that_were_not_run_the_first_are_named() {
+    let mut page = page();
+    page.chapters[0].missing = (0..1_000).map(|number| format!("cell {number}")).collect();
+    let html = page.html();
+    assert!(html.contains("1000 cells have not been run") && html.contains("<li>cell 199</li>"));
+    assert!(!html.contains("<li>cell 200</li>") && html.contains("<li>and 800 more</li>"));
 }
 
 #[test]
