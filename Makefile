@@ -52,7 +52,7 @@ ablations: build ## TSBD over each of its parameters: a figure each
 	@$(call run-and-draw-all,experiments/ablation-*.toml)
 
 report: build ## one page with every table and figure found: report.html
-	@$(TSBD) report
+	@$(TSBD) report $(ARGS)
 
 check-report: report ## open that page in a headless Chromium, click and type, look for faults (needs playwright and axe-playwright-python)
 	@$(or $(TSBD_PYTHON),python3) tools/check_report.py report.html

@@ -2,6 +2,8 @@
 
 #![cfg(unix)]
 
+mod common;
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -26,7 +28,7 @@ fn make(target: &str, first: &str, status: i32) -> Option<(Output, String)> {
     match made {
         Ok(made) => Some((made, std::fs::read_to_string(calls).unwrap_or_default())),
         Err(_) => {
-            println!("skipped: there is no make");
+            common::skipped("there is no make");
             None
         }
     }

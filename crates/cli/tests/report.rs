@@ -2,11 +2,10 @@
 
 mod common;
 
-use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-use common::{assert_contains, experiment, stderr, stdout, tsbd};
+use common::{assert_contains, experiment, skipped, stderr, stdout, tsbd};
 
 /// A table and a figure. The table's rows have a long name, which on a phone must leave room for the other columns.
 const GRID: &str = r#"
@@ -69,8 +68,7 @@ fn a_browser_finds_no_fault_in_a_report() {
         Ok(checked) if checked.status.code() != Some(MISSING) => {
             assert!(checked.status.success(), "{}{}", stdout(&checked), stderr(&checked));
         }
-        // Past the capture of `println!`: a skipped test should be seen.
-        Ok(checked) => write!(std::io::stderr(), "skipped: a report in a browser: {}", stderr(&checked)).unwrap(),
-        Err(error) => writeln!(std::io::stderr(), "skipped: a report in a browser: {python:?}: {error}").unwrap(),
+        Ok(checked) => skipped(&format!("a report in a browser: {}", stderr(&checked).trim())),
+        Err(error) => skipped(&format!("a report in a browser: {python:?}: {error}")),
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::{Bench, GRID, assert_contains, stderr, stdout, tsbd, wait_until};
+use common::{Bench, GRID, assert_contains, skipped, stderr, stdout, tsbd, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -31,10 +31,7 @@ impl Lab {
             path.split(':').chain(["/usr/sbin", "/sbin"]).any(|folder| Path::new(folder).join(program).exists())
         };
         if let Some(missing) = ["munged", "slurmctld", "slurmd", "sbatch"].iter().find(|program| !on_path(program)) {
-            // On standard error itself, which a test's output is captured from only when it fails.
-            eprintln!(
-                "skipped: {missing} is not on this machine (apt-get install slurmctld slurmd slurm-client munge)"
-            );
+            skipped(&format!("{missing} is not on this machine (apt-get install slurmctld slurmd slurm-client munge)"));
             return None;
         }
         // Names of sockets are short.

@@ -1,6 +1,8 @@
 //! The fast `f32` kernels against the same operation in `f64`, over random shapes; the same bits with any
 //! number of threads; and what is not a number stays visible.
 
+use std::io::Write as _;
+
 use proptest::prelude::*;
 use tsbd_tensor::{
     BatchNorm, Conv2d, ConvTranspose2d, CrossEntropy, DType, Device, GridPadding, GridSample, InstructionSet, Result,
@@ -315,7 +317,7 @@ fn narrower_instruction_sets_pass_the_same_tests() {
     const SELF: &str = "narrower_instruction_sets_pass_the_same_tests";
     for set in [InstructionSet::Avx512, InstructionSet::Avx2, InstructionSet::Portable] {
         if set >= in_use() {
-            println!("skipped: {} (not narrower than what is in use)", set.name());
+            writeln!(std::io::stderr(), "skipped: {} (not narrower than what is in use)", set.name()).unwrap();
             continue;
         }
         let set = set.name();

@@ -29,6 +29,12 @@ pub fn experiment(folder: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
+/// Says that a test is skipped, past the capture of what tests print: it should be seen.
+pub fn skipped(why: &str) {
+    use std::io::Write as _;
+    writeln!(std::io::stderr(), "skipped: {why}").unwrap();
+}
+
 /// Asserts that a text contains every part.
 pub fn assert_contains(text: &str, parts: &[&str]) {
     for part in parts {

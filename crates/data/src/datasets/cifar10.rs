@@ -104,6 +104,8 @@ fn decode(bytes: &[u8], file: &Path, pixels: &mut [u8], labels: &mut [u32]) -> R
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
     use crate::ImageSource;
 
@@ -111,7 +113,9 @@ mod tests {
     fn real_folder() -> Option<std::path::PathBuf> {
         let folder = DataRoot::discover(None).find(OFFICIAL.folder);
         if folder.is_none() {
-            println!("skipped: CIFAR-10 is not on this machine (run `tsbd data fetch cifar10`)");
+            // Past the capture of `println!`: a skipped test should be seen.
+            writeln!(std::io::stderr(), "skipped: CIFAR-10 is not on this machine (run `tsbd data fetch cifar10`)")
+                .unwrap();
         }
         folder
     }

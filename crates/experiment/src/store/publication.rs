@@ -364,7 +364,8 @@ mod tests {
     #[test]
     fn a_full_disk_is_an_error_with_the_path_and_publishes_nothing() {
         let Some(disk) = SmallDisk::mount() else {
-            eprintln!("skipped: a small disk cannot be mounted here (needs root)");
+            // Past the capture of `println!`: a skipped test should be seen.
+            writeln!(io::stderr(), "skipped: a small disk cannot be mounted here (needs root)").unwrap();
             return;
         };
         let store = Store::new(disk.path.join("results"));
