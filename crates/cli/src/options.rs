@@ -26,7 +26,7 @@ pub struct Folders {
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Folders")]
 pub struct DataFolder {
-    /// Folder with the data sets [default: $TSBD_DATA, then tsbd/datasets in the user's cache folder]
+    /// Folder with the data sets, the only one looked in [default: $TSBD_DATA, then tsbd/datasets in the user's cache folder]
     // The environment variable is read by the data crate, which every other program uses too.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
@@ -91,7 +91,9 @@ pub fn no_device(error: tsbd_tensor::Error) -> Failure {
 /// What changes an experiment without editing its file.
 #[derive(Args, Debug, Clone, Default)]
 pub struct Overrides {
-    /// Profile that gives the defaults: smoke (seconds), quick (minutes), paper (hours) [default: the file's]
+    /// Profile that gives the defaults: smoke (seconds per cell), quick (minutes to an hour per cell on two cores), paper (as
+    /// published, very long on a CPU). A file profiles/NAME.toml beside the experiment is one too: it is complete in itself,
+    /// and comes before a built-in one of the same name [default: the file's]
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,
 
@@ -140,7 +142,7 @@ fn typed(setting: &Setting) -> String {
 }
 
 /// A flag with its value, quoted for a shell where need be, with a space before it.
-fn flag(name: &str, value: &str) -> String {
+pub fn flag(name: &str, value: &str) -> String {
     let plain = |letter: char| letter.is_alphanumeric() || "=._-/:,+@%".contains(letter);
     if value.chars().all(plain) {
         format!(" {name} {value}")
@@ -160,12 +162,13 @@ pub struct OnePoint {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
 
-    /// Profile that gives the defaults: smoke (seconds), quick (minutes), paper (hours)
+    /// Profile that gives the defaults: smoke (seconds per cell), quick (minutes to an hour per cell on two cores), paper (as
+    /// published, very long on a CPU)
     #[arg(long, value_name = "NAME", default_value = "quick")]
     pub profile: String,
 
     /// Set one key as in an experiment file; may be repeated. The value is TOML: 0.05, true, text, [0, 1]
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_setting)]
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_setting_of_one_point)]
     pub set: Vec<Setting>,
 }
 
@@ -175,6 +178,25 @@ fn parse_setting(text: &str) -> Result<Setting, String> {
             Ok(Setting::new(key.trim(), value.trim()))
         }
         _ => Err("write it as KEY=VALUE, for example attack.poisoning_ratio=0.05".to_owned()),
+    }
+}
+
+/// [`parse_setting`], but for what the command line itself names: set as well, something else than it says would be computed.
+fn parse_setting_of_one_point(text: &str) -> Result<Setting, String> {
+    let setting = parse_setting(text)?;
+    // A key that is no TOML is told with its place by who reads the setting.
+    let sections = format!("{} = 0", setting.key).parse::<toml::Table>().unwrap_or_default();
+    let named = [
+        (
+            "grid",
+            "the command line names the attack and the defense; for a grid, write an experiment file and use `tsbd run`",
+        ),
+        ("seeds", "the command line names the seed: --seed N"),
+        ("profile", "the command line names the profile: --profile NAME"),
+    ];
+    match named.into_iter().find(|(section, _)| sections.contains_key(*section)) {
+        None => Ok(setting),
+        Some((_, way_out)) => Err(way_out.to_owned()),
     }
 }
 
@@ -192,6 +214,24 @@ mod tests {
         let set = vec![Setting::new("seeds", "[0, 1]"), Setting::new("defense.clean_ratio", "0.1")];
         let overrides = Overrides { profile: Some("quick".into()), set };
         assert_eq!(overrides.as_typed(), " --profile quick --set 'seeds=[0, 1]' --set defense.clean_ratio=0.1");
+    }
+
+    #[test]
+    fn what_the_command_line_of_one_point_names_itself_is_not_set() {
+        for (text, way_out) in [
+            ("grid.attack=[\"none\"]", "`tsbd run`"),
+            ("\"grid\" . defense=[\"ft\"]", "`tsbd run`"),
+            ("grid={attack = [\"none\"]}", "`tsbd run`"),
+            ("seeds=[1]", "--seed N"),
+            ("profile=paper", "--profile NAME"),
+        ] {
+            let refused = parse_setting_of_one_point(text).unwrap_err();
+            assert!(refused.contains(way_out), "{text}: {refused}");
+            assert!(parse_setting(text).is_ok(), "{text}: an experiment file may be told otherwise");
+        }
+        for text in ["data.seed=1", "attack.poisoning_ratio=0.05", "table.rows=seed", "a..b=1"] {
+            assert_eq!(parse_setting_of_one_point(text), parse_setting(text), "{text}");
+        }
     }
 
     #[test]

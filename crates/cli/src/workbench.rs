@@ -6,16 +6,17 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::Value;
 use tsbd_attack::{Attack, DatasetFacts, Evaluation, Material, Poisoner, Poisoning, TriggeredTest};
 use tsbd_data::{Dataset, ImageSource, Images};
 use tsbd_experiment::{Cell, CellKind, Found, Plan, Store, Verification};
-use tsbd_nn::{Architecture, Model, Streams};
+use tsbd_nn::{Architecture, Layer, Model, Streams};
 use tsbd_orchestrator::MATERIAL;
 use tsbd_tensor::Device;
 
 use crate::commands::data;
 use crate::failure::{Exit, Failure, Problem};
-use crate::options::{Folders, LearnedTrigger};
+use crate::options::{Folders, LearnedTrigger, flag};
 use crate::terminal::Talk;
 use crate::{grid, planning};
 
@@ -104,13 +105,41 @@ impl Workbench {
         }
         Model::load(Arc::clone(&self.architecture), path).map_err(|error| {
             let hint = match &error {
-                tsbd_nn::Error::TensorShape { .. } => {
-                    "say with which width and which data set the model was made: --set model.width=64 --dataset cifar10"
-                }
-                _ => "the file has to be a state dict with PyTorch's names, written as safetensors",
+                tsbd_nn::Error::TensorShape { .. } => self.as_made(path),
+                tsbd_nn::Error::Safetensors { .. } if is_pickle(path) => as_safetensors(path),
+                _ => "the file has to be a state dict with PyTorch's names, written as safetensors".to_owned(),
             };
             Failure::from_error(Exit::Refused, error).hint(hint)
         })
+    }
+
+    /// How to ask for a network of the shapes in a file, which are others than this one's.
+    fn as_made(&self, path: &Path) -> String {
+        let network = self.architecture.as_ref();
+        let header = header(path).unwrap_or_default();
+        let first_dimension = |tensor: &str| header[tensor]["shape"][0].as_u64().map(|length| length as usize);
+        let channels = network.modules().iter().find_map(|module| match module.layer {
+            Layer::Conv2d { out_channels, .. } if module.name == "conv1" => Some(out_channels),
+            _ => None,
+        });
+        let width = first_dimension("conv1.weight").filter(|width| Some(*width) != channels);
+        let classes = first_dimension(&format!("{}.weight", network.head()));
+        let classes = classes.filter(|classes| *classes != network.classes());
+        let mut ways = Vec::new();
+        ways.extend(width.map(|width| format!("width {width}: --set model.width={width}")));
+        ways.extend(classes.map(|classes| {
+            let fitting = tsbd_data::DATASETS.iter().filter(|entry| entry.classes == classes);
+            let flags: Vec<String> = fitting.map(|entry| format!("--dataset {}", entry.name)).collect();
+            if flags.is_empty() {
+                format!("{classes} classes, as no data set here has")
+            } else {
+                format!("{classes} classes: {}", flags.join(" or "))
+            }
+        }));
+        if ways.is_empty() {
+            return format!("the file has to be of {}; `tsbd list models` has the networks there are", network.name());
+        }
+        format!("the file's network has {}", ways.join("; and "))
     }
 
     /// ACC, and ASR and RA where the attack has a trigger.
@@ -118,6 +147,31 @@ impl Workbench {
         let (clean, triggered) = (&self.dataset.test, poisoner.test.as_ref());
         tsbd_attack::evaluate(model, clean, triggered, self.dataset.normalization, EVALUATION_BATCH)
     }
+}
+
+/// The head of a safetensors file: what it says of each tensor. Its length stands before it.
+fn header(path: &Path) -> Option<Value> {
+    let bytes = fs_err::read(path).ok()?;
+    let (length, rest) = bytes.split_first_chunk()?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
+    serde_json::from_slice(rest.get(..length)?).ok()
+}
+
+/// Whether a file that is no safetensors is one of PyTorch's own, by its name or as the archive that `torch.save` writes.
+fn is_pickle(path: &Path) -> bool {
+    let is_named = |extension: &str| path.extension().is_some_and(|found| found == extension);
+    let is_archive = || fs_err::read(path).is_ok_and(|bytes| bytes.starts_with(b"PK"));
+    is_named("pt") || is_named("pth") || (!is_named("safetensors") && is_archive())
+}
+
+/// How to write a file of `torch.save` as safetensors: its state dict, or that of its key `model`, as BackdoorBench's have.
+fn as_safetensors(path: &Path) -> String {
+    let [from, to] = [path.to_owned(), path.with_extension("safetensors")].map(|path| path.display().to_string());
+    let program = format!(
+        "import torch, safetensors.torch as s; m = torch.load({from:?}, map_location=\"cpu\"); \
+         m = m.get(\"model\", m); s.save_file({{k: v.contiguous() for k, v in m.items()}}, {to:?})"
+    );
+    format!("PyTorch's own files are not read; write it as safetensors: python{}", flag("-c", &program))
 }
 
 /// The attack of the only point of a plan.

@@ -123,7 +123,72 @@ fn attack_trains_a_model_that_evaluate_and_defend_take_and_a_second_attack_finds
     command.args(["evaluate", "--attack", "none", "--model", model]).args(SMALL).args(["--set", "model.width=8"]);
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(2), "a model of another width");
-    assert_contains(&stderr(&output), &["model.safetensors", "hint:", "model.width"]);
+    assert_contains(&stderr(&output), &["model.safetensors", "hint:", "--set model.width=4"]);
+}
+
+#[test]
+fn a_model_of_other_shapes_is_refused_with_the_flags_that_fit_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let refused = |width: usize, classes: usize| {
+        let parameters =
+            tsbd_models::ModelParameters { name: "preact-resnet18".to_owned(), width, classes, image_size: 16 };
+        let network = tsbd_models::build(&parameters).unwrap();
+        let mut stream = tsbd_nn::Streams::new(0).stream("weights", 0);
+        tsbd_nn::Model::new(network, &mut stream).unwrap().save(&path).unwrap();
+        let mut command = tsbd();
+        command.args(["evaluate", "--attack", "none", "--set", "model.width=4"]).args(SMALL).arg("--model").arg(&path);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        let talk = stderr(&output);
+        talk.split_once("hint: ").unwrap_or_else(|| panic!("no hint in {talk}")).1.to_owned()
+    };
+    let hint = refused(2, 10);
+    assert_contains(&hint, &["--set model.width=2"]);
+    assert!(!hint.contains("--dataset") && !hint.contains("classes"), "{hint}");
+    let hint = refused(4, 3);
+    assert_contains(&hint, &["3 classes", "no data set here"]);
+    assert!(!hint.contains("model.width"), "{hint}");
+    assert_contains(&refused(2, 3), &["--set model.width=2", "3 classes"]);
+}
+
+#[test]
+fn a_file_of_torch_save_is_refused_with_the_command_that_rewrites_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["x.pt", "x.pth", "x.pth.tar"] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, [b"PK\x03\x04".as_slice(), &[0x7f; 60]].concat()).unwrap();
+        let mut command = tsbd();
+        command.args(["evaluate", "--attack", "none"]).args(SMALL).arg("--model").arg(&path);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        let read = format!("torch.load(\"{}\"", path.display());
+        let written = format!("\"{}\")'", path.with_extension("safetensors").display());
+        assert_contains(
+            &stderr(&output),
+            &["hint:", "python -c 'import torch, safetensors.torch as s", &read, &written],
+        );
+    }
+}
+
+#[test]
+fn what_the_command_line_names_is_not_set_to_something_else() {
+    let commands: [&[&str]; 5] = [
+        &["attack", "badnets"],
+        &["defend", "ft", "--model", "model.safetensors"],
+        &["evaluate", "--attack", "badnets", "--model", "model.safetensors"],
+        &["poison", "badnets", "--split", "test", "--out", "out"],
+        &["bench", "poison", "badnets"],
+    ];
+    for command in commands {
+        for (setting, way_out) in
+            [("grid.attack=[\"none\"]", "tsbd run"), ("seeds=[1]", "--seed N"), ("profile=smoke", "--profile NAME")]
+        {
+            let output = tsbd().args(command).args(["--set", setting]).output().unwrap();
+            assert_eq!(output.status.code(), Some(2), "{command:?} {setting}");
+            assert_contains(&stderr(&output), &[setting, "the command line names", way_out]);
+        }
+    }
 }
 
 #[test]

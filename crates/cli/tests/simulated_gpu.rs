@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use common::{assert_contains, experiment, stderr, stdout, tsbd};
 use serde_json::Value;
 
-/// As small and as short as can be: the simulated GPU is slow.
+/// As small and as short as can be: the simulated GPU is slow. A method without a table here runs as the profile has it.
 const SMALL: &str = r#"
 profile = "smoke"
 
@@ -93,20 +93,20 @@ attack = ["badnets"]
 defense = ["none", "ft", "i-bau"]
 "#;
 
-const ATTACKS: &str = r#"
-attack = ["none", "badnets", "blended", "input-aware", "lf", "sig", "ssba", "trojan", "wanet"]
-defense = ["none"]
-"#;
+fn every_attack() -> String {
+    let names: Vec<&str> = tsbd_experiment::ATTACKS.iter().map(|entry| entry.name).collect();
+    format!("attack = {names:?}\ndefense = [\"none\"]\n")
+}
 
-const DEFENSES: &str = r#"
-attack = ["badnets"]
-defense = ["ft", "fp", "nad", "nc", "anp", "clp", "i-bau", "rnp", "ft-sam", "tsbd"]
-"#;
+fn every_defense() -> String {
+    let names: Vec<&str> = tsbd_defense::DEFENSES.iter().map(|entry| entry.name).collect();
+    format!("attack = [\"badnets\"]\ndefense = {names:?}\n")
+}
 
-const MEASUREMENTS: &str = r#"
-attack = ["badnets"]
-measure = ["nwc", "activeness", "tac", "coverage", "activations"]
-"#;
+fn every_measurement() -> String {
+    let names: Vec<&str> = tsbd_analysis::MEASUREMENTS.iter().map(|entry| entry.name).collect();
+    format!("attack = [\"badnets\"]\nmeasure = {names:?}\n")
+}
 
 /// The folder with the simulator's libraries; `None`, and a line on standard error, where there is no C++ compiler.
 fn simulator() -> Option<&'static Path> {
@@ -304,8 +304,8 @@ fn several_models_train_at_once_in_one_process() {
 #[test]
 fn every_attack_trains_and_every_measurement_measures() {
     let Some(simulator) = simulator() else { return };
-    for grid in [ATTACKS, MEASUREMENTS] {
-        let bench = Bench::new(grid);
+    for grid in [every_attack(), every_measurement()] {
+        let bench = Bench::new(&grid);
         assert_done(&bench.run(simulator, &[], &["cuda", "--cells-per-gpu", "2"], "results"));
     }
 }
@@ -313,7 +313,7 @@ fn every_attack_trains_and_every_measurement_measures() {
 #[test]
 fn every_defense_repairs_on_two_gpus_and_goes_on_with_the_same_bits_after_it_was_stopped() {
     let Some(simulator) = simulator() else { return };
-    let bench = Bench::new(DEFENSES);
+    let bench = Bench::new(&every_defense());
     let two = [("TSBD_SIMULATED_GPUS", "2")];
     assert_done(&bench.run(simulator, &two, &["cuda"], "whole"));
     let digests = |results: &str| {

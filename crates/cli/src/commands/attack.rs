@@ -14,7 +14,8 @@ use crate::{grid, planning};
 /// Train one backdoored model, and say where it lies
 ///
 /// It is a cell like those of `tsbd run`: continued when interrupted, and trained once, also for experiments that have
-/// the same attack with the same settings. The attack `none` trains a clean model.
+/// the same attack with the same settings. The attack `none` trains a clean model. It computes on the CPU; on a GPU: an
+/// experiment file of one point and `tsbd run --device cuda`.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd attack badnets --profile smoke                     seconds, on drawn images"

@@ -15,8 +15,9 @@ use crate::terminal::{self, Talk};
 
 /// Fetch, verify or list data sets
 ///
-/// Data sets are looked for in --data, then in $TSBD_DATA, then in tsbd/datasets in the user's cache folder. The data
-/// set `shapes` is drawn from a seed and needs neither a download nor a file.
+/// Data sets are looked for in the folder that --data names, and nowhere else; without it in $TSBD_DATA, then in
+/// tsbd/datasets in the user's cache folder. The data set `shapes` is drawn from a seed and needs neither a download nor a
+/// file.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd data list                        what there is, and where it lies"

@@ -25,7 +25,8 @@ use crate::workbench::{self, Workbench};
 /// Repair one model in a file
 ///
 /// The defense sees a share of the clean training set (--set defense.clean_ratio=0.05) and never the trigger. With
-/// --attack, the model is measured with that attack's trigger before and after.
+/// --attack, the model is measured with that attack's trigger before and after. It computes on the CPU; on a GPU,
+/// `tsbd run --device cuda` trains and repairs what an experiment file of one point asks for.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd defend tsbd --model model.safetensors --attack badnets --out repaired.safetensors"

@@ -17,7 +17,8 @@ use crate::workbench::{self, Workbench};
 /// Measure a model: accuracy (ACC), attack success rate (ASR), recovery accuracy (RA)
 ///
 /// ASR and RA are shares of the triggered test images whose own class is not the target. The model's network and data
-/// set are those of the profile, changed with --dataset and --set.
+/// set are those of the profile, changed with --dataset and --set. It computes on the CPU; on a GPU, `tsbd run --device
+/// cuda` measures what it trains and repairs.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd evaluate --model model.safetensors --attack badnets"

@@ -21,9 +21,10 @@ use crate::{labels, planning, terminal};
 
 /// Show what an experiment would run, what is done already, and what the rest will cost
 ///
-/// The experiment file is checked completely, as `tsbd run` does; nothing is trained. Costs are those of similar cells
-/// that this results folder holds. Where there is none, the images that go through the network are counted, and the speed is
-/// that of trainings of the same network, or what --measure finds.
+/// The experiment file is checked as `tsbd run` does; nothing is trained. Data sets that a run in this results folder has
+/// noted are not opened again: `tsbd run` does that. Costs are those of similar cells that this results folder holds. Where
+/// there is none, the images that go through the network are counted, and the speed is that of trainings of the same network,
+/// or what --measure finds.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd plan experiments/table1.toml"
@@ -36,7 +37,8 @@ pub struct Arguments {
     /// Experiment file
     file: PathBuf,
 
-    /// Time a few training steps here of each network that no finished cell has trained; on a GPU with --measure=cuda
+    /// Time a few training steps here of each network that no finished cell has trained; with --measure=cuda on a GPU, of
+    /// every network
     #[arg(long, value_name = "DEVICE", num_args = 0..=1, require_equals = true, default_missing_value = "cpu")]
     measure: Option<String>,
 
@@ -182,10 +184,15 @@ impl<'a> Costs<'a> {
         costs
     }
 
-    /// Times the networks of these cells whose speed is not known, on this device.
+    /// Times the networks of these cells whose speed is not known, on this device. Of a GPU all are timed: records may be those of a
+    /// CPU.
     fn measure<'c>(&mut self, device: &str, cells: impl Iterator<Item = &'c Cell>) -> Result<(), Failure> {
         let trained = self.plan.cells.values().find_map(|cell| cell.training.as_ref());
         let batch = trained.map_or(128, |training| training.batch_size);
+        if device != "cpu" {
+            self.took.clear();
+            self.speeds.clear();
+        }
         for cell in cells {
             let (Some(name), Some(network)) = (self.network(cell), self.network_parameters(cell)) else { continue };
             if let Entry::Vacant(unknown) = self.speeds.entry(name) {

@@ -26,7 +26,7 @@ use crate::{grid, planning};
 #[command(after_help = examples!(
     "tsbd run experiments/demo.toml                           minutes, no download"
     "tsbd run experiments/table1.toml                         Table 1 with the file's profile"
-    "tsbd run experiments/table1.toml --profile paper --device cuda     as published; hours on a GPU"
+    "tsbd run experiments/table1.toml --profile paper --device cuda     as published, on GPUs"
     "tsbd run experiments/table1.toml --set attack.poisoning_ratio=0.05 --set 'seeds=[0, 1, 2]'"
     "tsbd run experiments/table1.toml --results /mnt/results --workers 2"
     "tsbd run experiments/table1.toml --results /shared/results --executor slurm --set slurm.partition=cpu --set slurm.time=120"

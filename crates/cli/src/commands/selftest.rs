@@ -19,7 +19,7 @@ use crate::terminal;
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd selftest                          the CPU"
-    "tsbd selftest --device cuda            the first GPU, in under a minute"
+    "tsbd selftest --device cuda            the first GPU"
     "tsbd selftest --device cuda --only 'conv2d odd'"
     "tsbd selftest --device cuda --json | jq '.[] | select(.verdict != \"right\")'"
     ;
