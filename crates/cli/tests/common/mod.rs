@@ -30,6 +30,7 @@ pub fn experiment(folder: &Path, name: &str, text: &str) -> PathBuf {
 }
 
 /// Says that a test is skipped, past the capture of what tests print: it should be seen.
+#[allow(clippy::explicit_write, reason = "`eprintln!` is captured")]
 pub fn skipped(why: &str) {
     use std::io::Write as _;
     writeln!(std::io::stderr(), "skipped: {why}").unwrap();
