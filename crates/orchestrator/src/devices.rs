@@ -1,8 +1,9 @@
 //! What the cells of a run compute on, and how many of them at a time.
 //!
 //! On a CPU so many cells run as the user says. On GPUs each cell has one of them to itself or shares it with others, in a
-//! process of its own: a fault of the device ends that process and no other, unless they share it (`mps`). A small network leaves most of a GPU idle,
-//! so with [`CellsPerGpu::Auto`] another cell is started while the GPU is not busy and has memory for it.
+//! process of its own: a fault of the device ends that process and no other, unless they share it (`mps`). A small network
+//! leaves most of a GPU idle, so with [`CellsPerGpu::Auto`] another cell is started while the GPU is not busy and has memory
+//! for it.
 
 pub(crate) mod mps;
 #[cfg(feature = "cuda")]

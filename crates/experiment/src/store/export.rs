@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
+use super::publication::RECORD;
 use super::{Found, Store, StoreError, Verification, file_error, write_atomically};
 use crate::cell::CellKey;
 use crate::plan::Plan;
@@ -92,8 +93,6 @@ impl Store {
         }
     }
 }
-
-const RECORD: &str = "record.json";
 
 #[cfg(test)]
 mod tests {

@@ -51,7 +51,7 @@ pub(super) enum Step {
 type Watch<'a> = &'a mut dyn FnMut(Step) -> Result<(), StoreError>;
 
 /// Name of the record among the published files.
-const RECORD: &str = "record.json";
+pub(super) const RECORD: &str = "record.json";
 
 impl Attempt {
     /// Publishes the cell's result with the files `artefacts` of the attempt's folder, whose lengths and digests are
