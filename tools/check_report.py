@@ -5,7 +5,8 @@
     tools/check_report.py report.html [--screenshots DIR]
 
 Nothing may be loaded from elsewhere or appear as an error in the console. Every column of every table is sorted by a click and by the
-keyboard, filters are typed, the details of a cell are opened, everything on a desk and on a phone. axe-core may find no fault that is serious or
+keyboard, filters are typed, the details of a cell are opened, letters of figures are measured, everything on a desk and on a phone.
+axe-core may find no fault that is serious or
 critical. The exit code is 1 if anything is wrong, 77 where playwright, axe or a browser is missing.
 """
 
