@@ -10,7 +10,9 @@
 # then: . DIR/env.sh && cargo build --release --workspace --features tsbd/cuda
 #
 # Settings: PYTHON (python3); CUDA_COMPUTE_CAP (80), the oldest GPUs that Candle's own kernels are compiled for: they are
-# PTX, which the driver translates for the GPU at hand. This project's kernels need 8.0, and 9.0 no translation.
+# PTX, which the driver translates for the GPU at hand. This project's kernels need 8.0, and 9.0 no translation. `check`
+# names another one: the builder of those kernels keeps what it has made for a capability, whatever compiler made it, and
+# would give a real program the empty ones.
 set -euo pipefail
 
 die() {
@@ -73,7 +75,7 @@ export CUDA_HOME="$toolkit" CUDA_PATH="$toolkit"
 export CUDA_ROOT="$dir/stubs"
 export NVCC="$root/tools/cuda/nvcc"
 export TSBD_NVCC="$([[ $mode == full ]] && echo "$toolkit/bin/nvcc")"
-export CUDA_COMPUTE_CAP="${CUDA_COMPUTE_CAP:-80}"
+export CUDA_COMPUTE_CAP="$([[ $mode == full ]] && echo "${CUDA_COMPUTE_CAP:-80}" || echo 89)"
 export CUDARC_CUDA_VERSION=13000
 export CUDAFORGE_THREADS="\${CUDAFORGE_THREADS:-$(nproc)}"
 export PATH="$root/tools/cuda:\$PATH"
