@@ -173,7 +173,7 @@ impl<'a, N: Network + ?Sized> Pass<'a, N> {
     /// The convolution `name` of `x` `[batch, height, width, in]`.
     pub fn conv(&self, name: &str, x: &Var) -> Result<Var> {
         let (options, is_biased) = self.convolution(name)?;
-        let weight = self.operand(&format!("{name}.weight"), x)?;
+        let weight = self.parameter(&format!("{name}.weight"))?;
         let bias = if is_biased { Some(self.operand(&format!("{name}.bias"), x)?) } else { None };
         let y = x.conv2d(&weight, bias.as_ref(), options)?;
         self.output(name, &y);
@@ -186,7 +186,7 @@ impl<'a, N: Network + ?Sized> Pass<'a, N> {
         if is_biased || self.is_tapped(name) {
             return Ok(self.conv(name, x)?.add(residual)?);
         }
-        Ok(x.conv2d_add(&self.operand(&format!("{name}.weight"), x)?, options, residual)?)
+        Ok(x.conv2d_add(&self.parameter(&format!("{name}.weight"))?, options, residual)?)
     }
 
     /// The batch normalisation `name` of `x` `[batch, height, width, channels]`.

@@ -306,64 +306,131 @@ fn train_epoch(
     epoch: usize,
     observer: &mut dyn TrainingObserver,
 ) -> Result<Option<EpochReport>> {
-    let begin = Instant::now();
     let learning_rate = schedule.learning_rate();
     rule.begin_epoch(epoch)?;
-    let (mut loss_sum, mut correct, mut images, mut steps_made) = (0.0, None, 0, 0);
+    let mut tally = Tally::new(epoch, config.epochs, source.batches_per_epoch());
+    // The step that a GPU is asked for while the host reads the one before.
+    let mut queued: Option<Made> = None;
     let mut batches = source.epoch(epoch).enumerate().peekable();
     while let Some((step, batch)) = batches.next() {
         let batch = batch?;
-        let finite = |loss: f64| match loss.is_finite() {
-            true => Ok(loss),
-            false => Err(Error::NonFiniteLoss { epoch, step, loss, indices: batch.indices.clone() }),
-        };
-        let loss = match rule.preparation().filter(|preparation| epoch < preparation.epochs()) {
-            Some(preparation) => finite(preparation.step(&batch)?)?,
-            None => {
-                let rate = schedule.learning_rate();
-                let (loss, right) = match recorder.recorded(rule.plain(), model, optimizer, &batch, observer) {
-                    Some(recorded) => {
-                        recorded.queue(&batch, rate)?;
-                        // The next batch is made while the GPU computes.
-                        batches.peek();
-                        let (loss, right) = recorded.outcome(model)?;
-                        (finite(loss)?, right)
-                    }
-                    None => {
-                        let Step { loss, correct, gradients, statistics } = rule.compute(model, &batch)?;
-                        let loss = finite(loss)?;
-                        model.absorb(&statistics)?;
-                        optimizer.step_at(rate, &mut model.state, &gradients)?;
-                        (loss, correct)
-                    }
-                };
-                schedule.step_made(&config.schedule);
-                rule.after(model, &batch)?;
-                *correct.get_or_insert(0) += right;
-                loss
+        let made = Made { step, indices: batch.indices.clone() };
+        if let Some(preparation) = rule.preparation().filter(|preparation| epoch < preparation.epochs()) {
+            let loss = preparation.step(&batch)?;
+            made.require_finite(epoch, loss)?;
+            if tally.add(made, loss, None, observer).is_break() {
+                return Ok(None);
             }
-        };
-        loss_sum += loss;
-        images += batch.len();
-        steps_made += 1;
-        let images_per_second = images as f64 / begin.elapsed().as_secs_f64();
-        let steps = source.batches_per_epoch();
-        let report = StepReport { epoch, epochs: config.epochs, step, steps, loss, images_per_second };
-        if observer.step(&report).is_break() {
+            continue;
+        }
+        let rate = schedule.learning_rate();
+        if let Some(recorded) = recorder.recorded(rule.plain(), model, optimizer, &batch, observer) {
+            recorded.queue(&batch, rate)?;
+            // The next batch is made while the GPU computes.
+            batches.peek();
+            schedule.step_made(&config.schedule);
+            rule.after(model, &batch)?;
+            let before = queued.replace(made);
+            if tally.add_queued(before, recorder, model, observer)?.is_break() {
+                return Ok(None);
+            }
+            continue;
+        }
+        if tally.add_queued(queued.take(), recorder, model, observer)?.is_break() {
+            return Ok(None);
+        }
+        let Step { loss, correct, gradients, statistics } = rule.compute(model, &batch)?;
+        made.require_finite(epoch, loss)?;
+        model.absorb(&statistics)?;
+        optimizer.step_at(rate, &mut model.state, &gradients)?;
+        schedule.step_made(&config.schedule);
+        rule.after(model, &batch)?;
+        if tally.add(made, loss, Some(correct), observer).is_break() {
             return Ok(None);
         }
     }
-    if steps_made == 0 {
+    if tally.add_queued(queued, recorder, model, observer)?.is_break() {
+        return Ok(None);
+    }
+    if tally.made == 0 {
         return Err(Error::EmptyEpoch { epoch, images: source.images_per_epoch() });
     }
+    let Tally { begin, loss_sum, correct, images, made, .. } = tally;
     Ok(Some(EpochReport {
         epoch,
         learning_rate,
-        mean_loss: loss_sum / f64::from(steps_made),
+        mean_loss: loss_sum / f64::from(made),
         train_accuracy: correct.map(|correct| correct as f64 / images as f64),
         images,
         seconds: begin.elapsed().as_secs_f64(),
     }))
+}
+
+/// A step that was made or is being made.
+struct Made {
+    step: usize,
+    indices: Vec<u32>,
+}
+
+impl Made {
+    fn require_finite(&self, epoch: usize, loss: f64) -> Result<()> {
+        match loss.is_finite() {
+            true => Ok(()),
+            false => Err(Error::NonFiniteLoss { epoch, step: self.step, loss, indices: self.indices.clone() }),
+        }
+    }
+}
+
+/// What an epoch's steps come to.
+struct Tally {
+    begin: Instant,
+    epoch: usize,
+    epochs: usize,
+    /// How many steps the epoch has.
+    steps: usize,
+    loss_sum: f64,
+    correct: Option<usize>,
+    images: usize,
+    made: u32,
+}
+
+impl Tally {
+    fn new(epoch: usize, epochs: usize, steps: usize) -> Tally {
+        Tally { begin: Instant::now(), epoch, epochs, steps, loss_sum: 0.0, correct: None, images: 0, made: 0 }
+    }
+
+    /// Adds a step and tells the observer.
+    fn add(
+        &mut self,
+        Made { step, indices }: Made,
+        loss: f64,
+        correct: Option<usize>,
+        observer: &mut dyn TrainingObserver,
+    ) -> ControlFlow<()> {
+        self.loss_sum += loss;
+        self.images += indices.len();
+        self.made += 1;
+        if let Some(correct) = correct {
+            *self.correct.get_or_insert(0) += correct;
+        }
+        let images_per_second = self.images as f64 / self.begin.elapsed().as_secs_f64();
+        let &mut Tally { epoch, epochs, steps, .. } = self;
+        observer.step(&StepReport { epoch, epochs, step, steps, loss, images_per_second })
+    }
+
+    /// Adds a queued step, if there is one, when it is done.
+    fn add_queued(
+        &mut self,
+        queued: Option<Made>,
+        recorder: &mut Recorder,
+        model: &mut Model,
+        observer: &mut dyn TrainingObserver,
+    ) -> Result<ControlFlow<()>> {
+        let Some(queued) = queued else { return Ok(ControlFlow::Continue(())) };
+        let (loss, correct) = recorder.outcome(model)?;
+        queued.require_finite(self.epoch, loss)?;
+        Ok(self.add(queued, loss, Some(correct), observer))
+    }
 }
 
 /// What a checkpoint must agree on with the run that resumes from it: network, configuration, batches and rule, in words.

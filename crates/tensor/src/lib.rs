@@ -73,6 +73,7 @@ mod kernels;
 pub mod memory;
 mod operand;
 mod ops;
+mod readback;
 mod recording;
 pub mod selftest;
 mod sgd;
@@ -90,6 +91,7 @@ pub use ops::{
     BatchNorm, BatchStatistics, Conv2d, ConvTranspose2d, ConvolutionAlgorithm, CrossEntropy, GridPadding, GridSample,
     Placement, Precision, Statistics, augment, count_correct, kernels_in_use, predicted_classes, upload,
 };
+pub use readback::Readback;
 pub use recording::Recording;
 pub use sgd::{Current, Sgd, sgd_step, sgd_steps};
 pub use tape::{Gradients, Tape, Var};

@@ -5,7 +5,7 @@
 // Memory: TSBD_SIMULATED_MEMORY bytes (64 GiB); fresh memory holds numbers that are none. TSBD_SIMULATED_GPUS GPUs (1).
 //
 // Graphs: what a stream is asked for while it is captured is done when the graph is launched, with the arguments of the
-// capture. What a capture may do is judged more strictly than by CUDA: no number is copied between host and GPU, nothing is
+// capture. Numbers for memory of the host that the driver knows come when the host waits for them. What a capture may do is judged more strictly than by CUDA: no number is copied between host and GPU, nothing is
 // freed that was not allocated in it, nothing allocated in it is left; what lies in its memory is gone after each launch. Each
 // launch is told on standard error. With TSBD_SIMULATED_CAPTURE=refused no capture begins, with =broken none ends well; with =halfway one
 // becomes invalid when a kernel is launched, with =large there is no memory for what was captured.
@@ -17,6 +17,7 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <unordered_map>
 #include <utility>
 
@@ -60,7 +61,7 @@ int complain(Status status, const char *what, const std::string &about) {
     return status;
 }
 
-// Something that has an address and nothing else: contexts, events, modules.
+// Something that has an address and nothing else: contexts, modules.
 void *handle() { return new char; }
 
 // What a stream was asked for while it was captured.
@@ -71,9 +72,35 @@ struct Graph {
     bool is_valid = true;
 };
 
+// Numbers on their way to memory of the host that the driver knows: they come when somebody waits for them.
+struct Delivery {
+    void *to;
+    std::string bytes;
+};
+
 struct Stream {
     Graph *captured = nullptr;
+    std::vector<Delivery> deliveries;
+
+    void deliver(size_t count) {
+        count = std::min(count, deliveries.size());
+        for (size_t i = 0; i < count; i++) memcpy(deliveries[i].to, deliveries[i].bytes.data(), deliveries[i].bytes.size());
+        deliveries.erase(deliveries.begin(), deliveries.begin() + count);
+        delivered += count;
+    }
+
+    // How many ever.
+    size_t delivered = 0;
 };
+
+// Of what a stream was asked for, all that was there when the event was recorded.
+struct Event {
+    Stream *stream = nullptr;
+    size_t deliveries = 0;
+};
+
+// Memory of the host that the driver knows.
+std::set<void *> pinned;
 
 Graph *captured(void *stream) { return stream ? ((Stream *)stream)->captured : nullptr; }
 
@@ -175,14 +202,24 @@ int cuCtxDestroy_v2(void *) { return SUCCESS; }
 
 int cuStreamCreate(void **stream, unsigned) { return *stream = new Stream, SUCCESS; }
 int cuStreamDestroy_v2(Stream *stream) { return delete stream, SUCCESS; }
-int cuStreamSynchronize(void *stream) {
-    return captured(stream) ? invalidate(captured(stream), "the host waits") : SUCCESS;
+int cuStreamSynchronize(Stream *stream) {
+    if (captured(stream)) return invalidate(captured(stream), "the host waits");
+    if (stream) stream->deliver(stream->deliveries.size());
+    return SUCCESS;
 }
 int cuStreamWaitEvent(void *, void *, unsigned) { return SUCCESS; }
 int cuStreamIsCapturing(void *stream, int *status) { return *status = captured(stream) ? 1 : 0, SUCCESS; }
-int cuEventCreate(void **event, unsigned) { return *event = handle(), SUCCESS; }
-int cuEventDestroy_v2(void *event) { return delete (char *)event, SUCCESS; }
-int cuEventRecord(void *, void *) { return SUCCESS; }
+int cuEventCreate(Event **event, unsigned) { return *event = new Event, SUCCESS; }
+int cuEventDestroy_v2(Event *event) { return delete event, SUCCESS; }
+int cuEventRecord(Event *event, Stream *stream) {
+    if (stream) *event = {stream, stream->delivered + stream->deliveries.size()};
+    return SUCCESS;
+}
+int cuEventSynchronize(Event *event) {
+    Stream *stream = event->stream;
+    if (stream && event->deliveries > stream->delivered) stream->deliver(event->deliveries - stream->delivered);
+    return SUCCESS;
+}
 
 int cuStreamBeginCapture_v2(Stream *stream, int) {
     if (captures_are("refused")) return CAPTURE_UNSUPPORTED;
@@ -229,6 +266,17 @@ int cuMemAllocAsync(uint64_t *address, size_t bytes, void *stream) {
     return status;
 }
 int cuMemFree_v2(uint64_t address) { return release(address); }
+int cuMemHostAlloc(void **host, size_t bytes, unsigned) {
+    const std::lock_guard<std::mutex> guard(lock);
+    *host = memset(malloc(bytes), 0xff, bytes);
+    pinned.insert(*host);
+    return SUCCESS;
+}
+int cuMemFreeHost(void *host) {
+    const std::lock_guard<std::mutex> guard(lock);
+    pinned.erase(host);
+    return free(host), SUCCESS;
+}
 int cuMemFreeAsync(uint64_t address, void *stream) {
     Graph *graph = captured(stream);
     if (!graph) return release(address);
@@ -246,6 +294,10 @@ int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stre
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
     if (captured(stream)) return invalidate(captured(stream), "the host reads numbers");
+    if (stream && pinned.count(to)) {
+        ((Stream *)stream)->deliveries.push_back({to, {(const char *)(from - MOVED), bytes}});
+        return SUCCESS;
+    }
     return memcpy(to, (const void *)(from - MOVED), bytes), SUCCESS;
 }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {

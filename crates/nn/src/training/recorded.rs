@@ -6,7 +6,7 @@ use super::{CrossEntropyStep, TrainingObserver};
 use crate::model::QueuedStep;
 use crate::module::BATCH_NORM_MOMENTUM;
 use crate::{Batch, Model, Result, Sgd};
-use tsbd_tensor::{Current, Device, Recording, Tensor, TensorId};
+use tsbd_tensor::{Current, Device, Readback, Recording, Tensor, TensorId};
 
 /// Decides which batches are done again from a recording.
 pub(super) struct Recorder {
@@ -15,6 +15,10 @@ pub(super) struct Recorder {
     launched: Option<Vec<usize>>,
     recorded: Option<RecordedStep>,
 }
+
+/// Steps that may be queued before the outcome of the first of them is read: while the host looks at one and prepares the
+/// next, the GPU computes.
+const AHEAD: usize = 2;
 
 /// A step with the memory that it reads and writes.
 pub(super) struct RecordedStep {
@@ -25,6 +29,9 @@ pub(super) struct RecordedStep {
     learning_rate: (Tensor, f64),
     /// Loss, and images classified as labelled.
     outcome: Tensor,
+    /// Those of steps that were queued and not read.
+    outcomes: Readback,
+    unread: usize,
     /// Those whose estimates a step moves.
     batch_norms: Vec<String>,
     /// What was recorded, and of which tensors.
@@ -63,6 +70,9 @@ impl Recorder {
             recorded.rule != rule || !recorded.tensors.iter().copied().eq(changed(model, optimizer).map(Tensor::id))
         };
         if self.recorded.as_ref().is_some_and(is_stale) {
+            if self.recorded.as_ref().is_some_and(|recorded| recorded.unread > 0) {
+                return None;
+            }
             self.recorded = None;
         }
         if self.recorded.is_none() && self.launched.as_deref() == Some(sizes) {
@@ -78,6 +88,12 @@ impl Recorder {
         }
         self.launched = Some(sizes.to_vec());
         self.recorded.as_mut().filter(|recorded| recorded.images.dims() == batch.images.dims())
+    }
+
+    /// Waits for the first of the queued steps whose outcome has not been read: its loss, and how many images were classified
+    /// as labelled. If the loss is not finite, that step has moved nothing.
+    pub(super) fn outcome(&mut self, model: &mut Model) -> Result<(f64, usize)> {
+        self.recorded.as_mut().expect("kept while an outcome is unread").outcome(model)
     }
 }
 
@@ -105,7 +121,19 @@ impl RecordedStep {
             optimizer.move_parameters(f64::NAN, &model.state, &gradients, Some(current))
         })?;
         let learning_rate = (learning_rate, f64::NAN);
-        Ok(RecordedStep { recording, images, labels, learning_rate, outcome, batch_norms, rule, tensors })
+        let outcomes = Readback::new(device, AHEAD, 2)?;
+        Ok(RecordedStep {
+            recording,
+            images,
+            labels,
+            learning_rate,
+            outcome,
+            outcomes,
+            unread: 0,
+            batch_norms,
+            rule,
+            tensors,
+        })
     }
 
     /// Asks the GPU for the step of this batch.
@@ -117,13 +145,15 @@ impl RecordedStep {
             current.slice_set(&Tensor::new(&[learning_rate as f32], current.device())?, 0, 0)?;
             *known = learning_rate;
         }
-        Ok(self.recording.replay()?)
+        self.recording.replay()?;
+        self.outcomes.put(&self.outcome)?;
+        self.unread += 1;
+        Ok(())
     }
 
-    /// Waits for the step; its loss, and how many images were classified as labelled. If the loss is not finite, nothing has
-    /// moved.
-    pub(super) fn outcome(&self, model: &mut Model) -> Result<(f64, usize)> {
-        let outcome = self.outcome.to_vec1::<f32>()?;
+    fn outcome(&mut self, model: &mut Model) -> Result<(f64, usize)> {
+        let outcome = self.outcomes.take()?;
+        self.unread -= 1;
         if outcome[0].is_finite() {
             model.state.count(self.batch_norms.iter().map(String::as_str))?;
         }

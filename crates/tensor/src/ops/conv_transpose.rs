@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::kernels::convolution::{self, Geometry, Start};
 use crate::operand::{Operand, by_element, dims4, exact, on_gpu, tensor};
 use crate::ops::channels::channel_sums;
-use crate::ops::convolution::weight_gradient;
+use crate::ops::convolution::{filter, weight_gradient};
 use crate::ops::{Manner, Precision};
 use crate::tape::Var;
 
@@ -42,24 +42,25 @@ impl Var {
         if let Some(bias) = bias {
             exact(OPERATION, "bias", bias.tensor(), &[g.in_channels], "[out]")?;
         }
-        let y = products(OPERATION, &g, manner, [self, weight].map(Var::tensor), bias.map(Var::tensor))?;
+        let filter = filter(OPERATION, &g, self.tensor(), weight.tensor())?;
+        let y = products(OPERATION, &g, manner, [self.tensor(), &filter], bias.map(Var::tensor))?;
         let mut inputs = vec![self, weight];
         inputs.extend(bias);
         Var::computed(OPERATION, y, &inputs, || {
             let bias_node = bias.and_then(Var::node);
             // Only what the wanted gradients need is kept: the weight for the input's, the input for the weight's.
-            let kept_weight = self.node().map(|node| (node, weight.tensor().clone()));
-            let kept_x = weight.node().map(|node| (node, self.tensor().clone()));
+            let kept_filter = self.node().map(|node| (node, filter));
+            let kept_x = weight.node().map(|node| (node, self.tensor().clone(), weight.tensor().dtype()));
             Box::new(move |dy, flow| {
                 if let Some(node) = bias_node {
                     flow.add(node, channel_sums(BACKWARD, &dy)?)?;
                 }
-                if let Some((node, x)) = kept_x {
-                    flow.add(node, weight_gradient(&g, manner, &dy, &x)?)?;
+                if let Some((node, x, dtype)) = kept_x {
+                    flow.add(node, weight_gradient(&g, manner, &dy, &x, dtype)?)?;
                 }
-                let Some((node, weight)) = kept_weight else { return Ok(()) };
+                let Some((node, filter)) = kept_filter else { return Ok(()) };
                 let existing = flow.take(node);
-                flow.add(node, input_gradient(&g, manner, &dy, &weight, existing)?)
+                flow.add(node, input_gradient(&g, manner, &dy, &filter, existing)?)
             })
         })
     }
@@ -113,14 +114,14 @@ fn products(
     operation: &'static str,
     g: &Geometry,
     manner: Manner,
-    [x, weight]: [&Tensor; 2],
+    [x, filter]: [&Tensor; 2],
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
     on_gpu!(x, gpu => {
-        super::cuda::convolution_input_gradient(&gpu, operation, (g, manner), [x, weight], bias, None)
+        super::cuda::convolution_input_gradient(&gpu, operation, (g, manner), [x, filter], bias, None)
     });
     by_element!(operation, "x", x, T => {
-        let (x, filter) = (Operand::<T>::read(operation, "x", x)?, Operand::<T>::read(operation, "weight", weight)?);
+        let (x, filter) = (Operand::<T>::read(operation, "x", x)?, Operand::<T>::read(operation, "weight", filter)?);
         let start = match bias {
             Some(bias) => {
                 let bias = Operand::<T>::read(operation, "bias", bias)?;
@@ -139,18 +140,18 @@ fn input_gradient(
     g: &Geometry,
     manner: Manner,
     dy: &Tensor,
-    weight: &Tensor,
+    filter: &Tensor,
     existing: Option<Tensor>,
 ) -> Result<Tensor> {
     on_gpu!(dy, gpu => {
-        super::cuda::convolve(&gpu, BACKWARD, (g, manner), [dy, weight], None, existing.as_ref())
+        super::cuda::convolve(&gpu, BACKWARD, (g, manner), [dy, filter], None, existing.as_ref())
     });
     by_element!(BACKWARD, "dy", dy, T => {
         let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;
-        let weight = Operand::<T>::read(BACKWARD, "weight", weight)?;
+        let filter = Operand::<T>::read(BACKWARD, "weight", filter)?;
         let existing = existing.as_ref().map(|sum| Operand::<T>::read(BACKWARD, "dx", sum)).transpose()?;
         let start = existing.as_deref().map_or(Start::Nothing, Start::Residual);
-        let dx = convolution::forward(g, manner.algorithm, &dy, &weight, start);
+        let dx = convolution::forward(g, manner.algorithm, &dy, &filter, start);
         tensor(dx, &[g.images, g.out_height, g.out_width, g.out_channels])
     })
 }

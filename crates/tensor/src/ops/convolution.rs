@@ -1,6 +1,6 @@
 //! Two-dimensional convolution (cross-correlation, as everywhere in deep learning).
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use crate::error::{Error, Result};
 use crate::kernels::convolution::{self, Geometry, Start};
@@ -36,7 +36,8 @@ enum Addend<'a> {
 
 impl Var {
     /// The convolution of images `self: [n, h, w, in]` with `weight: [kh, kw, in, out]` plus `bias: [out]`;
-    /// the result is `[n, (h + 2·padding - kh) / stride + 1, (w + 2·padding - kw) / stride + 1, out]`.
+    /// the result is `[n, (h + 2·padding - kh) / stride + 1, (w + 2·padding - kw) / stride + 1, out]`. On a GPU, a weight in
+    /// `f32` is rounded where the images are `bf16`, and its gradient is `f32`.
     pub fn conv2d(&self, weight: &Var, bias: Option<&Var>, options: Conv2d) -> Result<Var> {
         convolve("conv2d", self, weight, options, bias.map_or(Addend::Nothing, Addend::Bias))
     }
@@ -94,7 +95,8 @@ fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, add
             exact(operation, "residual", residual.tensor(), &out_dims, "the shape of the result")?;
         }
     }
-    let y = products(operation, &g, manner, [x, weight], addend)?;
+    let filter = filter(operation, &g, x.tensor(), weight.tensor())?;
+    let y = products(operation, &g, manner, [x.tensor(), &filter], addend)?;
     let (bias, residual) = match addend {
         Addend::Nothing => (None, None),
         Addend::Bias(bias) => (Some(bias), None),
@@ -106,18 +108,18 @@ fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, add
         let (x_node, weight_node) = (x.node(), weight.node());
         let (bias_node, residual_node) = (bias.and_then(Var::node), residual.and_then(Var::node));
         // Only what the wanted gradients need is kept: the weight for the input's, the input for the weight's.
-        let kept_weight = x_node.map(|node| (node, weight.tensor().clone()));
-        let kept_x = weight_node.map(|node| (node, x.tensor().clone()));
+        let kept_filter = x_node.map(|node| (node, filter));
+        let kept_x = weight_node.map(|node| (node, x.tensor().clone(), weight.tensor().dtype()));
         Box::new(move |dy, flow| {
             if let Some(node) = bias_node {
                 flow.add(node, channel_sums(BACKWARD, &dy)?)?;
             }
-            if let Some((node, x)) = kept_x {
-                flow.add(node, weight_gradient(&g, manner, &x, &dy)?)?;
+            if let Some((node, x, dtype)) = kept_x {
+                flow.add(node, weight_gradient(&g, manner, &x, &dy, dtype)?)?;
             }
-            if let Some((node, weight)) = kept_weight {
+            if let Some((node, filter)) = kept_filter {
                 let existing = flow.take(node);
-                flow.add(node, input_gradient(&g, manner, &dy, &weight, existing)?)?;
+                flow.add(node, input_gradient(&g, manner, &dy, &filter, existing)?)?;
             }
             // Last, because the gradient itself is moved.
             residual_node.map_or(Ok(()), |node| flow.add(node, dy))
@@ -126,25 +128,32 @@ fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, add
     Var::computed_with_tangent(operation, y, &inputs, backward, || tangent(x, weight, options, addend, &out_dims))
 }
 
+/// What the device of `x` multiplies by: on a CPU the weight itself.
+pub(super) fn filter(operation: &'static str, g: &Geometry, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    on_gpu!(x, gpu => super::cuda::filter(&gpu, operation, g, x, weight));
+    let _ = (operation, g, x);
+    Ok(weight.clone())
+}
+
 /// The value of a convolution.
 fn products(
     operation: &'static str,
     g: &Geometry,
     manner: Manner,
-    [x, weight]: [&Var; 2],
+    [x, filter]: [&Tensor; 2],
     addend: Addend,
 ) -> Result<Tensor> {
-    on_gpu!(x.tensor(), gpu => {
+    on_gpu!(x, gpu => {
         let (bias, residual) = match addend {
             Addend::Nothing => (None, None),
             Addend::Bias(bias) => (Some(bias.tensor()), None),
             Addend::Residual(residual) => (None, Some(residual.tensor())),
         };
-        super::cuda::convolve(&gpu, operation, (g, manner), [x, weight].map(Var::tensor), bias, residual)
+        super::cuda::convolve(&gpu, operation, (g, manner), [x, filter], bias, residual)
     });
-    by_element!(operation, "x", x.tensor(), T => {
-        let image = Operand::<T>::read(operation, "x", x.tensor())?;
-        let filter = Operand::<T>::read(operation, "weight", weight.tensor())?;
+    by_element!(operation, "x", x, T => {
+        let image = Operand::<T>::read(operation, "x", x)?;
+        let filter = Operand::<T>::read(operation, "weight", filter)?;
         let output = match addend {
             Addend::Nothing => convolution::forward(g, manner.algorithm, &image, &filter, Start::Nothing),
             Addend::Bias(bias) => {
@@ -187,28 +196,29 @@ fn input_gradient(
     g: &Geometry,
     manner: Manner,
     dy: &Tensor,
-    weight: &Tensor,
+    filter: &Tensor,
     existing: Option<Tensor>,
 ) -> Result<Tensor> {
     on_gpu!(dy, gpu => {
         let existing = existing.as_ref();
-        super::cuda::convolution_input_gradient(&gpu, BACKWARD, (g, manner), [dy, weight], None, existing)
+        super::cuda::convolution_input_gradient(&gpu, BACKWARD, (g, manner), [dy, filter], None, existing)
     });
     by_element!(BACKWARD, "dy", dy, T => {
         let dy = Operand::<T>::read(BACKWARD, "dy", dy)?;
-        let weight = Operand::<T>::read(BACKWARD, "weight", weight)?;
+        let filter = Operand::<T>::read(BACKWARD, "weight", filter)?;
         let existing = existing.as_ref().map(|sum| Operand::<T>::read(BACKWARD, "dx", sum)).transpose()?;
-        let dx = convolution::backward_input(g, manner.algorithm, &dy, &weight, existing.as_deref());
+        let dx = convolution::backward_input(g, manner.algorithm, &dy, &filter, existing.as_deref());
         tensor(dx, &[g.images, g.height, g.width, g.in_channels])
     })
 }
 
-/// The gradient of the weight, from the input of the convolution and the gradient of its output.
-pub(super) fn weight_gradient(g: &Geometry, manner: Manner, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    on_gpu!(dy, gpu => super::cuda::convolution_weight_gradient(&gpu, g, manner, x, dy));
+/// The gradient of a weight of this element type, from the input of the convolution and the gradient of its output.
+pub(super) fn weight_gradient(g: &Geometry, manner: Manner, x: &Tensor, dy: &Tensor, dtype: DType) -> Result<Tensor> {
+    on_gpu!(dy, gpu => super::cuda::convolution_weight_gradient(&gpu, g, manner, x, dy, dtype));
     by_element!(BACKWARD, "dy", dy, T => {
         let (x, dy) = (Operand::<T>::read(BACKWARD, "x", x)?, Operand::<T>::read(BACKWARD, "dy", dy)?);
         let dw = convolution::backward_weight(g, manner.algorithm, &x, &dy);
-        tensor(dw, &[g.kernel_height, g.kernel_width, g.in_channels, g.out_channels])
+        let dw = tensor(dw, &[g.kernel_height, g.kernel_width, g.in_channels, g.out_channels])?;
+        Ok(dw.to_dtype(dtype)?)
     })
 }

@@ -45,10 +45,10 @@ impl List<'_> {
             let out = (size + 2 * padding - kernel) / stride + 1;
             // Products of the size of the numbers themselves.
             let scale = 1. / ((kernel * kernel * inputs) as f64).sqrt();
-            let mut list = vec![
-                Input::new("dx", &[BATCH, size, size, inputs], 1)?,
-                Input::new("dweight", &[kernel, kernel, inputs, outputs], 2)?.scaled(scale)?,
-            ];
+            let weight = Input::new("dweight", &[kernel, kernel, inputs, outputs], 2)?.scaled(scale)?;
+            // As in training, `f32` beside `bf16`; and in some checks of the activations' own type.
+            let weight = if matches!(addend, Addend::Bias) { weight } else { weight.single() };
+            let mut list = vec![Input::new("dx", &[BATCH, size, size, inputs], 1)?, weight];
             match addend {
                 Addend::Nothing => {}
                 Addend::Bias => list.push(Input::new("dbias", &[outputs], 3)?),

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::{BATCH, Finding, List, Place, noise};
 use crate::{
-    Adam, BatchNorm, Conv2d, CrossEntropy, Current, Recording, Result, Sgd, Statistics, Tape, Var, adam_step,
+    Adam, BatchNorm, Conv2d, CrossEntropy, Current, Readback, Recording, Result, Sgd, Statistics, Tape, Var, adam_step,
     amsgrad_step, count_correct, move_estimates, sgd_steps,
 };
 
@@ -72,7 +72,8 @@ impl List<'_> {
     }
 
     /// Steps of a small network with all that a training step has, done again from a recording with other images and rates, and
-    /// the same ones launched: they have the same bits. Then one whose loss is not finite, which moves nothing.
+    /// the same ones launched: they have the same bits, and so have their outcomes, each read when the next step was asked for.
+    /// Then one whose loss is not finite, which moves nothing.
     pub(super) fn recorded_step(&mut self, network: &str, size: usize, channels: usize, classes: usize) {
         self.push("recorded_step", format!("{network}, {size}x{size}, {channels} channels"), move |place| {
             let launched = SmallTraining::new(place, size, channels, classes)?;
@@ -82,15 +83,23 @@ impl List<'_> {
             recorded.step(Some(SmallTraining::RATES[0]))?;
             let recording =
                 Recording::of(&place.device, recorded.tensors().cloned().collect(), || recorded.step(None))?;
+            let (mut expected, mut outcomes) = (vec![], vec![]);
+            let mut arriving = Readback::new(&place.device, 2, 2)?;
             for index in 0..SmallTraining::RATES.len() {
                 launched.begin_step(index)?;
                 launched.step(Some(SmallTraining::RATES[index]))?;
-                if index > 0 {
-                    recorded.begin_step(index)?;
-                    recording.replay()?;
+                if index == 0 {
+                    continue;
+                }
+                expected.push(launched.outcome.to_vec1::<f32>()?);
+                recorded.begin_step(index)?;
+                recording.replay()?;
+                arriving.put(&recorded.outcome)?;
+                if index > 1 {
+                    outcomes.push(arriving.take()?);
                 }
             }
-            let outcome = recorded.outcome.to_vec1::<f32>()?;
+            outcomes.push(arriving.take()?);
             recorded.images.slice_set(&(&recorded.images * f64::NAN)?, 0, 0)?;
             recording.replay()?;
             let is_told = recorded.outcome.to_vec1::<f32>()?[0].is_nan();
@@ -99,7 +108,7 @@ impl List<'_> {
             };
             let finding = |what, is_right| Finding { what, error: if is_right { 0. } else { f64::INFINITY } };
             let mut findings = vec![
-                finding("loss, right answers", outcome == launched.outcome.to_vec1::<f32>()?),
+                finding("losses, right answers", outcomes == expected),
                 finding("loss that is not a number", is_told),
             ];
             for (name, (found, expected)) in

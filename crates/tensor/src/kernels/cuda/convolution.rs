@@ -2,7 +2,7 @@
 //!
 //! What cuDNN has to be told, and the algorithms that its heuristics list, are kept for each geometry; all convolutions of
 //! a device and thread share one workspace, the largest that was asked for so far. Weights are `[kh, kw, in, out]` in
-//! this project and `[out, kh, kw, in]` in cuDNN: they are transposed on the way.
+//! this project; cuDNN multiplies by *filters*, `[out, kh, kw, in]` of the element type of the activations.
 //!
 //! `f32` means `f32`: products are not rounded to TF32. `bf16` factors give a `bf16` result.
 
@@ -59,10 +59,14 @@ impl Numbers {
     }
 }
 
-/// The products of `x` and `weight`.
-pub(crate) fn forward(gpu: &Gpu, (g, manner): (&Geometry, Manner), x: View, weight: View) -> Result<Allocation> {
+/// The filter of a weight.
+pub(crate) fn filter(gpu: &Gpu, g: &Geometry, weight: View, element: Stored) -> Result<Allocation> {
+    elementwise::transpose(gpu, weight, g.patch(), g.out_channels, element)
+}
+
+/// The products of `x` and `filter`.
+pub(crate) fn forward(gpu: &Gpu, (g, manner): (&Geometry, Manner), x: View, filter: View) -> Result<Allocation> {
     let numbers = Numbers::of(x.element(), manner)?;
-    let filter = elementwise::transpose(gpu, weight, g.patch(), g.out_channels)?;
     let y = gpu.allocate(numbers.element(), g.pixels() * g.out_channels)?;
     with(gpu, g, numbers, |cudnn, plan| {
         let listed = plan.forward(cudnn, g)?;
@@ -76,7 +80,7 @@ pub(crate) fn forward(gpu: &Gpu, (g, manner): (&Geometry, Manner), x: View, weig
                     plan.x,
                     read(x),
                     plan.filter,
-                    read(filter.view()),
+                    read(filter),
                     plan.convolution,
                     algorithm,
                     workspace,
@@ -96,10 +100,9 @@ pub(crate) fn backward_input(
     gpu: &Gpu,
     (g, manner): (&Geometry, Manner),
     dy: View,
-    weight: View,
+    filter: View,
 ) -> Result<Allocation> {
     let numbers = Numbers::of(dy.element(), manner)?;
-    let filter = elementwise::transpose(gpu, weight, g.patch(), g.out_channels)?;
     let dx = gpu.allocate(numbers.element(), g.images * g.image())?;
     with(gpu, g, numbers, |cudnn, plan| {
         let listed = plan.backward_input(cudnn, g)?;
@@ -111,7 +114,7 @@ pub(crate) fn backward_input(
                     handle,
                     constant(&one),
                     plan.filter,
-                    read(filter.view()),
+                    read(filter),
                     plan.y,
                     read(dy),
                     plan.convolution,
@@ -128,8 +131,14 @@ pub(crate) fn backward_input(
     Ok(dx)
 }
 
-/// The gradient of the weight.
-pub(crate) fn backward_weight(gpu: &Gpu, (g, manner): (&Geometry, Manner), x: View, dy: View) -> Result<Allocation> {
+/// The gradient of the weight, which has an element type of its own.
+pub(crate) fn backward_weight(
+    gpu: &Gpu,
+    (g, manner): (&Geometry, Manner),
+    x: View,
+    dy: View,
+    weight: Stored,
+) -> Result<Allocation> {
     let numbers = Numbers::of(dy.element(), manner)?;
     let filter = gpu.allocate(numbers.element(), g.patch() * g.out_channels)?;
     with(gpu, g, numbers, |cudnn, plan| {
@@ -156,7 +165,7 @@ pub(crate) fn backward_weight(gpu: &Gpu, (g, manner): (&Geometry, Manner), x: Vi
             }
         })
     })?;
-    elementwise::transpose(gpu, filter.view(), g.out_channels, g.patch())
+    elementwise::transpose(gpu, filter.view(), g.out_channels, g.patch(), weight)
 }
 
 fn read(view: View) -> *const c_void {
@@ -249,7 +258,8 @@ struct Choice<A> {
 }
 
 /// The algorithms that can be used, in the order of preference: those that give the same bits every time before others, of
-/// either the fastest first.
+/// either those on tensor cores where factors may be rounded, then as cuDNN lists them, the fastest first. It lists some slow
+/// ones first (a 1x1 convolution of stride 2 from 64 to 128 channels in `bf16`, without tensor cores: 40 times slower).
 struct Algorithms<A> {
     listed: OnceCell<Vec<Choice<A>>>,
     /// So many of the first were refused when it came to computing.
@@ -297,7 +307,10 @@ macro_rules! list {
                     && $plan.allows(entry.mathType)
             };
             let mut usable: Vec<&$Listed> = listed.filter(usable).collect();
-            usable.sort_by_key(|entry| entry.determinism != sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC);
+            usable.sort_by_key(|entry| {
+                let repeats = entry.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC;
+                (!repeats, !$plan.is_fast(entry.mathType))
+            });
             let choice = |entry: &$Listed| {
                 Choice { algorithm: entry.algo, bytes: entry.memory, math: $plan.math_of(entry.mathType) }
             };
@@ -378,6 +391,12 @@ impl Plan {
     fn allows(&self, math: sys::cudnnMathType_t) -> bool {
         use sys::cudnnMathType_t::{CUDNN_DEFAULT_MATH, CUDNN_FMA_MATH};
         self.math != CUDNN_FMA_MATH || matches!(math, CUDNN_FMA_MATH | CUDNN_DEFAULT_MATH)
+    }
+
+    /// Whether an algorithm that computes in this way uses tensor cores.
+    fn is_fast(&self, math: sys::cudnnMathType_t) -> bool {
+        use sys::cudnnMathType_t::{CUDNN_TENSOR_OP_MATH, CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION};
+        matches!(math, CUDNN_TENSOR_OP_MATH | CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION)
     }
 
     /// How an algorithm of cuDNN's list is run that computes in this way: as it is listed, its workspace depends on it; but

@@ -124,15 +124,15 @@ fn sum_columns<Q: Queue>(queue: &Q, x: View, factor: Option<View>, channels: usi
     Ok(result)
 }
 
-/// `[rows, columns]` to `[columns, rows]`.
-pub(crate) fn transpose<Q: Queue>(queue: &Q, x: View, rows: usize, columns: usize) -> Result<Q::Memory> {
+/// `[rows, columns]` to `[columns, rows]` of element type `to`, `f32` or `bf16`.
+pub(crate) fn transpose<Q: Queue>(queue: &Q, x: View, rows: usize, columns: usize, to: Stored) -> Result<Q::Memory> {
     const OPERATION: &str = "transpose";
     const TILE: usize = 32;
-    let result = queue.allocate(x.element(), rows * columns)?;
+    let result = queue.allocate(to, rows * columns)?;
     let grid = [natural(OPERATION, columns.div_ceil(TILE))?, natural(OPERATION, rows.div_ceil(TILE))?];
     let (rows, columns) = (integer(OPERATION, rows)?, integer(OPERATION, columns)?);
     let arguments = [Read(x), Write(result.view()), Argument::Integer(rows), Argument::Integer(columns)];
     // SAFETY: both matrices have `rows * columns` elements.
-    unsafe { queue.launch(&named(OPERATION, x.element(), 1), grid, &arguments)? };
+    unsafe { queue.launch(&format!("transpose_{}_to_{}", x.element().name(), to.name()), grid, &arguments)? };
     Ok(result)
 }

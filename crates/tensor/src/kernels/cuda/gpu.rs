@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaGraph, CudaModule, CudaStream, DevicePtr, LaunchConfig, PushKernelArg, result, sys,
+    CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaStream, DevicePtr, LaunchConfig, PinnedHostSlice,
+    PushKernelArg, result, sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, DeviceId, WrapErr};
@@ -97,7 +98,7 @@ pub(crate) fn peak_memory(ordinal: usize) -> candle_core::Result<u64> {
 pub(crate) struct Graph {
     /// Until it is dropped.
     graph: Option<CudaGraph>,
-    device: sys::CUdevice,
+    stream: Arc<CudaStream>,
 }
 
 impl Graph {
@@ -123,8 +124,7 @@ impl Graph {
         done?;
         complaint.map_err(failed)?;
         let nothing = || Error::Candle(candle_core::Error::msg("the driver has recorded nothing"));
-        let graph =
-            Self { graph: Some(graph.map_err(failed)?.ok_or_else(nothing)?), device: stream.context().cu_device() };
+        let graph = Self { graph: Some(graph.map_err(failed)?.ok_or_else(nothing)?), stream };
         graph.take_memory().map_err(failed)?;
         Ok(graph)
     }
@@ -132,7 +132,9 @@ impl Graph {
     /// Takes the memory now, not with the first launch: what the pool of the launched steps keeps is given back before.
     fn take_memory(&self) -> std::result::Result<(), result::DriverError> {
         // SAFETY: the pool of a device that is open.
-        unsafe { result::mem_pool::trim_to(result::device::get_default_mem_pool(self.device)?, 0)? };
+        unsafe {
+            result::mem_pool::trim_to(result::device::get_default_mem_pool(self.stream.context().cu_device())?, 0)?
+        };
         self.graph.as_ref().map_or(Ok(()), CudaGraph::upload)
     }
 
@@ -142,17 +144,94 @@ impl Graph {
 }
 
 impl Drop for Graph {
-    /// Gives its memory back, for the steps that are launched and for others.
+    /// Gives its memory back, for the steps that are launched and for others, when nothing of it is under way any more.
     fn drop(&mut self) {
+        let _ = self.stream.synchronize();
         self.graph = None;
         // SAFETY: a device that is open. Memory that is not given back is only not given back.
-        let _ = unsafe { sys::cuDeviceGraphMemTrim(self.device) };
+        let _ = unsafe { sys::cuDeviceGraphMemTrim(self.stream.context().cu_device()) };
     }
 }
 
 impl std::fmt::Debug for Graph {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         f.write_str("Graph")
+    }
+}
+
+/// Memory of the host to which a GPU brings numbers while it goes on: see [`crate::Readback`].
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    stream: Arc<CudaStream>,
+    device: CudaDevice,
+    slots: Vec<Slot>,
+    /// How many were put in so far, and taken out.
+    put: usize,
+    taken: usize,
+}
+
+/// Some numbers, and an event that comes when they are there: that of the memory itself is recorded with event tracking only.
+#[derive(Debug)]
+struct Slot {
+    numbers: PinnedHostSlice<f32>,
+    arrival: CudaEvent,
+}
+
+impl Mailbox {
+    pub fn new(device: &CudaDevice, slots: usize, count: usize) -> Result<Self> {
+        let stream = device.cuda_stream();
+        let context = stream.context();
+        let slot = |_| {
+            // SAFETY: read only after a copy has filled it.
+            let numbers = unsafe { context.alloc_pinned(count)? };
+            // The thread sleeps until then: there may be more threads than cores.
+            let arrival = context.new_event(Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC))?;
+            Ok(Slot { numbers, arrival })
+        };
+        let slots = (0..slots).map(slot).collect::<std::result::Result<_, result::DriverError>>().w()?;
+        Ok(Self { stream, device: device.clone(), slots, put: 0, taken: 0 })
+    }
+
+    pub fn put(&mut self, numbers: &Tensor) -> Result<()> {
+        const OPERATION: &str = "readback";
+        let room = self.slots.len();
+        if self.put - self.taken == room {
+            let reason = format!("there is room for {room}: take one out first");
+            return Err(Error::value(OPERATION, "numbers", "one more", reason));
+        }
+        let gpu = Gpu { device: self.device.clone(), stream: self.stream.clone() };
+        let count = gpu.numbers(OPERATION, "numbers", numbers)?.count;
+        let slot = &mut self.slots[self.put % room];
+        if count != slot.numbers.len() {
+            return Err(Error::shape(OPERATION, "numbers", format!("{} numbers", slot.numbers.len()), numbers.dims()));
+        }
+        let (storage, layout) = numbers.storage_and_layout();
+        let Storage::Cuda(CudaStorage { slice: CudaStorageSlice::F32(slice), .. }) = &*storage else {
+            unreachable!("checked by `numbers`")
+        };
+        let start = layout.start_offset();
+        self.stream.memcpy_dtoh(&slice.slice(start..start + count), &mut slot.numbers).w()?;
+        slot.arrival.record(&self.stream).w()?;
+        self.put += 1;
+        Ok(())
+    }
+
+    pub fn take(&mut self) -> Result<Vec<f32>> {
+        if self.taken == self.put {
+            return Err(Error::value("readback", "numbers", "none", "put some in first"));
+        }
+        let Slot { numbers, arrival } = &self.slots[self.taken % self.slots.len()];
+        arrival.synchronize().w()?;
+        let numbers = numbers.as_slice().w()?.to_vec();
+        self.taken += 1;
+        Ok(numbers)
+    }
+}
+
+impl Drop for Mailbox {
+    /// What is on its way still comes.
+    fn drop(&mut self) {
+        let _ = self.stream.synchronize();
     }
 }
 

@@ -21,7 +21,7 @@ impl Cut {
     /// Rows that a thread should add at least, so that what it reads is more than what a block writes.
     const ROWS: usize = 8;
     /// Channels of a block of `coefficients.cuh`.
-    const COLUMNS: usize = 32;
+    const COLUMNS: usize = 8;
 
     pub fn of(operation: &'static str, elements: usize, channels: usize, width: usize) -> Result<Self> {
         let (rows, groups) = (elements / channels, channels / width);

@@ -61,24 +61,33 @@ fn biased(gpu: &Gpu, operation: &'static str, y: &Tensor, bias: &Tensor) -> Resu
     Ok(gpu.tensor(elementwise::add_bias(gpu, products.view(), bias.view())?, y.dims()))
 }
 
-/// What `compute` makes of two factors; where cuDNN cannot multiply their `bf16`, what it makes of the same numbers in `f32`,
-/// rounded at the end.
+/// What `compute` makes of two factors, of the element type `result`; where cuDNN cannot multiply their `bf16`, what it makes of
+/// the same numbers in `f32`.
 fn or_wide(
     factors: [&Tensor; 2],
     manner: Manner,
+    result: DType,
     compute: impl Fn([&Tensor; 2], Manner) -> Result<Tensor>,
 ) -> Result<Tensor> {
     match compute(factors, manner) {
         Err(Error::NoAlgorithm { .. }) if factors[0].dtype() == DType::BF16 => {
             let wide = [factors[0].to_dtype(DType::F32)?, factors[1].to_dtype(DType::F32)?];
             let full = Manner { algorithm: ConvolutionAlgorithm::Exact, precision: Precision::F32 };
-            Ok(compute(wide.each_ref(), full)?.to_dtype(DType::BF16)?)
+            Ok(compute(wide.each_ref(), full)?.to_dtype(result)?)
         }
         done => done,
     }
 }
 
-/// The convolution of `x`, plus a bias, or plus a residual.
+/// What cuDNN multiplies `x` by: `weight`, transposed, and rounded if `x` is.
+pub(super) fn filter(gpu: &Gpu, operation: &'static str, g: &Geometry, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let element = gpu.activations(operation, "x", x)?.view().element();
+    let weight = gpu.read(operation, "weight", weight, &[element, Stored::F32])?;
+    let dims = [g.out_channels, g.kernel_height, g.kernel_width, g.in_channels];
+    Ok(gpu.tensor(convolution::filter(gpu, g, weight.view(), element)?, &dims))
+}
+
+/// The convolution of `x` with a [`filter`], plus a bias, or plus a residual.
 pub(super) fn convolve(
     gpu: &Gpu,
     operation: &'static str,
@@ -87,9 +96,9 @@ pub(super) fn convolve(
     bias: Option<&Tensor>,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let y = or_wide(factors, manner, |[x, weight], manner| {
+    let y = or_wide(factors, manner, factors[0].dtype(), |[x, filter], manner| {
         let image = gpu.activations(operation, "x", x)?;
-        let filter = gpu.like(operation, "weight", weight, &image)?;
+        let filter = gpu.like(operation, "filter", filter, &image)?;
         let y = convolution::forward(gpu, (g, manner), image.view(), filter.view())?;
         Ok(gpu.tensor(y, &[g.images, g.out_height, g.out_width, g.out_channels]))
     })?;
@@ -122,27 +131,30 @@ pub(super) fn convolution_input_gradient(
     bias: Option<&Tensor>,
     existing: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let dx = or_wide(factors, manner, |[dy, weight], manner| {
+    let dx = or_wide(factors, manner, factors[0].dtype(), |[dy, filter], manner| {
         let gradient = gpu.activations(operation, "dy", dy)?;
-        let filter = gpu.like(operation, "weight", weight, &gradient)?;
+        let filter = gpu.like(operation, "filter", filter, &gradient)?;
         let dx = convolution::backward_input(gpu, (g, manner), gradient.view(), filter.view())?;
         Ok(gpu.tensor(dx, &[g.images, g.height, g.width, g.in_channels]))
     })?;
     plus(gpu, operation, dx, bias, existing)
 }
 
+/// The gradient of a convolution's weight, whose element type is `weight`.
 pub(super) fn convolution_weight_gradient(
     gpu: &Gpu,
     g: &Geometry,
     manner: Manner,
     x: &Tensor,
     dy: &Tensor,
+    weight: DType,
 ) -> Result<Tensor> {
     const OPERATION: &str = "conv2d backward";
-    or_wide([x, dy], manner, |[x, dy], manner| {
+    let element = if weight == DType::BF16 { Stored::Bf16 } else { Stored::F32 };
+    or_wide([x, dy], manner, weight, |[x, dy], manner| {
         let gradient = gpu.activations(OPERATION, "dy", dy)?;
         let image = gpu.like(OPERATION, "x", x, &gradient)?;
-        let dw = convolution::backward_weight(gpu, (g, manner), image.view(), gradient.view())?;
+        let dw = convolution::backward_weight(gpu, (g, manner), image.view(), gradient.view(), element)?;
         Ok(gpu.tensor(dw, &[g.kernel_height, g.kernel_width, g.in_channels, g.out_channels]))
     })
 }

@@ -211,17 +211,19 @@ fn what_is_not_a_number_passes_a_relu() {
 
 #[test]
 fn transposed_matrices_have_every_element_in_its_place() {
-    for element in ELEMENTS {
+    for (element, to) in ELEMENTS.into_iter().flat_map(|element| ELEMENTS.map(|to| (element, to))) {
         for (rows, columns) in [(1, 1), (27, 64), (33, 31), (100, 3), (576, 65)] {
             let x = stored(element, noise(rows * columns, 1));
             let Some(found) = emulated(|queue| {
                 let x = queue.stored(element, &x);
-                elementwise::transpose(queue, x.view(), rows, columns).unwrap().numbers()
+                elementwise::transpose(queue, x.view(), rows, columns, to).unwrap().numbers()
             }) else {
                 return;
             };
             let expected = tensor(&x, &[rows, columns]).t().unwrap().contiguous().unwrap();
-            assert_eq!(found, values(&expected), "{rows}x{columns}");
+            let dtype = if to == Stored::Bf16 { DType::BF16 } else { DType::F32 };
+            let expected = expected.to_dtype(dtype).unwrap();
+            assert_eq!(found, values(&expected), "{rows}x{columns} to {to:?}");
         }
     }
 }

@@ -190,7 +190,7 @@ static const std::map<std::string, Bound> &kernels() {
         KIND(resize, kind), KIND(resize_backward, kind)
 #define ELEMENTS(kind)                                                                                              \
     KIND(max_pool, kind), KIND(max_pool_backward, kind), KIND(max_pool_gather, kind), KIND(average_pool, kind), KIND(average_pool_backward, kind), \
-        KIND(global_average_pool, kind), KIND(global_average_pool_backward, kind), KIND(transpose, kind)
+        KIND(global_average_pool, kind), KIND(global_average_pool_backward, kind)
 #define WIDTHS(kernels) kernels(f32x4), kernels(f32x1), kernels(bf16x8), kernels(bf16x1)
     static const std::map<std::string, Bound> all = {
         WIDTHS(ROWS), WIDTHS(MAPS), WIDTHS(NORMALIZED), WIDTHS(PLACES), ELEMENTS(f32x1), ELEMENTS(bf16x1),
@@ -199,6 +199,8 @@ static const std::map<std::string, Bound> &kernels() {
         KERNEL(cross_entropy), KERNEL(cross_entropy_backward), KERNEL(cross_entropy_tangent),
         KERNEL(cross_entropy_curvature), KERNEL(mean), KERNEL(count_correct), KERNEL(sgd), KERNEL(move_estimates), KERNEL(adam), KERNEL(amsgrad),
         KERNEL(binary_cross_entropy), KERNEL(binary_cross_entropy_backward), KERNEL(augment),
+        KERNEL(transpose_f32_to_f32), KERNEL(transpose_f32_to_bf16), KERNEL(transpose_bf16_to_f32),
+        KERNEL(transpose_bf16_to_bf16),
     };
     return all;
 }

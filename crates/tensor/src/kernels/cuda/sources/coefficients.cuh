@@ -1,8 +1,8 @@
-// From the partial sums of normalization.cuh to a few numbers per channel, in f64. A block has 32 channels and 8 lanes
-// that share the lines of partial results.
+// From the partial sums of normalization.cuh to a few numbers per channel, in f64. A block has 8 channels and 32 lanes
+// that share the lines of partial results: what each lane does one after the other is what all wait for.
 #pragma once
 
-constexpr int COLUMNS = 32;
+constexpr int COLUMNS = 8;
 constexpr int LANES = THREADS / COLUMNS;
 
 struct Channel {
@@ -12,23 +12,33 @@ struct Channel {
         : channel(blockIdx.x * COLUMNS + threadIdx.x % COLUMNS), lane(threadIdx.x / COLUMNS) {}
 };
 
-// Adds the Q columns of this thread's channel over all lines of `partial` [blocks][Q][channels]. Lane 0 has the sums.
+// The sum of what the lanes of a channel have, in a fixed order, for all of them. Every thread of the block has to come here.
+__device__ __forceinline__ double over_lanes(double value) {
+    __shared__ double shared[LANES][COLUMNS];
+    const int lane = threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
+    shared[lane][column] = value;
+    __syncthreads();
+    for (int step = LANES / 2; step > 0; step /= 2) {
+        if (lane < step) shared[lane][column] += shared[lane + step][column];
+        __syncthreads();
+    }
+    const double sum = shared[0][column];
+    __syncthreads();
+    return sum;
+}
+
+// Adds the Q columns of this thread's channel over all lines of `partial` [blocks][Q][channels].
 template <int Q>
 __device__ __forceinline__ void sum_lines(const float *partial, int blocks, int channels, double (&sums)[Q]) {
-    __shared__ double shared[LANES][Q][COLUMNS];
     const Channel me;
-    const int column = threadIdx.x % COLUMNS;
+#pragma unroll
     for (int q = 0; q < Q; q++) {
         sums[q] = 0.;
         if (me.channel < channels) {
+#pragma unroll 4
             for (int p = me.lane; p < blocks; p += LANES) sums[q] += partial[((size_t)p * Q + q) * channels + me.channel];
         }
-        shared[me.lane][q][column] = sums[q];
-    }
-    __syncthreads();
-    if (me.lane > 0) return;
-    for (int q = 0; q < Q; q++) {
-        for (int lane = 1; lane < LANES; lane++) sums[q] += shared[lane][q][column];
+        sums[q] = over_lanes(sums[q]);
     }
 }
 
@@ -45,34 +55,27 @@ extern "C" __global__ void column_sums_finish(const float *partial, int blocks, 
 extern "C" __global__ void moments_finish(const float *partial, int blocks, int rows, int channels, int rows_per_block,
                                           const float *weight, const float *bias, double epsilon, float *mean,
                                           float *unbiased, float *inverse, float *scale, float *shift) {
-    __shared__ double means[LANES][COLUMNS], squares[LANES][COLUMNS], counts[LANES][COLUMNS];
     const Channel me;
-    const int column = threadIdx.x % COLUMNS;
-    double count = 0., average = 0., spread = 0.;
-    if (me.channel < channels) {
-        for (int p = me.lane; p < blocks; p += LANES) {
-            const float *line = partial + (size_t)p * 2 * channels + me.channel;
-            const int left = rows - p * rows_per_block;
-            const double more = left < rows_per_block ? left : rows_per_block, total = count + more;
-            const double delta = line[0] - average;
-            average += delta * more / total;
-            spread += line[channels] + delta * delta * count * more / total;
-            count = total;
+    const auto rows_of = [&](int p) {
+        const int left = rows - p * rows_per_block;
+        return (double)(left < rows_per_block ? left : rows_per_block);
+    };
+    const auto over_lines = [&](const auto &of_line) {
+        double sum = 0.;
+        if (me.channel < channels) {
+#pragma unroll 4
+            for (int p = me.lane; p < blocks; p += LANES) {
+                const float *line = partial + (size_t)p * 2 * channels + me.channel;
+                sum += of_line(rows_of(p), (double)line[0], (double)line[channels]);
+            }
         }
-    }
-    means[me.lane][column] = average;
-    squares[me.lane][column] = spread;
-    counts[me.lane][column] = count;
-    __syncthreads();
+        return over_lanes(sum);
+    };
+    const double average = over_lines([](double count, double mean, double) { return count * mean; }) / rows;
+    const double spread = over_lines([&](double count, double mean, double squares) {
+        return squares + count * (mean - average) * (mean - average);
+    });
     if (me.lane > 0 || me.channel >= channels) return;
-    for (int lane = 1; lane < LANES; lane++) {
-        const double more = counts[lane][column], total = count + more;
-        if (more == 0.) continue;
-        const double delta = means[lane][column] - average;
-        average += delta * more / total;
-        spread += squares[lane][column] + delta * delta * count * more / total;
-        count = total;
-    }
     const double deviation = 1. / sqrt(spread / rows + epsilon), factor = weight[me.channel] * deviation;
     mean[me.channel] = (float)average;
     unbiased[me.channel] = (float)(spread / (rows - 1));

@@ -13,6 +13,7 @@
 #include "curvature.cuh"
 #include "optimizer.cuh"
 #include "augmentation.cuh"
+#include "transpose.cuh"
 #include "binary_cross_entropy.cuh"
 #include "row.cuh"
 
@@ -40,7 +41,6 @@ constexpr int V = 1;
 #include "rows.cuh"
 #include "row_normalization.cuh"
 #include "pooling.cuh"
-#include "transpose.cuh"
 #include "grid_sample.cuh"
 #undef NAME
 }
@@ -69,7 +69,6 @@ constexpr int V = 1;
 #include "rows.cuh"
 #include "row_normalization.cuh"
 #include "pooling.cuh"
-#include "transpose.cuh"
 #include "grid_sample.cuh"
 #undef NAME
 }
