@@ -244,6 +244,18 @@ fn training_in_tf32_and_in_bf16_rounds_as_much_as_they_may() {
     assert!((bf16_again - full).abs() / full < 0.03, "{bf16_again} and not {full}");
 }
 
+#[test]
+fn every_defense_trains_in_tf32_and_in_bf16() {
+    let Some(simulator) = simulator() else { return };
+    let bench = Bench::new(&format!("{}\"defense.precision\" = [\"tf32\", \"bf16\"]\n", every_defense()));
+    assert_done(&bench.run(simulator, &[], &["cuda"], "results"));
+    for name in tsbd_defense::DEFENSES.iter().map(|entry| entry.name) {
+        let of_this = |record: &Value| record["cell"]["defense"]["name"] == name;
+        let cells = records(&bench.results("results")).into_iter().filter(of_this).count();
+        assert_eq!(cells, if ["clp", "i-bau"].contains(&name) { 1 } else { 2 }, "{name}");
+    }
+}
+
 /// Batches of 32 and, in the repair, a last one of 4.
 #[test]
 fn a_step_done_again_from_a_graph_has_the_bits_of_one_launched_kernel_by_kernel() {

@@ -161,6 +161,7 @@ impl Anp {
         };
         let training =
             MaskTraining { stage: "masks", rate_parameter: "learning_rate", epochs: iterations.div_ceil(REPORTED) };
+        let model = &Model { precision: self.common.precision, ..model.clone() };
         let mut masks = ChannelMasks::ones(model)?;
         let (streams, run) = (context.streams, model.state.digest()?);
         let seconds = training.run(&mut masks, &source, &run, context, trace, &mut |masks, number, batch| {

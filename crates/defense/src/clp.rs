@@ -39,7 +39,7 @@ pub static CLP: DefenseEntry = DefenseEntry {
         let parameters: Parameters = read(&own)?;
         common.check_ranges()?;
         parameters.check()?;
-        Ok(Box::new(Clp { common: common.clone(), parameters: parameters.canonical() }))
+        Ok(Box::new(Clp { common: common.in_full_precision(), parameters: parameters.canonical() }))
     },
     published: as_everywhere,
 };

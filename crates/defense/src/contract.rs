@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 use tsbd_attack::{Evaluation, ParameterError};
 use tsbd_data::Images;
-use tsbd_nn::{Keeper, Model, Streams};
+use tsbd_nn::{Keeper, Model, Precision, Streams};
 use tsbd_tensor::Tensor;
 use tsbd_testing::Shelf;
 
@@ -180,6 +180,29 @@ fn a_repair_has_the_same_bits_for_the_same_seed() {
 }
 
 #[test]
+fn precision_is_in_the_key_of_what_trains_and_changes_nothing_where_it_is_not() {
+    for entry in DEFENSES {
+        let mut changes = false;
+        for own in configurations(entry) {
+            let of = |precision| {
+                let common = DefenseCommon { precision, ..tiny::common(8) };
+                let defense = configured(entry, &common, &own);
+                let repaired = repair(entry, defense.as_ref(), &tiny::model("backdoored"), &tiny::clean(), 0);
+                (defense.parameters(), (repaired.model.state.digest().unwrap(), repaired.trace))
+            };
+            let (full, usual) = of(Precision::F32);
+            let (rounded, found) = of(Precision::Bf16);
+            assert!(full.get("precision").is_none(), "{} {own:?}: the key of before", entry.name);
+            let trains = !["clp", "i-bau"].contains(&entry.name) && own.get("fine_tuning") != Some(&json!("none"));
+            assert_eq!(rounded.get("precision"), trains.then_some(&json!("bf16")), "{} {own:?}", entry.name);
+            assert!(trains || found == usual, "{} {own:?}", entry.name);
+            changes |= found != usual;
+        }
+        assert_eq!(changes, !["clp", "i-bau"].contains(&entry.name), "{}", entry.name);
+    }
+}
+
+#[test]
 fn a_dead_layer_and_one_clean_image_of_each_class_are_survived_or_refused_with_a_way_that_is_survived() {
     // Weights and running variances of 0: nothing passes the batch norm but its bias.
     let mut dead = tiny::model("backdoored");
@@ -209,7 +232,7 @@ fn a_dead_layer_and_one_clean_image_of_each_class_are_survived_or_refused_with_a
 fn no_clean_image_at_all_and_fewer_than_classes_are_refused_before_anything_runs() {
     for entry in DEFENSES {
         // A hundredth of 24 images is none, a twentieth is one.
-        let of = |clean_ratio| configured(entry, &DefenseCommon { clean_ratio, batch_size: 8 }, &short(entry));
+        let of = |clean_ratio| configured(entry, &DefenseCommon { clean_ratio, ..tiny::common(8) }, &short(entry));
         for (defense, train) in
             [(of(0.01), tiny::images()), (of(1.0), Arc::new(Images::new(vec![], vec![], (8, 8), 3)))]
         {
@@ -330,17 +353,20 @@ fn long_stages_sweeps_and_unlearnings_within_a_repair_are_kept_as_well() {
 }
 
 #[test]
-fn a_state_that_was_kept_for_another_network_is_not_gone_on_from() {
-    let mut shelf = Shelf::new();
-    let defense = configured(&crate::ft::FT, &tiny::common(8), &short(&crate::ft::FT));
-    let mut repair = |name: &str, killed_at| {
-        let mut killer = Killer::new(&mut shelf, killed_at);
+fn a_state_that_was_kept_for_another_network_or_in_another_precision_is_not_gone_on_from() {
+    let repair = |shelf: &mut Shelf, name: &str, precision, killed_at| {
+        let common = DefenseCommon { precision, ..tiny::common(8) };
+        let defense = configured(&crate::ft::FT, &common, &short(&crate::ft::FT));
+        let mut killer = Killer::new(shelf, killed_at);
         let model = tiny::model(name);
         let repaired = in_context(&mut killer, |context| defense.repair(&model, &tiny::clean(), context));
         (repaired.map(|repaired| repaired.model.state.digest().unwrap()), killer.steps)
     };
-    assert!(repair("backdoored", 5).0.is_err());
-    let (other, steps) = repair("unlearned", 0);
-    assert_eq!(steps, 6, "from its beginning");
-    assert_ne!(other.unwrap(), repair("backdoored", 0).0.unwrap());
+    for (name, precision) in [("unlearned", Precision::F32), ("backdoored", Precision::Bf16)] {
+        let mut shelf = Shelf::new();
+        assert!(repair(&mut shelf, "backdoored", Precision::F32, 5).0.is_err());
+        let (other, steps) = repair(&mut shelf, name, precision, 0);
+        assert_eq!(steps, 6, "from its beginning");
+        assert_ne!(other.unwrap(), repair(&mut shelf, "backdoored", Precision::F32, 0).0.unwrap());
+    }
 }

@@ -13,7 +13,7 @@ use tsbd_analysis::{NeuronVector, Unlearning};
 use tsbd_attack::parameters::{read, split};
 use tsbd_attack::{DatasetFacts, Evaluation, ParameterError};
 use tsbd_data::ImageSource;
-use tsbd_nn::{Architecture, Layer, Model};
+use tsbd_nn::{Architecture, Layer, Model, Precision};
 
 use crate::{CleanSubset, Context, Error};
 
@@ -73,15 +73,37 @@ pub struct DefenseCommon {
     pub clean_ratio: f64,
     /// Images per batch, for every pass of the defense over its clean images.
     pub batch_size: usize,
+    /// How far the passes round in which a defense trains: fine-tuning, distillation, the masks of ANP and RNP. `f32`, `tf32` or
+    /// `bf16`, as `training.precision`. Unlearning, NC's search and whatever is measured are `f32`; CLP and i-BAU train in no
+    /// such pass.
+    // What rounds nothing is not in the key.
+    #[serde(skip_serializing_if = "Precision::is_full")]
+    #[schemars(schema_with = "precisions")]
+    pub precision: Precision,
+}
+
+/// The names of precisions.
+fn precisions(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"enum": Precision::ALL.map(Precision::name), "default": Precision::default().name()})
 }
 
 impl Default for DefenseCommon {
     fn default() -> DefenseCommon {
-        DefenseCommon { clean_ratio: 0.05, batch_size: 256 }
+        DefenseCommon { clean_ratio: 0.05, batch_size: 256, precision: Precision::F32 }
     }
 }
 
 impl DefenseCommon {
+    /// The shared part of a defense's [`Defense::parameters`]; what is not there has its default.
+    pub fn of(parameters: &Value) -> Result<DefenseCommon, ParameterError> {
+        read(&split(parameters, &schemars::schema_for!(DefenseCommon))?.0)
+    }
+
+    /// The same for a defense that trains in no pass that may round: one result, one key.
+    pub(crate) fn in_full_precision(&self) -> DefenseCommon {
+        DefenseCommon { precision: Precision::F32, ..self.clone() }
+    }
+
     /// Number of clean images out of `train_images`: `int(train_images * clean_ratio)`, as BackdoorBench counts.
     pub fn clean_count(&self, train_images: usize) -> usize {
         (train_images as f64 * self.clean_ratio) as usize
@@ -276,7 +298,7 @@ mod tests {
         for (place, entry) in DEFENSES.iter().enumerate() {
             assert!(DEFENSES[..place].iter().all(|other| other.name != entry.name));
             assert!(std::ptr::eq(crate::find(entry.name).unwrap(), *entry));
-            let common = DefenseCommon { clean_ratio: 0.1, batch_size: 64 };
+            let common = DefenseCommon { clean_ratio: 0.1, batch_size: 64, ..DefenseCommon::default() };
             let defense = (entry.configure)(&common, json!({})).unwrap();
             let parameters = defense.parameters();
             assert_eq!((&parameters["clean_ratio"], &parameters["batch_size"]), (&json!(0.1), &json!(64)));
@@ -295,6 +317,17 @@ mod tests {
                 assert!(property.get("description").is_some(), "{}.{field}", entry.name);
             }
         }
+    }
+
+    #[test]
+    fn every_shared_parameter_of_the_schema_has_a_default_and_a_description() {
+        let schema = schemars::schema_for!(DefenseCommon);
+        let properties = schema.get("properties").unwrap();
+        for (field, property) in properties.as_object().unwrap() {
+            assert!(property.get("default").is_some() && property.get("description").is_some(), "{field}");
+        }
+        assert_eq!(properties["precision"]["default"], "f32", "though it is not in the key");
+        assert_eq!(properties["precision"]["enum"], json!(["f32", "tf32", "bf16"]));
     }
 
     #[test]

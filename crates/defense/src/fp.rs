@@ -254,7 +254,7 @@ impl Defense for Fp {
 
         let source = context.shuffled(used, "fp/fine-tuning", batch_size);
         let mut rule = MaskedStep { plain: CrossEntropyStep::default(), head, pruned: pruning.pruned.clone() };
-        let stage = self.parameters.fine_tuning().stage();
+        let stage = self.parameters.fine_tuning().stage(self.common.precision);
         let fine_tuning_seconds = stage.train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
 
         let facts = [

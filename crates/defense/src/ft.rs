@@ -100,7 +100,7 @@ impl Defense for Ft {
         let (mut model, mut trace) = (backdoored.clone(), Vec::new());
         let source = context.shuffled(clean.images(), "ft", self.common.batch_size);
         let mut rule = CrossEntropyStep::default();
-        let stage = self.fine_tuning().stage();
+        let stage = self.fine_tuning().stage(self.common.precision);
         let seconds = stage.train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
         let facts = noted([("fine_tuning_seconds", json!(seconds))]);
         Ok(Repaired { model, changed: Vec::new(), trace, facts, scores: None })
@@ -110,6 +110,8 @@ impl Defense for Ft {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+
+    use tsbd_nn::Precision;
 
     use super::*;
     use crate::NoObserver;
@@ -128,9 +130,26 @@ mod tests {
     }
 
     #[test]
+    fn fine_tuning_with_rounded_factors_ends_near_that_without() {
+        let tuned = |precision| {
+            let defense =
+                (FT.configure)(&DefenseCommon { precision, ..tiny::common(24) }, json!({"epochs": 5})).unwrap();
+            in_context(&mut NoObserver, |context| defense.repair(&tiny::model("backdoored"), &tiny::clean(), context))
+                .unwrap()
+                .model
+        };
+        let [full, tf32, bf16] = Precision::ALL.map(tuned);
+        assert_eq!(tf32.state.digest().unwrap(), full.state.digest().unwrap(), "a CPU has no TF32");
+        assert_ne!(bf16.state.digest().unwrap(), full.state.digest().unwrap());
+        assert_close(&bf16.state, &full.state, 2e-2);
+        assert_eq!(bf16.precision, Precision::F32, "what is measured in it is not rounded");
+    }
+
+    #[test]
     fn a_plateau_lowers_the_rate_where_the_loss_does_not_fall_and_the_cosine_after_its_period() {
         let rates = |own: Value| {
-            let stage = Ft { common: tiny::common(24), parameters: read(&own).unwrap() }.fine_tuning().stage();
+            let stage =
+                Ft { common: tiny::common(24), parameters: read(&own).unwrap() }.fine_tuning().stage(Precision::F32);
             let mut state = tsbd_nn::ScheduleState::new(stage.config.sgd.learning_rate);
             let step = |_| {
                 let rate = state.learning_rate();

@@ -16,7 +16,7 @@ use tsbd_attack::parameters::{join, read};
 use tsbd_attack::{DatasetFacts, ParameterError};
 use tsbd_data::ImageSource;
 use tsbd_nn::{
-    Architecture, Batch, LossOptions, Mode, Model, ParameterGradients, Precision, Schedule, SgdConfig, Step, StepRule,
+    Architecture, Batch, LossOptions, Mode, Model, ParameterGradients, Schedule, SgdConfig, Step, StepRule,
     TrainingConfig,
 };
 
@@ -222,7 +222,7 @@ impl Defense for FtSam {
                     Variant::Reference => Schedule::CosineOfSteps { t_max: cosine_period },
                     Variant::Paper => Schedule::Cosine { t_max: cosine_period },
                 },
-                precision: Precision::F32,
+                precision: self.common.precision,
             },
         };
         let source = context.shuffled(clean.images(), "ft_sam", self.common.batch_size);

@@ -41,7 +41,7 @@ pub static IBAU: DefenseEntry = DefenseEntry {
         let parameters: Parameters = read(&own)?;
         common.check_ranges()?;
         parameters.check()?;
-        Ok(Box::new(Ibau { common: common.clone(), parameters }))
+        Ok(Box::new(Ibau { common: common.in_full_precision(), parameters }))
     },
     published: as_everywhere,
 };

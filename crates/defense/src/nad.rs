@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tsbd_attack::parameters::{join, read};
 use tsbd_attack::{DatasetFacts, ParameterError};
 use tsbd_nn::{
-    Architecture, Batch, CrossEntropyStep, Mode, Model, Precision, Schedule, SgdConfig, Statistics, Step, StepRule,
+    Architecture, Batch, CrossEntropyStep, Mode, Model, Schedule, SgdConfig, Statistics, Step, StepRule,
     TrainingConfig, count_correct,
 };
 use tsbd_tensor::{CrossEntropy, Var};
@@ -162,14 +162,15 @@ impl Defense for Nad {
     }
 
     fn repair(&self, backdoored: &Model, clean: &CleanSubset, context: &mut Context) -> Result<Repaired, Error> {
-        let (parameters, batch_size) = (&self.parameters, self.common.batch_size);
+        let DefenseCommon { batch_size, precision, .. } = self.common;
+        let parameters = &self.parameters;
         let attention = parameters.attention(backdoored.architecture.as_ref())?;
         let mut trace = Vec::new();
 
         let mut teacher = backdoored.clone();
         let source = context.shuffled(clean.images(), "nad/teacher", batch_size);
         let epochs = parameters.teacher_epochs;
-        let stage = Stage { name: "teacher", ..parameters.fine_tuning(epochs).stage() };
+        let stage = Stage { name: "teacher", ..parameters.fine_tuning(epochs).stage(precision) };
         let mut rule = CrossEntropyStep::default();
         let measure: Measure = &mut |report, model, context, point| {
             if report.epoch + 1 == epochs {
@@ -190,7 +191,7 @@ impl Defense for Nad {
                 epochs,
                 sgd: SgdConfig { learning_rate, momentum, weight_decay },
                 schedule: Schedule::Constant,
-                precision: Precision::F32,
+                precision,
             },
         };
         let distillation_seconds = stage.train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
@@ -239,8 +240,11 @@ impl StepRule for DistillationStep {
             correct = count_correct(logits.tensor(), &batch.labels)?;
             let mut loss = logits.cross_entropy(&batch.labels, CrossEntropy::default())?;
             for (map, weight) in &self.attention {
-                let wanted = attention(&Var::constant(teacher[map].clone()))?;
-                let difference = attention(&pass.require_tap(map)?)?.mean_squared_error(&wanted)?;
+                // The teacher's maps are f32, the student's perhaps bf16.
+                let (wanted, found) = (&teacher[map], pass.require_tap(map)?);
+                let found = attention(&found.to_dtype(wanted.dtype())?)?;
+                let wanted = attention(&Var::constant(wanted.clone()))?;
+                let difference = found.mean_squared_error(&wanted)?;
                 loss = loss.add(&difference.scale(*weight)?)?;
                 if self.variant == Variant::Reference {
                     // A further pass on the same images with the same weights would meet the same statistics.

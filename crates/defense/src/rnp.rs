@@ -249,6 +249,7 @@ impl Rnp {
             MaskTraining { stage: "recovering", rate_parameter: "recovering_learning_rate", epochs: recovering_epochs };
         let source = context.shuffled(images, "rnp/recovering", self.common.batch_size);
         let options = Sgd { learning_rate: recovering_learning_rate, momentum, weight_decay: 0.0 };
+        let unlearned = &Model { precision: self.common.precision, ..unlearned.clone() };
         let (mut masks, run) = (ChannelMasks::ones(unlearned)?, unlearned.state.digest()?);
         let seconds = training.run(&mut masks, &source, &run, context, trace, &mut |masks, _, batch| {
             let slope = masks.slope(unlearned, batch, None)?;

@@ -65,7 +65,7 @@ pub(crate) fn facts() -> DatasetFacts {
 
 /// All images, in batches of `batch_size`.
 pub(crate) fn common(batch_size: usize) -> DefenseCommon {
-    DefenseCommon { clean_ratio: 1.0, batch_size }
+    DefenseCommon { clean_ratio: 1.0, batch_size, ..DefenseCommon::default() }
 }
 
 /// All images in the order of seed 0.

@@ -32,7 +32,7 @@ pub(crate) struct Stage {
     pub(crate) name: &'static str,
     /// The parameter that holds its learning rate, for the hint of an error.
     pub(crate) rate_parameter: &'static str,
-    /// Epochs, optimiser, schedule.
+    /// Epochs, optimiser, schedule, precision.
     pub(crate) config: TrainingConfig,
 }
 
@@ -204,15 +204,15 @@ impl FineTuning {
         }
     }
 
-    /// The stage `fine-tuning` with these numbers.
-    pub(crate) fn stage(&self) -> Stage {
+    /// The stage `fine-tuning` with these numbers, whose passes round to `precision`.
+    pub(crate) fn stage(&self, precision: Precision) -> Stage {
         let FineTuning { epochs, learning_rate, momentum, weight_decay, schedule, cosine_period } = *self;
         let sgd = SgdConfig { learning_rate, momentum, weight_decay };
         let schedule = match schedule {
             None | Some(FineTuningSchedule::Cosine) => Schedule::Cosine { t_max: cosine_period },
             Some(FineTuningSchedule::Plateau) => Schedule::plateau(),
         };
-        let config = TrainingConfig { epochs, sgd, schedule, precision: Precision::F32 };
+        let config = TrainingConfig { epochs, sgd, schedule, precision };
         Stage { name: "fine-tuning", rate_parameter: "learning_rate", config }
     }
 }

@@ -23,7 +23,7 @@ fn dataset() -> Dataset {
 
 /// The defense with all training images, as it comes but for its counts of epochs, passes, rounds and iterations: those are 1.
 fn quick(entry: &DefenseEntry) -> Box<dyn Defense> {
-    let common = DefenseCommon { clean_ratio: 1.0, batch_size: 40 };
+    let common = DefenseCommon { clean_ratio: 1.0, batch_size: 40, ..DefenseCommon::default() };
     let schema = (entry.schema)();
     let fields = schema.get("properties").and_then(Value::as_object).unwrap().keys();
     let counts =

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use fs_err as fs;
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
+use tsbd_defense::DefenseCommon;
 use tsbd_experiment::store::{AttemptId, write_atomically};
 use tsbd_experiment::{
     Attempt, Cell, CellKey, CellKind, CellRecord, Found, Outcome, Provenance, Published, RECORD_FORMAT, Store,
@@ -176,9 +177,16 @@ impl CellWorkspace {
         self.earlier_seconds + self.began.elapsed().as_secs_f64()
     }
 
-    /// How far the steps of a training round; everything else does not.
+    /// How far the steps of a training round, or those of a repair; everything else does not.
     fn precision(&self) -> Precision {
-        self.cell.training.as_ref().map_or(Precision::F32, |training| training.precision)
+        let Cell { kind, training, defense, .. } = &self.cell;
+        match (kind, training, defense) {
+            (CellKind::Train, Some(training), _) => training.precision,
+            (CellKind::Defend, _, Some(defense)) => {
+                DefenseCommon::of(&defense.parameters).map_or(Precision::F32, |common| common.precision)
+            }
+            _ => Precision::F32,
+        }
     }
 
     /// Publishes what was found. An existing result wins.

@@ -59,7 +59,7 @@ fn every_class_has_as_many_images_as_numpy_draws() {
     let [labels, drawn]: [Vec<u32>; 2] =
         ["labels", "drawn"].map(|name| serde_json::from_value(golden[name].clone()).unwrap());
     let train = Arc::new(Images::new(vec![0; 300], labels, (1, 1), 4));
-    let common = DefenseCommon { clean_ratio: 0.13, batch_size: 4 };
+    let common = DefenseCommon { clean_ratio: 0.13, ..tiny::common(4) };
     let defense = (FT_SAM.configure)(&common, json!({})).unwrap();
     let subset = defense.clean_subset(train.clone(), 0).unwrap();
     assert_eq!(subset.indices(), drawn);
@@ -68,7 +68,7 @@ fn every_class_has_as_many_images_as_numpy_draws() {
 
 #[test]
 fn a_share_that_a_class_cannot_supply_is_refused() {
-    let defense = (FT_SAM.configure)(&DefenseCommon { clean_ratio: 0.5, batch_size: 4 }, json!({})).unwrap();
+    let defense = (FT_SAM.configure)(&DefenseCommon { clean_ratio: 0.5, ..tiny::common(4) }, json!({})).unwrap();
     let facts = |images_per_class: Vec<usize>| {
         let train_images = images_per_class.iter().sum();
         DatasetFacts { train_images, images_per_class, ..DatasetFacts::balanced(3, 0, 30, 8) }
@@ -81,7 +81,7 @@ fn a_share_that_a_class_cannot_supply_is_refused() {
         "`clean_ratio` = 0.5: 10 images of each class, and the smallest class has 9; give 0.45"
     );
     let suggested = |counts: Vec<usize>, clean_ratio| {
-        let common = DefenseCommon { clean_ratio, batch_size: 4 };
+        let common = DefenseCommon { clean_ratio, ..tiny::common(4) };
         (FT_SAM.configure)(&common, json!({})).unwrap().check(tiny::architecture().as_ref(), &facts(counts))
     };
     // A class without images counts neither as one that has none to give, nor among those that share the images.

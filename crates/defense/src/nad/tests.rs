@@ -80,7 +80,7 @@ fn the_teacher_is_fine_tuned_measured_and_left_as_it_is() {
     let mut teacher = tiny::model("backdoored");
     in_context(&mut NoObserver, |context| {
         let source = context.shuffled(tiny::clean().images(), "test", 24);
-        let stage = Parameters::default().fine_tuning(3).stage();
+        let stage = Parameters::default().fine_tuning(3).stage(tsbd_nn::Precision::F32);
         let mut rule = CrossEntropyStep::default();
         stage.train(&mut rule, &mut teacher, &source, context, &mut Vec::new(), &mut nothing).unwrap();
     });

@@ -208,7 +208,7 @@ impl Defense for Nc {
             let images =
                 stamping::unlearning_set(clean, parameters.unlearning_share, triggers, parameters.variant, classes);
             let source = context.shuffled(images, "nc/fine-tuning", self.common.batch_size);
-            let stage = parameters.fine_tuning().stage();
+            let stage = parameters.fine_tuning().stage(self.common.precision);
             let mut rule = CrossEntropyStep::default();
             fine_tuning_seconds = stage.train(&mut rule, &mut model, &source, context, &mut trace, &mut nothing)?;
         }

@@ -4,15 +4,13 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use tsbd_data::ImageSource;
-use tsbd_nn::{
-    Batch, LossOptions, Mode, Model, Precision, Schedule, SgdConfig, Statistics, Step, StepRule, TrainingConfig,
-};
+use tsbd_nn::{Batch, LossOptions, Mode, Model, Schedule, SgdConfig, Statistics, Step, StepRule, TrainingConfig};
 
 use super::parameters::{FineTuning, GradientNorm, Parameters};
-use crate::Error;
 use crate::context::Context;
 use crate::entry::TracePoint;
 use crate::training::Stage;
+use crate::{DefenseCommon, Error};
 
 /// Passes between two measurements on the test sets; the first and the last pass are measured in any case.
 const MEASURED: usize = 10;
@@ -80,7 +78,7 @@ impl StepRule for ActivenessStep {
 pub fn fine_tune(
     model: &mut Model,
     images: Arc<dyn ImageSource>,
-    batch_size: usize,
+    common: &DefenseCommon,
     parameters: &Parameters,
     measured: bool,
     context: &mut Context,
@@ -92,7 +90,7 @@ pub fn fine_tune(
         FineTuning::None => return Ok(0.0),
     };
     let mut rule = ActivenessStep { alpha, radius: parameters.radius, norm: parameters.gradient_norm };
-    let source = context.augmented(images, "tsbd/fine-tuning", batch_size);
+    let source = context.augmented(images, "tsbd/fine-tuning", common.batch_size);
     let passes = parameters.fine_tuning_passes;
     let stage = Stage {
         name: "fine-tuning",
@@ -105,7 +103,7 @@ pub fn fine_tune(
                 weight_decay: 0.0,
             },
             schedule: Schedule::Constant,
-            precision: Precision::F32,
+            precision: common.precision,
         },
     };
     stage.train(&mut rule, model, &source, context, trace, &mut |report, model, context, point| {

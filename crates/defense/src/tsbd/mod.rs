@@ -60,7 +60,9 @@ impl Tsbd {
     pub fn new(common: DefenseCommon, parameters: Parameters) -> Result<Tsbd, ParameterError> {
         common.check_ranges()?;
         parameters.check()?;
-        Ok(Tsbd { common, parameters: parameters.canonical() })
+        let parameters = parameters.canonical();
+        let common = if parameters.fine_tuning == FineTuning::None { common.in_full_precision() } else { common };
+        Ok(Tsbd { common, parameters })
     }
 
     /// Reinitialises a copy of the backdoored model with one neuron ratio.
@@ -85,9 +87,9 @@ impl Tsbd {
         let mut point = TracePoint::new("reinitialisation", 0, []);
         point.add(&(context.evaluate)(&repair.model)?);
         context.trace(trace, point);
-        let (images, batch_size) = (after.images.clone(), self.common.batch_size);
+        let (images, Tsbd { common, parameters }) = (after.images.clone(), self);
         repair.fine_tuning_seconds =
-            activeness::fine_tune(&mut repair.model, images, batch_size, &self.parameters, true, context, trace)?;
+            activeness::fine_tune(&mut repair.model, images, common, parameters, true, context, trace)?;
         Ok(repair)
     }
 
@@ -119,10 +121,9 @@ impl Tsbd {
         }
         for (number, &ratio) in ratios.iter().enumerate().skip(sweep.measured.len()) {
             let mut repair = self.reinitialise(after, ratio)?;
-            let (images, batch_size) = (after.images.clone(), self.common.batch_size);
-            let (parameters, passes) = (&self.parameters, &mut Vec::new());
+            let (images, passes, Tsbd { common, parameters }) = (after.images.clone(), &mut Vec::new(), self);
             sweep.seconds +=
-                activeness::fine_tune(&mut repair.model, images, batch_size, parameters, false, context, passes)?;
+                activeness::fine_tune(&mut repair.model, images, common, parameters, false, context, passes)?;
             context.observer.stage(STAGE, ratios.len());
             let mut point = TracePoint::new(STAGE, number, [("neuron_ratio", ratio)]);
             sweep.measured.push(judge.measure(&repair.model, context, &mut point)?);

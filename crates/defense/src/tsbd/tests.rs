@@ -32,8 +32,8 @@ fn unlearned(parameters: &Parameters) -> (UnlearnedModel, Vec<TracePoint>) {
 }
 
 fn fine_tune(model: &mut Model, batch_size: usize, parameters: &Parameters, context: &mut Context) {
-    let (images, trace) = (tiny::clean().images(), &mut Vec::new());
-    activeness::fine_tune(model, images, batch_size, parameters, true, context, trace).unwrap();
+    let (images, common, trace) = (tiny::clean().images(), tiny::common(batch_size), &mut Vec::new());
+    activeness::fine_tune(model, images, &common, parameters, true, context, trace).unwrap();
 }
 
 fn golden_change() -> WeightChange {

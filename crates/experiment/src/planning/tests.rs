@@ -100,6 +100,29 @@ fn what_rounds_nothing_is_what_every_cell_does() {
 }
 
 #[test]
+fn what_a_defense_rounds_is_in_its_key_and_in_no_other() {
+    let text = SMALL.replace("\"tsbd\"]", "\"tsbd\", \"clp\"]");
+    let keys = |settings: &[(&str, &str)]| {
+        let cells = planned(&text, settings).cells.into_iter();
+        cells.map(|(key, cell)| ((cell.label(), cell.kind), key)).collect::<BTreeMap<_, _>>()
+    };
+    let usual = keys(&[]);
+    assert_eq!(keys(&[("defense.precision", "f32")]), usual);
+    let changed = |settings: &[(&str, &str)]| {
+        let keys = keys(settings);
+        let changed = usual.iter().filter(|(cell, key)| keys[cell] != **key);
+        changed.map(|((label, _), _)| label.clone()).collect::<Vec<_>>()
+    };
+    // CLP trains nothing, and an unlearning is f32.
+    let tuned = changed(&[("defense.precision", "tf32")]);
+    assert!(tuned.iter().all(|label| label.ends_with(" + ft") || label.ends_with(" + tsbd")), "{tuned:?}");
+    assert_eq!(tuned.len(), 2 * usual.keys().filter(|(label, _)| label.ends_with(" + ft")).count());
+    assert!(changed(&[("defenses.ft.precision", "bf16")]).iter().all(|label| label.ends_with(" + ft")));
+    assert!(changed(&[("defenses.clp.precision", "bf16")]).is_empty());
+    assert_ne!(keys(&[("defense.precision", "tf32")]), keys(&[("defense.precision", "bf16")]));
+}
+
+#[test]
 fn set_comes_before_the_file_and_the_file_before_the_profile() {
     let plan = planned(SMALL, &[("model.width", "6"), ("training.epochs", "2")]);
     let cell = &plan.cells[0];
@@ -321,6 +344,7 @@ fn unknown_names_are_refused_with_those_there_are() {
         ("grid.attack", "[\"badnet\"]", "did you mean `badnets`?"),
         ("training.schedule", "cosin", "did you mean `cosine`?"),
         ("training.precision", "bf-16", "did you mean `bf16`?"),
+        ("defense.precision", "bf-16", "write one of `f32`, `tf32`, `bf16`"),
         ("profile", "quik", "did you mean `quick`?"),
         ("table.metrics", "[\"acc\", \"ars\"]", "did you mean `asr`?"),
         ("table.rows", "atack", "did you mean `attack`?"),

@@ -141,7 +141,7 @@ pub(super) fn clean_images(
     seed: u64,
 ) -> Result<Arc<dyn ImageSource>, CellError> {
     let clean_ratio = unlearning.clean_ratio.ok_or(incomplete_parent("a ratio of clean images"))?;
-    let common = DefenseCommon { clean_ratio, batch_size: unlearning.batch_size };
+    let common = DefenseCommon { clean_ratio, batch_size: unlearning.batch_size, ..DefenseCommon::default() };
     Ok(CleanSubset::draw(train, &common, seed)?.images())
 }
 
