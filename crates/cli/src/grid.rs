@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tsbd_experiment::{CellKey, Plan, Store};
-use tsbd_orchestrator::{CellEvent, Devices, Interrupts, Place, RunError, RunEvent, RunOptions, RunSummary};
+use tsbd_orchestrator::{CellEvent, Interrupts, Place, RunError, RunEvent, RunOptions, RunSummary};
 
 use crate::commands::plan;
 use crate::failure::{Exit, Failure};
@@ -20,13 +20,6 @@ pub struct Options<'a> {
     pub data: Option<&'a Path>,
     /// Where cells are computed.
     pub place: Place,
-}
-
-impl<'a> Options<'a> {
-    /// One cell at a time on the CPU of this machine.
-    pub fn here(data: Option<&'a Path>) -> Self {
-        Self { data, place: Place::Local(Devices::Cpu { workers: 1 }) }
-    }
 }
 
 /// Runs everything of `plan` that has no result yet. A second Ctrl-C kills what the first asked to stop, or cancels the

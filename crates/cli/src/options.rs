@@ -6,6 +6,7 @@ use clap::Args;
 use tsbd_attack::LEARNED_TRIGGER;
 use tsbd_data::DataRoot;
 use tsbd_experiment::Setting;
+use tsbd_orchestrator::{CellsPerGpu, Devices, Place};
 use tsbd_tensor::Device;
 
 use crate::failure::{Exit, Failure};
@@ -67,6 +68,23 @@ impl Computing {
         tsbd_tensor::device(&self.device).map_err(no_device)
     }
 
+    /// The device, opened, for a command that computes in cells as well.
+    pub fn open(&self) -> Result<OpenDevice, Failure> {
+        let device = self.device()?;
+        if device.is_cpu() {
+            return Ok(OpenDevice::cpu());
+        }
+        let first_of_all = if self.device == "cuda" { "cuda:0" } else { &self.device };
+        let gpus = tsbd_tensor::gpus(first_of_all).map_err(no_device)?;
+        let devices = Devices::Gpus { gpus, cells: CellsPerGpu::Exactly(1), mps: false };
+        Ok(OpenDevice { device, place: Place::Local(devices) })
+    }
+
+    /// The same flag as a user would type it, with a space before it; nothing for the CPU.
+    pub fn as_typed(&self) -> String {
+        if self.device == "cpu" { String::new() } else { flag("--device", &self.device) }
+    }
+
     /// The device of this name.
     pub fn named(name: &str) -> Self {
         Self { device: name.to_owned() }
@@ -75,6 +93,22 @@ impl Computing {
     /// As it was typed.
     pub fn name(&self) -> &str {
         &self.device
+    }
+}
+
+/// A device that is there.
+#[derive(Debug)]
+pub struct OpenDevice {
+    /// For what this process computes.
+    pub device: Device,
+    /// For cells, one at a time: each opens it in a process of its own.
+    pub place: Place,
+}
+
+impl OpenDevice {
+    /// The CPU.
+    pub fn cpu() -> Self {
+        Self { device: Device::Cpu, place: Place::Local(Devices::Cpu { workers: 1 }) }
     }
 }
 

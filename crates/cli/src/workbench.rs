@@ -1,4 +1,4 @@
-//! What a cell's parameters describe, made: the data set, the attack, the network.
+//! What a cell's parameters describe, made: the data set, the attack, the network, where it computes.
 //!
 //! For the commands that do one thing in this process (`poison`, `evaluate`, `defend`). Cells of a grid are made by the
 //! orchestrator in processes of their own.
@@ -11,12 +11,12 @@ use tsbd_attack::{Attack, DatasetFacts, Evaluation, Material, Poisoner, Poisonin
 use tsbd_data::{Dataset, ImageSource, Images};
 use tsbd_experiment::{Cell, CellKind, Found, Plan, Store, Verification};
 use tsbd_nn::{Architecture, Layer, Model, Streams};
-use tsbd_orchestrator::MATERIAL;
+use tsbd_orchestrator::{MATERIAL, Place};
 use tsbd_tensor::Device;
 
 use crate::commands::data;
 use crate::failure::{Exit, Failure, Problem};
-use crate::options::{Folders, LearnedTrigger, flag};
+use crate::options::{Folders, LearnedTrigger, OpenDevice, flag};
 use crate::terminal::Talk;
 use crate::{grid, planning};
 
@@ -34,12 +34,15 @@ pub struct Workbench {
     pub architecture: Arc<dyn Architecture>,
     /// The random streams of the cell's seed.
     pub streams: Streams,
+    /// Where the network computes. Images are poisoned on the CPU.
+    pub device: Device,
 }
 
 impl Workbench {
     /// Loads and configures what the only point of `plan` names. What its attack starts from is taken from the results
-    /// folder, or made there.
-    pub fn of(plan: &Plan, folders: &Folders, talk: &Talk) -> Result<Self, Failure> {
+    /// folder, or made there on the device.
+    pub fn of(plan: &Plan, folders: &Folders, open: OpenDevice, talk: &Talk) -> Result<Self, Failure> {
+        let OpenDevice { device, place } = open;
         let cell = &plan.cells[&plan.points[0].cell];
         let dataset = tsbd_data::load(&cell.dataset, &folders.data.root()).map_err(data::failure)?;
         let facts = DatasetFacts::of(&dataset);
@@ -49,8 +52,8 @@ impl Workbench {
         let architecture = tsbd_models::build(&model.for_images(facts.classes, facts.size))
             .map_err(|error| Failure::from_error(Exit::Refused, error))?;
         let streams = Streams::new(cell.seed);
-        let material = material(cell, plan, folders, talk)?;
-        Ok(Self { dataset: Arc::new(dataset), size: facts.size, attack, material, architecture, streams })
+        let material = material(cell, plan, folders, place, talk)?;
+        Ok(Self { dataset: Arc::new(dataset), size: facts.size, attack, material, architecture, streams, device })
     }
 
     /// The poisoned training set, and the triggered test set unless its trigger is learned.
@@ -97,20 +100,21 @@ impl Workbench {
         self
     }
 
-    /// A model with the weights of a safetensors file.
+    /// A model with the weights of a safetensors file, on the device.
     pub fn load_model(&self, path: &Path) -> Result<Model, Failure> {
         if !path.is_file() {
             return Err(Failure::refused(format!("--model {}: there is no such file", path.display()))
                 .hint("`tsbd attack NAME` trains a model and says where it lies"));
         }
-        Model::load(Arc::clone(&self.architecture), path).map_err(|error| {
+        let model = Model::load(Arc::clone(&self.architecture), path).map_err(|error| {
             let hint = match &error {
                 tsbd_nn::Error::TensorShape { .. } => self.as_made(path),
                 tsbd_nn::Error::Safetensors { .. } if is_pickle(path) => as_safetensors(path),
                 _ => "the file has to be a state dict with PyTorch's names, written as safetensors".to_owned(),
             };
             Failure::from_error(Exit::Refused, error).hint(hint)
-        })
+        })?;
+        model.to_device(&self.device).map_err(failed)
     }
 
     /// How to ask for a network of the shapes in a file, which are others than this one's.
@@ -142,7 +146,7 @@ impl Workbench {
         format!("the file's network has {}", ways.join("; and "))
     }
 
-    /// ACC, and ASR and RA where the attack has a trigger.
+    /// ACC, and ASR and RA where the attack has a trigger, on the device of the model.
     pub fn evaluate(&self, model: &Model, poisoner: &Poisoner) -> Result<Evaluation, tsbd_attack::Error> {
         let (clean, triggered) = (&self.dataset.test, poisoner.test.as_ref());
         tsbd_attack::evaluate(model, clean, triggered, self.dataset.normalization, EVALUATION_BATCH)
@@ -183,13 +187,19 @@ pub fn attack(plan: &Plan) -> Result<Box<dyn Attack>, Failure> {
 }
 
 /// What the groundwork of a cell's attack made, if it has one: published in the results folder, or made there now.
-fn material(cell: &Cell, plan: &Plan, folders: &Folders, talk: &Talk) -> Result<Option<Material>, Failure> {
+fn material(
+    cell: &Cell,
+    plan: &Plan,
+    folders: &Folders,
+    place: Place,
+    talk: &Talk,
+) -> Result<Option<Material>, Failure> {
     let Some(key) = cell.parents.iter().find(|key| plan.cells[*key].kind == CellKind::Prepare) else { return Ok(None) };
     let store = Store::new(&folders.results);
     let found = store.look(key, Verification::Digests).map_err(planning::store_failure)?;
     if !matches!(found, Found::Done(_)) {
         let part = plan.leading_to(key);
-        let options = grid::Options::here(folders.data.data.as_deref());
+        let options = grid::Options { data: folders.data.data.as_deref(), place };
         let summary = grid::run(&part, &store, options, talk)?;
         let exit = grid::exit(&summary);
         if exit != Exit::Done {
@@ -205,7 +215,12 @@ const EVALUATION_BATCH: usize = 500;
 
 /// Something that went wrong with an attack, a defense or a network on the way.
 pub fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Failure {
-    Failure::from_error(Exit::Failed, error)
+    let way_out = tsbd_tensor::gpu_way_out(&error.to_string());
+    let failure = Failure::from_error(Exit::Failed, error);
+    match way_out {
+        Some(way_out) => failure.hint(way_out),
+        None => failure,
+    }
 }
 
 /// A parameter that is refused.

@@ -201,6 +201,31 @@ fn devices_that_are_not_there_and_flags_that_do_not_go_with_them_are_refused() {
     assert_contains(&stderr(&output), &["--cells-per-gpu", "`auto` or a number from 1 to 64"]);
 }
 
+#[test]
+fn a_device_that_is_not_there_is_refused_before_an_attack_a_repair_or_an_evaluation() {
+    let folder = tempfile::tempdir().unwrap();
+    let absent = folder.path().join("absent");
+    let commands: [&[&str]; 3] = [
+        &["attack", "badnets"],
+        &["defend", "ft", "--model", "model.safetensors"],
+        &["evaluate", "--attack", "badnets", "--model", "model.safetensors"],
+    ];
+    // No machine has so many GPUs; the program may have been built with or without CUDA.
+    let (devices, way_out): (&[&str], _) = match cfg!(feature = "cuda") {
+        true => (&["cuda:999"], "hint: "),
+        false => (&["cuda", "cuda:999"], "hint: build it with `make build-cuda`"),
+    };
+    for (command, device) in commands.iter().flat_map(|command| devices.iter().map(move |device| (command, device))) {
+        // Neither the data set nor the model is there: the device is looked at first.
+        let mut tsbd = tsbd();
+        tsbd.args(*command).args(["--device", device]).arg("--data").arg(&absent).arg("--results").arg(&absent);
+        let output = tsbd.output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{command:?}: {}", stderr(&output));
+        assert_contains(&stderr(&output), &[&format!("--device {device}: "), way_out]);
+        assert!(stdout(&output).is_empty() && !absent.exists(), "{command:?}");
+    }
+}
+
 #[cfg(not(feature = "cuda"))]
 #[test]
 fn a_program_without_cuda_says_so_and_auto_takes_the_cpu() {

@@ -199,17 +199,69 @@ fn trainings_and_repairs_are_those_of_the_cpu_but_for_rounding() {
         assert_eq!(there["provenance"]["kernels"], "Simulated GPU");
         assert!(there["provenance"]["peak_gpu_memory_bytes"].as_u64().unwrap() > 100_000);
         assert_eq!(here["provenance"].get("peak_gpu_memory_bytes"), None);
-        let losses = |record: &Value| -> Vec<f64> {
-            let points =
-                record["trace"].as_array().unwrap().iter().flat_map(|point| point["metrics"].as_object().unwrap());
-            points.filter(|(name, _)| name.contains("loss")).filter_map(|(_, value)| value.as_f64()).collect()
-        };
-        let (here, there) = (losses(here), losses(there));
-        assert!(!here.is_empty() && here.len() == there.len());
-        for (here, there) in here.iter().zip(&there) {
-            assert!((here - there).abs() < 1e-4 * here.abs(), "{here} on the CPU, {there} on the simulated GPU");
-        }
+        assert_same_losses(here, there);
     }
+}
+
+/// Asserts that what has a trace, a record or what `tsbd defend` prints, has the same losses on both devices, but for rounding.
+fn assert_same_losses(here: &Value, there: &Value) {
+    let losses = |record: &Value| -> Vec<f64> {
+        let points = record["trace"].as_array().unwrap().iter().flat_map(|point| point["metrics"].as_object().unwrap());
+        points.filter(|(name, _)| name.contains("loss")).filter_map(|(_, value)| value.as_f64()).collect()
+    };
+    let (here, there) = (losses(here), losses(there));
+    assert!(!here.is_empty() && here.len() == there.len());
+    for (here, there) in here.iter().zip(&there) {
+        assert!((here - there).abs() < 1e-4 * here.abs(), "{here} on the CPU, {there} on the simulated GPU");
+    }
+}
+
+#[test]
+fn attack_evaluate_and_defend_do_on_a_gpu_what_they_do_on_the_cpu_but_for_rounding() {
+    let Some(simulator) = simulator() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let settings = [
+        "data.train_images=200",
+        "data.test_images=40",
+        "model.width=4",
+        "training.epochs=1",
+        "defense.clean_ratio=0.5",
+        "defense.batch_size=32",
+        "defenses.ft.epochs=1",
+    ];
+    let small: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    let tell = |device: &str, arguments: &[&str]| -> Value {
+        let flags = ["--profile", "smoke", "--json", "--device", device];
+        let output = on(simulator, &EXACT, &[arguments, &flags, &small[..]].concat());
+        assert_done(&output);
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(told["device"].as_str().unwrap().starts_with(device), "{told}");
+        told
+    };
+    let evaluate = |device: &str, model: &str| {
+        tell(device, &["evaluate", "--attack", "badnets", "--model", model])["metrics"].take()
+    };
+    let rates = |metrics: &Value| ["acc", "asr", "ra"].map(|rate| metrics[rate].as_f64().unwrap());
+
+    let [here, there] = ["cpu", "cuda"].map(|device| tell(device, &["attack", "badnets", "--results", &path(device)]));
+    assert_eq!((&here["key"], &there["device"]), (&there["key"], &"cuda:0".into()));
+    let [trained_here, trained_there] = ["cpu", "cuda"].map(|device| records(&folder.path().join(device)).remove(0));
+    assert_same_losses(&trained_here, &trained_there);
+
+    // Of the same weights, both devices tell the same classes.
+    let (model, other) = (here["model"].as_str().unwrap(), there["model"].as_str().unwrap());
+    assert_eq!(rates(&evaluate("cuda", model)), rates(&here["metrics"]));
+    assert_eq!(rates(&evaluate("cpu", other)), rates(&there["metrics"]));
+
+    let [repaired_here, repaired_there] = ["cpu", "cuda"].map(|device| {
+        let out = path(&format!("{device}.safetensors"));
+        let repaired = tell(device, &["defend", "ft", "--attack", "badnets", "--model", model, "--out", &out]);
+        assert_eq!(rates(&repaired["before"]), rates(&here["metrics"]), "{device}");
+        assert_eq!(rates(&repaired["after"]), rates(&evaluate("cpu", &out)), "{device}");
+        repaired
+    });
+    assert_same_losses(&repaired_here, &repaired_there);
 }
 
 #[test]

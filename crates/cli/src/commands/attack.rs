@@ -7,25 +7,29 @@ use tsbd_orchestrator::MODEL;
 
 use crate::command_line::examples;
 use crate::failure::{Exit, Outcome};
-use crate::options::{Folders, OnePoint};
+use crate::options::{Computing, Folders, OnePoint};
 use crate::terminal::{self, Talk};
 use crate::{grid, planning};
 
 /// Train one backdoored model, and say where it lies
 ///
 /// It is a cell like those of `tsbd run`: continued when interrupted, and trained once, also for experiments that have
-/// the same attack with the same settings. The attack `none` trains a clean model. It computes on the CPU; on a GPU: an
-/// experiment file of one point and `tsbd run --device cuda`.
+/// the same attack with the same settings. The device is none of these: a model that was trained on another one is taken
+/// as it is. The attack `none` trains a clean model.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd attack badnets --profile smoke                     seconds, on drawn images"
     "tsbd attack blended --set attack.poisoning_ratio=0.05 --seed 1"
     "tsbd attack badnets --set attacks.badnets.trigger=grid --set training.epochs=5"
+    "tsbd attack badnets --profile paper --device cuda"
     "tsbd attack badnets --profile smoke --json | jq -r .model"
 ))]
 pub struct Arguments {
     /// Attack: one of `tsbd list attacks`
     name: String,
+
+    #[command(flatten)]
+    computing: Computing,
 
     /// Print JSON
     #[arg(long)]
@@ -40,11 +44,13 @@ pub struct Arguments {
 
 /// Trains the model unless it is there already.
 pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
-    let Arguments { name, json, point, folders } = arguments;
+    let Arguments { name, computing, json, point, folders } = arguments;
+    // The cells open the device themselves.
+    let place = computing.open()?.place;
     let data = folders.data.data.as_deref();
     let plan = planning::one_point(&name, "none", &point, &folders.data.root())?;
     let store = Store::new(&folders.results);
-    let summary = grid::run(&plan, &store, grid::Options::here(data), talk)?;
+    let summary = grid::run(&plan, &store, grid::Options { data, place }, talk)?;
     let exit = grid::exit(&summary);
     if exit != Exit::Done {
         for line in grid::describe(&summary, &plan) {
@@ -58,7 +64,7 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     if json {
         terminal::print_json(&json!({
             "attack": name, "model": model, "key": key, "metrics": record.metrics, "facts": record.facts,
-            "seconds": record.provenance.seconds, "cell": record.cell,
+            "device": record.provenance.device, "seconds": record.provenance.seconds, "cell": record.cell,
         }));
         return Ok(Exit::Done);
     }
@@ -67,9 +73,10 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     terminal::print(&format!("{}\n{}\n", rates.join(", "), model.display()));
     if !talk.quiet {
         terminal::say(format!(
-            "hint: tsbd defend tsbd --model {} --attack {name}{}",
+            "hint: tsbd defend tsbd --model {} --attack {name}{}{}",
             model.display(),
-            point.as_typed()
+            point.as_typed(),
+            computing.as_typed()
         ));
     }
     Ok(Exit::Done)

@@ -11,12 +11,11 @@ use serde_json::json;
 use tsbd_attack::{DatasetFacts, Evaluation};
 use tsbd_defense::{Context, DefenseObserver, Progress, TracePoint, Unlearning};
 use tsbd_nn::Keeper;
-use tsbd_tensor::Device;
 
 use crate::columns::Columns;
 use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
-use crate::options::{Folders, LearnedTrigger, OnePoint};
+use crate::options::{Computing, Folders, LearnedTrigger, OnePoint};
 use crate::planning;
 use crate::progress::duration;
 use crate::terminal::{self, Talk};
@@ -25,12 +24,11 @@ use crate::workbench::{self, Workbench};
 /// Repair one model in a file
 ///
 /// The defense sees a share of the clean training set (--set defense.clean_ratio=0.05) and never the trigger. With
-/// --attack, the model is measured with that attack's trigger before and after. It computes on the CPU; on a GPU,
-/// `tsbd run --device cuda` trains and repairs what an experiment file of one point asks for.
+/// --attack, the model is measured with that attack's trigger before and after.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd defend tsbd --model model.safetensors --attack badnets --out repaired.safetensors"
-    "tsbd defend fp --model backdoored.safetensors --profile paper --set defense.clean_ratio=0.01"
+    "tsbd defend fp --model backdoored.safetensors --profile paper --set defense.clean_ratio=0.01 --device cuda"
     "tsbd defend ft --model model.safetensors --dataset shapes --set model.width=8 --json"
 ))]
 pub struct Arguments {
@@ -49,6 +47,9 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
+    #[command(flatten)]
+    computing: Computing,
+
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -65,13 +66,14 @@ pub struct Arguments {
 
 /// Repairs, measures and prints.
 pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
-    let Arguments { name, model, attack, out, json, learned_trigger, point, folders } = arguments;
+    let Arguments { name, model, attack, out, computing, json, learned_trigger, point, folders } = arguments;
     if let Some(path) = out.as_ref().filter(|path| path.exists()) {
         return Err(Failure::refused(format!("--out {}: the file exists", path.display())).hint("give a new name"));
     }
+    let open = computing.open()?;
     let plan = planning::one_point(&attack, &name, &point, &folders.data.root())?;
     let cell = &plan.cells[&plan.points[0].cell];
-    let workbench = Workbench::of(&plan, &folders, talk)?;
+    let workbench = Workbench::of(&plan, &folders, open, talk)?;
     let backdoored = workbench.load_model(&model)?;
     let poisoner = workbench.poison(&learned_trigger, Some(&model))?;
     let before = workbench.evaluate(&backdoored, &poisoner).map_err(workbench::failed)?;
@@ -92,7 +94,7 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     let mut context = Context {
         // As in the cells of a grid, so that the same model and seed give the same repair.
         streams: workbench.streams.child(Unlearning::STREAMS),
-        device: Device::Cpu,
+        device: workbench.device.clone(),
         normalization: workbench.dataset.normalization,
         augmentation: workbench.dataset.augmentation(),
         clean_test: Arc::clone(&workbench.dataset.test) as _,
@@ -119,8 +121,9 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     if json {
         terminal::print_json(&json!({
             "defense": method, "model": model, "out": out, "attack": attack, "dataset": cell.dataset.name,
-            "before": before, "after": after, "der": der, "clean_images": clean.len(), "seconds": seconds,
-            "facts": repaired.facts, "changed": repaired.changed, "trace": trace,
+            "before": before, "after": after, "der": der, "clean_images": clean.len(),
+            "device": computing.name(), "seconds": seconds, "facts": repaired.facts, "changed": repaired.changed,
+            "trace": trace,
         }));
         return Ok(Exit::Done);
     }

@@ -9,7 +9,7 @@ use tsbd_attack::Evaluation;
 use crate::columns::Columns;
 use crate::command_line::examples;
 use crate::failure::{Exit, Outcome};
-use crate::options::{Folders, LearnedTrigger, OnePoint};
+use crate::options::{Computing, Folders, LearnedTrigger, OnePoint};
 use crate::planning;
 use crate::terminal::{self, Talk};
 use crate::workbench::{self, Workbench};
@@ -17,12 +17,11 @@ use crate::workbench::{self, Workbench};
 /// Measure a model: accuracy (ACC), attack success rate (ASR), recovery accuracy (RA)
 ///
 /// ASR and RA are shares of the triggered test images whose own class is not the target. The model's network and data
-/// set are those of the profile, changed with --dataset and --set. It computes on the CPU; on a GPU, `tsbd run --device
-/// cuda` measures what it trains and repairs.
+/// set are those of the profile, changed with --dataset and --set.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd evaluate --model model.safetensors --attack badnets"
-    "tsbd evaluate --model backdoored.safetensors --attack blended --profile paper"
+    "tsbd evaluate --model backdoored.safetensors --attack blended --profile paper --device cuda"
     "tsbd evaluate --model model.safetensors --attack none --dataset shapes --set model.width=8 --json"
 ))]
 pub struct Arguments {
@@ -33,6 +32,9 @@ pub struct Arguments {
     /// Attack whose trigger is tried: one of `tsbd list attacks`; `none` measures ACC alone
     #[arg(long, value_name = "NAME")]
     attack: String,
+
+    #[command(flatten)]
+    computing: Computing,
 
     /// Print JSON
     #[arg(long)]
@@ -50,16 +52,18 @@ pub struct Arguments {
 
 /// Measures and prints.
 pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
-    let Arguments { model, attack, json, learned_trigger, point, folders } = arguments;
+    let Arguments { model, attack, computing, json, learned_trigger, point, folders } = arguments;
+    let open = computing.open()?;
     let plan = planning::one_point(&attack, "none", &point, &folders.data.root())?;
-    let workbench = Workbench::of(&plan, &folders, talk)?;
+    let workbench = Workbench::of(&plan, &folders, open, talk)?;
     let weights = workbench.load_model(&model)?;
     let poisoner = workbench.poison(&learned_trigger, Some(&model))?;
     let evaluation = workbench.evaluate(&weights, &poisoner).map_err(workbench::failed)?;
     if json {
-        let mut value = json!({ "model": model, "attack": attack, "dataset": workbench.dataset.name });
-        value["metrics"] = json!(evaluation);
-        terminal::print_json(&value);
+        terminal::print_json(&json!({
+            "model": model, "attack": attack, "dataset": workbench.dataset.name, "device": computing.name(),
+            "metrics": evaluation,
+        }));
     } else {
         terminal::print(&describe(&evaluation));
     }

@@ -14,7 +14,7 @@ use crate::command_line::examples;
 use crate::commands::table;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::labels;
-use crate::options::{Folders, Overrides};
+use crate::options::{Folders, OpenDevice, Overrides};
 use crate::planning;
 use crate::terminal::{self, Talk};
 use crate::workbench::{self, Workbench};
@@ -148,7 +148,7 @@ fn triggers(plan: &Plan, image: usize, folders: &Folders, talk: &Talk) -> Result
     let mut columns = Vec::new();
     let several_seeds = plan.points.iter().any(|point| point.seed != plan.points[0].seed);
     for point in with_triggers(plan) {
-        let workbench = Workbench::of(&plan.leading_to(&point.cell), folders, talk)?;
+        let workbench = Workbench::of(&plan.leading_to(&point.cell), folders, OpenDevice::cpu(), talk)?;
         let triggered = workbench.triggered()?;
         let Some(&index) = triggered.get(image) else {
             let (images, most) = (triggered.len(), triggered.len().saturating_sub(1));

@@ -10,7 +10,7 @@ use tsbd_attack::{TrainingSource, export};
 use crate::command_line::examples;
 use crate::commands::data;
 use crate::failure::{Exit, Failure, Outcome};
-use crate::options::{Folders, LearnedTrigger, OnePoint};
+use crate::options::{Folders, LearnedTrigger, OnePoint, OpenDevice};
 use crate::planning;
 use crate::terminal::{self, Talk};
 use crate::workbench::{self, Workbench};
@@ -95,7 +95,7 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
     if export_trigger.is_some() && matches!(attack.trigger_picture(ANY_SIZE, ANY_SIZE, None), Ok(None)) {
         return Err(no_picture());
     }
-    let workbench = Workbench::of(&plan, &folders, talk)?;
+    let workbench = Workbench::of(&plan, &folders, OpenDevice::cpu(), talk)?;
     let poisoner = match split {
         Split::Train => workbench.prepare()?,
         Split::Test => workbench.poison(&learned_trigger, None)?,

@@ -11,7 +11,7 @@ use tsbd_tensor::{Precision, kernels_in_use};
 use super::{at_least_one, median, peak_memory_mb, processor_time, usage, use_threads};
 use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
-use crate::options::{Folders, OnePoint};
+use crate::options::{Folders, OnePoint, OpenDevice};
 use crate::planning;
 use crate::terminal::{self, Talk};
 use crate::workbench::{self, Workbench};
@@ -53,7 +53,7 @@ pub struct Poison {
 pub fn run(Poison { name, rounds, threads, json, point, folders }: &Poison, talk: &Talk) -> Outcome {
     use_threads(*threads)?;
     let plan = planning::one_point(name, "none", point, &folders.data.root())?;
-    let workbench = Workbench::of(&plan, folders, talk)?;
+    let workbench = Workbench::of(&plan, folders, OpenDevice::cpu(), talk)?;
     let (train, test, size) = (workbench.dataset.train.len(), workbench.dataset.test.len(), workbench.size);
     let processor = || usage().map_or(Duration::ZERO, |usage| processor_time(&usage));
     let memory_before_mb = peak_memory_mb();
