@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::parameters::{DatasetParameters, MethodParameters, ModelParameters, TrainingParameters};
+use crate::parameters::{DatasetParameters, MethodParameters, ModelParameters, Precision, TrainingParameters};
 
 /// The name of a cell: the first 128 bits of BLAKE3 over the cell's canonical JSON, as 32 hexadecimal digits.
 ///
@@ -155,6 +155,19 @@ impl Cell {
         self.measurement.as_ref().map_or("none", |measurement| &measurement.name)
     }
 
+    /// How far the steps of a training round, or those of a repair; everything else does not.
+    pub fn precision(&self) -> Precision {
+        match (self.kind, &self.training, &self.defense) {
+            (CellKind::Train, Some(training), _) => training.precision,
+            // That of `tsbd_defense::DefenseCommon`; not there, it is the default.
+            (CellKind::Defend, _, Some(defense)) => {
+                let stated = defense.parameters.get("precision");
+                stated.and_then(|precision| Precision::deserialize(precision).ok()).unwrap_or_default()
+            }
+            _ => Precision::default(),
+        }
+    }
+
     /// What a person calls the cell: `lf groundwork`, `badnets`, `badnets + tsbd`, `badnets unlearned`, `badnets: tac`.
     pub fn label(&self) -> String {
         let attack = &self.attack.name;
@@ -245,7 +258,7 @@ pub(crate) mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::parameters::{Augmentation, Precision, Schedule};
+    use crate::parameters::{Augmentation, Schedule};
 
     pub(crate) fn train_cell(attack: &str, seed: u64) -> Cell {
         Cell {

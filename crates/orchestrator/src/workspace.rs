@@ -12,7 +12,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use fs_err as fs;
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
-use tsbd_defense::DefenseCommon;
 use tsbd_experiment::store::{AttemptId, write_atomically};
 use tsbd_experiment::{
     Attempt, Cell, CellKey, CellKind, CellRecord, Found, Outcome, Provenance, Published, RECORD_FORMAT, Store,
@@ -177,18 +176,6 @@ impl CellWorkspace {
         self.earlier_seconds + self.began.elapsed().as_secs_f64()
     }
 
-    /// How far the steps of a training round, or those of a repair; everything else does not.
-    fn precision(&self) -> Precision {
-        let Cell { kind, training, defense, .. } = &self.cell;
-        match (kind, training, defense) {
-            (CellKind::Train, Some(training), _) => training.precision,
-            (CellKind::Defend, _, Some(defense)) => {
-                DefenseCommon::of(&defense.parameters).map_or(Precision::F32, |common| common.precision)
-            }
-            _ => Precision::F32,
-        }
-    }
-
     /// Publishes what was found. An existing result wins.
     fn publish(&self, findings: Findings, versions: Versions) -> Result<Published, StoreError> {
         let lines: String = findings
@@ -210,7 +197,7 @@ impl CellWorkspace {
             artefacts: BTreeMap::new(),
             provenance: Provenance {
                 device: self.arguments.device.clone(),
-                kernels: kernels(&self.arguments.device, self.precision()),
+                kernels: kernels(&self.arguments.device, self.cell.precision()),
                 threads: self.arguments.threads,
                 seconds: self.earlier_seconds + elapsed.as_secs_f64(),
                 peak_memory_bytes: peak_memory_bytes(),

@@ -1,6 +1,6 @@
 //! `tsbd plan`: what would run, what is done, what it will cost.
 
-use std::collections::hash_map::Entry;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use crate::{labels, planning, terminal};
 #[command(after_help = examples!(
     "tsbd plan experiments/table1.toml"
     "tsbd plan experiments/table1.toml --profile paper --measure"
-    "tsbd plan experiments/table1.toml --profile paper --measure=cuda     one cell at a time, in f32"
+    "tsbd plan experiments/table1.toml --profile paper --measure=cuda     one cell at a time"
     "tsbd plan experiments/table1.toml --set attack.poisoning_ratio=0.05 --set 'grid.attack=[\"badnets\"]'"
     "tsbd plan experiments/table1.toml --json | jq '.cells[] | select(.state != \"done\") | .label'"
 ))]
@@ -158,15 +158,15 @@ struct Costs<'a> {
     plan: &'a Plan,
     /// Seconds of all finished cells that do the same work, and how many these are.
     took: HashMap<String, (f64, usize)>,
-    /// Of each network that finished cells have trained, or that was timed: images and their seconds.
-    speeds: HashMap<String, (f64, f64)>,
+    /// Of each network that finished cells have trained, or that was timed, in each precision: images and their seconds.
+    speeds: BTreeMap<(String, &'static str), (f64, f64)>,
     /// [`Plan::image_passes`] by kind and methods: cells share them, and reading their parameters takes long.
     passes: HashMap<(CellKind, [usize; 3]), Option<f64>>,
 }
 
 impl<'a> Costs<'a> {
     fn of<'k>(plan: &'a Plan, took: impl Iterator<Item = (&'k CellKey, f64)>) -> Self {
-        let mut costs = Self { plan, took: HashMap::new(), speeds: HashMap::new(), passes: HashMap::new() };
+        let mut costs = Self { plan, took: HashMap::new(), speeds: BTreeMap::new(), passes: HashMap::new() };
         for (key, seconds) in took {
             let cell = &plan.cells[key];
             let work = costs.work(cell);
@@ -176,7 +176,7 @@ impl<'a> Costs<'a> {
             if cell.kind == CellKind::Train
                 && let (Some(network), Some(images)) = (costs.network(cell), costs.passes(cell))
             {
-                let (all_images, all_seconds) = costs.speeds.entry(network).or_default();
+                let (all_images, all_seconds) = costs.speeds.entry((network, cell.precision().name())).or_default();
                 *all_images += images;
                 *all_seconds += seconds;
             }
@@ -195,8 +195,9 @@ impl<'a> Costs<'a> {
         }
         for cell in cells {
             let (Some(name), Some(network)) = (self.network(cell), self.network_parameters(cell)) else { continue };
-            if let Entry::Vacant(unknown) = self.speeds.entry(name) {
-                unknown.insert((training_images_per_second(&network, batch, device)?, 1.0));
+            let precision = cell.precision();
+            if let Entry::Vacant(unknown) = self.speeds.entry((name, precision.name())) {
+                unknown.insert((training_images_per_second(&network, batch, precision, device)?, 1.0));
             }
         }
         Ok(())
@@ -209,7 +210,13 @@ impl<'a> Costs<'a> {
             return Some(seconds / *count as f64);
         }
         let passes = self.passes(cell)?;
-        let (images, seconds) = self.speeds.get(&self.network(cell)?)?;
+        let network = self.network(cell)?;
+        let speed = self.speeds.get(&(network.clone(), cell.precision().name()));
+        // Better that of another precision than none.
+        let (images, seconds) = speed.or_else(|| {
+            let another = self.speeds.iter().find(|((name, _), _)| *name == network);
+            another.map(|(_, speed)| speed)
+        })?;
         Some(passes * seconds / images)
     }
 

@@ -122,8 +122,13 @@ pub fn train(train: &Train) -> Outcome {
     settings.report("train", precision, &runs?)
 }
 
-/// Images a second in training steps of a network on a device: the median of a few steps.
-pub fn training_images_per_second(network: &ModelParameters, batch: usize, device: &str) -> Result<f64, Failure> {
+/// Images a second in training steps of a network on a device, rounding so far: the median of a few steps.
+pub fn training_images_per_second(
+    network: &ModelParameters,
+    batch: usize,
+    precision: Precision,
+    device: &str,
+) -> Result<f64, Failure> {
     // A GPU's first steps load and record.
     let (warmup, steps) = if device == "cpu" { (2, 5) } else { (10, 20) };
     let settings = Settings {
@@ -138,7 +143,7 @@ pub fn training_images_per_second(network: &ModelParameters, batch: usize, devic
         computing: Computing::named(device),
         json: false,
     };
-    let run = settings.trained(Precision::F32, &Barrier::new(1))?;
+    let run = settings.trained(precision, &Barrier::new(1))?;
     Ok(batch as f64 / median(&sorted(&run.measured.steps)) * 1e3)
 }
 
