@@ -38,6 +38,7 @@ pub(super) enum Step {
     Gather,
     WriteRecord,
     Claim,
+    SyncClaim,
     SetAside,
     Place,
     SyncPlaced,
@@ -106,13 +107,16 @@ impl Attempt {
                 Err(error) => return Err(file_error(error)),
             }
         };
+        before(Step::SyncClaim)?;
         sync_folder(&directory).map_err(file_error)?;
+        let published = directory.join(RECORD);
         if self.is_published()? {
+            // Perhaps this very one: others that came later have brought it to its end.
+            let is_own = claimed && fs::read(&published).is_ok_and(|found| found == text.as_bytes());
             before(Step::RemoveClaim)?;
             remove_claim(&claim)?;
-            return Ok(Published::Before);
+            return Ok(if is_own { Published::Now } else { Published::Before });
         }
-        let published = directory.join(RECORD);
         if published.exists() {
             before(Step::SetAside)?;
             set_aside(&published).map_err(file_error)?;
@@ -303,6 +307,26 @@ mod tests {
         });
         assert_eq!(outcomes.iter().filter(|outcome| **outcome == Published::Now).count(), 1);
         assert!(content_of(&store, &key).is_some());
+    }
+
+    #[test]
+    fn who_was_first_is_told_so_when_another_has_brought_the_publication_to_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let cell = train_cell("badnets", 0);
+        let key = store.describe(&cell).unwrap();
+        let attempt = store.begin_attempt(&key, None).unwrap();
+        fs::write(attempt.directory().join(MODEL), [1; 100]).unwrap();
+        fs::write(attempt.directory().join(TRACE), [1; 10]).unwrap();
+        let mut other = None;
+        let first = attempt.publish_watched(record(&cell, 1.0), &[MODEL, TRACE], &mut |step| {
+            if step == Step::SyncClaim {
+                other = Some(run(&store, &cell, 2, None)?);
+            }
+            Ok(())
+        });
+        assert_eq!((first.unwrap(), other), (Published::Now, Some(Published::Before)));
+        assert_eq!(content_of(&store, &key), Some(1));
     }
 
     #[test]
