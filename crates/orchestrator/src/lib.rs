@@ -16,9 +16,9 @@
 //!     let cell = workspace.cell();                         // what to do
 //!     let reporter = workspace.reporter();                 // progress to the coordinator; cheap to clone
 //!     reporter.stage("train");
-//!     // Written atomically by training at the end of every epoch; if it is there, continue from it:
+//!     // If it is there, continue from it:
 //!     let _resume = workspace.checkpoint().exists();
-//!     // ... after each checkpoint: workspace.checkpointed()
+//!     // ... after each epoch: workspace.save(|| checkpoint.save(workspace.checkpoint()))
 //!     if workspace.cancellation().is_cancelled() {
 //!         return Ok(Conclusion::Stopped);                  // the next run continues from the checkpoint
 //!     }

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fs_err as fs;
@@ -60,11 +60,17 @@ pub struct CellWorkspace {
     began: Instant,
     /// Seconds that earlier processes spent in this attempt up to its checkpoint.
     earlier_seconds: f64,
+    /// Before which time nothing is saved again.
+    rested: Mutex<Option<Instant>>,
 }
 
 impl CellWorkspace {
     /// The record's trace, one point a line.
     const METRICS: &'static str = "metrics.jsonl";
+
+    /// By how much the work between two savings takes longer, at least, than saving it does: what is as short as saving it,
+    /// as epochs on a GPU are, is saved less often.
+    const WORK_PER_SAVING: u32 = 20;
 
     /// Begins to work on the cell: in the attempt that the arguments name if it is free, else in one whose process has
     /// ended and left a checkpoint, else in a new one.
@@ -88,6 +94,7 @@ impl CellWorkspace {
             cancellation: Cancellation::default(),
             began: Instant::now(),
             earlier_seconds,
+            rested: Mutex::new(None),
         })
     }
 
@@ -111,19 +118,26 @@ impl CellWorkspace {
         self.attempt.checkpoint()
     }
 
-    /// To be called after the checkpoint was written: keeps the time spent, so that the record of a cell that was
-    /// interrupted tells what it took as a whole.
-    pub fn checkpointed(&self) -> Result<(), StoreError> {
-        write_atomically(&self.directory().join(Attempt::SECONDS), self.seconds().to_string().as_bytes())
+    /// Saves how far the work has come, and the time spent, so that the record of a cell that was interrupted tells what it
+    /// took as a whole. Does nothing shortly after the last time, unless the cell is to stop.
+    pub fn save<E>(&self, save: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let begin = Instant::now();
+        let mut rested = self.rested.lock().unwrap_or_else(PoisonError::into_inner);
+        if rested.is_some_and(|rested| begin < rested) && !self.cancellation.is_cancelled() {
+            return Ok(());
+        }
+        save()?;
+        let seconds = self.seconds().to_string();
+        if let Err(error) = write_atomically(&self.directory().join(Attempt::SECONDS), seconds.as_bytes()) {
+            eprintln!("the seconds spent so far could not be kept: {error}");
+        }
+        *rested = Some(Instant::now() + begin.elapsed() * Self::WORK_PER_SAVING);
+        Ok(())
     }
 
     /// Keeps how far a stage of the work has come, as [`tsbd_nn::Keeper::keep`].
     pub fn keep(&self, stage: &str, run: &str, state: &IndexMap<String, Tensor>) -> tsbd_nn::Result<()> {
-        save_tensors(&self.attempt.stage_checkpoint(stage), run, state)?;
-        if let Err(error) = self.checkpointed() {
-            eprintln!("the seconds spent so far could not be kept: {error}");
-        }
-        Ok(())
+        self.save(|| save_tensors(&self.attempt.stage_checkpoint(stage), run, state))
     }
 
     /// What [`Self::keep`] kept last of this stage and run. A damaged state costs the work that it held and nothing else.

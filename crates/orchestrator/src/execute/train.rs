@@ -163,10 +163,6 @@ impl TrainingObserver for Observer<'_> {
     }
 
     fn checkpoint(&mut self, checkpoint: &Checkpoint) -> tsbd_nn::Result<()> {
-        checkpoint.save(self.workspace.checkpoint())?;
-        if let Err(error) = self.workspace.checkpointed() {
-            eprintln!("the seconds spent so far could not be kept: {error}");
-        }
-        Ok(())
+        self.workspace.save(|| checkpoint.save(self.workspace.checkpoint()))
     }
 }
