@@ -1,7 +1,7 @@
 use super::super::{augmentation, elementwise, loss, normalization, optimizer, pooling};
 use super::*;
 use crate::{
-    BatchNorm, CrossEntropy, Device, Sgd, Statistics, Tape, Tensor, Var, count_correct, move_estimates,
+    BatchNorm, CrossEntropy, DType, Device, Sgd, Statistics, Tape, Tensor, Var, count_correct, move_estimates,
     predicted_classes, sgd_step,
 };
 
@@ -222,7 +222,7 @@ fn transposed_matrices_have_every_element_in_its_place() {
             };
             let expected = tensor(&x, &[rows, columns]).t().unwrap().contiguous().unwrap();
             let dtype = if to == Stored::Bf16 { DType::BF16 } else { DType::F32 };
-            let expected = expected.to_dtype(dtype).unwrap();
+            let expected = expected.to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap();
             assert_eq!(found, values(&expected), "{rows}x{columns} to {to:?}");
         }
     }
