@@ -111,6 +111,10 @@ for batch in $batches; do
     run "tsbd $precision" "$tsbd" bench train --device "$device" --precision "$precision" "${sizes[@]}" --batch "$batch" --json
     TSBD_CUDA_GRAPHS=0 run "tsbd $precision, launched" "$tsbd" bench train --device "$device" --precision "$precision" \
       "${sizes[@]}" --batch "$batch" --json
+    # Convolutions in f32 on tensor cores, of split factors.
+    [[ $precision != f32 ]] ||
+      TSBD_CONV=split run "tsbd $precision, split" "$tsbd" bench train --device "$device" --precision "$precision" \
+        "${sizes[@]}" --batch "$batch" --json
     run "tsbd $precision, 4 at once" "$tsbd" bench train --device "$device" --precision "$precision" --models 4 \
       "${sizes[@]}" --batch "$batch" --json
   done

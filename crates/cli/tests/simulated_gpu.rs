@@ -151,6 +151,23 @@ fn every_operation_is_right_at_odd_shapes() {
     assert_contains(&stdout(&output), &["batch_norm", "bf16", "are right on cuda"]);
 }
 
+#[test]
+fn convolutions_of_split_factors_are_as_right_as_those_in_f32() {
+    let Some(simulator) = simulator() else { return };
+    let split = ("TSBD_CONV", "split");
+    let output = on(simulator, &[split], &["selftest", "--device", "cuda", "--only", "conv f32 odd", "--json"]);
+    assert_done(&output);
+    let checks: Vec<Value> = serde_json::from_str(&stdout(&output)).unwrap();
+    for check in &checks {
+        for (what, error) in check["errors"].as_object().unwrap().iter().filter(|(what, _)| *what != "dbias") {
+            // TF32 that is asked for is not split.
+            let is_rounded = check["operation"] == "conv2d tf32";
+            assert_eq!(error.as_f64().unwrap() > 1e-5, is_rounded, "{what} of {check}");
+        }
+    }
+    assert!(checks.iter().any(|check| check["operation"] == "conv2d tf32"));
+}
+
 /// A folder with an experiment, and its results.
 struct Bench {
     folder: tempfile::TempDir,

@@ -18,7 +18,7 @@ use tsbd_experiment::{
     StoreError, TracePoint, Verification, Versions,
 };
 use tsbd_nn::{load_tensors, save_tensors};
-use tsbd_tensor::{Precision, Tensor};
+use tsbd_tensor::{ConvolutionAlgorithm, Precision, Tensor};
 
 use crate::lifeline;
 use crate::protocol::{CellArguments, CellEvent, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED};
@@ -421,7 +421,12 @@ fn job(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
 fn kernels(device: &str, precision: Precision) -> String {
     let found = match device {
         "cpu" => tsbd_tensor::kernels_in_use(precision),
-        gpu => tsbd_tensor::gpus(gpu).map(|gpus| gpus.first().map_or_else(String::new, |gpu| gpu.name.clone())),
+        gpu => tsbd_tensor::gpus(gpu).and_then(|gpus| {
+            let name = gpus.first().map_or_else(String::new, |gpu| gpu.name.clone());
+            // Of the algorithms the one that a GPU knows.
+            let is_split = ConvolutionAlgorithm::current()? == ConvolutionAlgorithm::Split;
+            Ok(if is_split { format!("{name}, split convolution") } else { name })
+        }),
     };
     found.unwrap_or_else(|error| error.to_string())
 }

@@ -204,7 +204,7 @@ pub(crate) fn forward<T: Element>(
     weight: &[T],
     start: Start<T>,
 ) -> Vec<T> {
-    let fast = algorithm == ConvolutionAlgorithm::Fast;
+    let fast = matches!(algorithm, ConvolutionAlgorithm::Fast | ConvolutionAlgorithm::Split);
     if algorithm == ConvolutionAlgorithm::Bf16
         && let (Some(x), Some(weight), Some(start)) = (T::single(x), T::single(weight), start.single())
         && let Some(y) = T::from_single(bf16::forward(g, x, weight, start))
@@ -260,7 +260,7 @@ pub(crate) fn backward_input<T: Element>(
     weight: &[T],
     existing: Option<&[T]>,
 ) -> Vec<T> {
-    let fast = algorithm == ConvolutionAlgorithm::Fast;
+    let fast = matches!(algorithm, ConvolutionAlgorithm::Fast | ConvolutionAlgorithm::Split);
     if algorithm == ConvolutionAlgorithm::Bf16
         && let (Some(dy), Some(weight)) = (T::single(dy), T::single(weight))
         && let Some(dx) = T::from_single(bf16::backward_input(g, dy, weight, existing.and_then(T::single)))
@@ -339,7 +339,7 @@ pub(super) fn weight_groups(g: &Geometry) -> usize {
 
 /// The gradient with respect to the weight.
 pub(crate) fn backward_weight<T: Element>(g: &Geometry, algorithm: ConvolutionAlgorithm, x: &[T], dy: &[T]) -> Vec<T> {
-    let fast = algorithm == ConvolutionAlgorithm::Fast;
+    let fast = matches!(algorithm, ConvolutionAlgorithm::Fast | ConvolutionAlgorithm::Split);
     if algorithm == ConvolutionAlgorithm::Bf16
         && let (Some(x), Some(dy)) = (T::single(x), T::single(dy))
         && let Some(dw) = T::from_single(bf16::backward_weight(g, x, dy))

@@ -24,6 +24,10 @@ pub enum ConvolutionAlgorithm {
     /// does, except that outputs are not rounded. Direct sums on tile registers with [`InstructionSet::Amx`] and channels
     /// in multiples of 32, which is what it is for; elsewhere [`Self::Fast`] on rounded factors, at its speed.
     Bf16,
+    /// On a GPU, each factor as the sum of two that TF32 (eleven significant bits) holds, of whose four products the tensor
+    /// cores add three: errors of a product of about 2^-21, in place of 2^-24. Sizes for which cuDNN has no algorithm on tensor cores
+    /// are multiplied in `f32`. An infinite factor gives what is not a number. On a CPU [`Self::Fast`].
+    Split,
 }
 
 const VARIABLE: &str = "TSBD_CONV";
@@ -31,10 +35,10 @@ const UNSET: u8 = 0;
 static CHOSEN: AtomicU8 = AtomicU8::new(UNSET);
 
 impl ConvolutionAlgorithm {
-    const ALL: [Self; 3] = [Self::Fast, Self::Exact, Self::Bf16];
+    const ALL: [Self; 4] = [Self::Fast, Self::Exact, Self::Bf16, Self::Split];
 
     /// The algorithm in use: what [`Self::set`] has chosen, else what the environment variable `TSBD_CONV` says
-    /// (`exact`, `fast` or `bf16`, read once), else [`Self::Fast`].
+    /// (`exact`, `fast`, `bf16` or `split`, read once), else [`Self::Fast`].
     ///
     /// # Errors
     /// If the variable says something else.
@@ -47,9 +51,12 @@ impl ConvolutionAlgorithm {
         let read = || Self::parse(std::env::var_os(VARIABLE).map(|text| text.to_string_lossy().into_owned()));
         match FROM_ENVIRONMENT.get_or_init(read) {
             Ok(algorithm) => Ok(*algorithm),
-            Err(text) => {
-                Err(Error::value("convolution", VARIABLE, text, "set it to `fast`, `exact` or `bf16`, or unset it"))
-            }
+            Err(text) => Err(Error::value(
+                "convolution",
+                VARIABLE,
+                text,
+                "set it to `fast`, `exact`, `bf16` or `split`, or unset it",
+            )),
         }
     }
 
@@ -69,6 +76,7 @@ impl ConvolutionAlgorithm {
             Self::Fast => "fast",
             Self::Exact => "exact",
             Self::Bf16 => "bf16",
+            Self::Split => "split",
         }
     }
 }
@@ -88,11 +96,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_environment_variable_takes_three_words() {
+    fn the_environment_variable_takes_four_words() {
         assert_eq!(ConvolutionAlgorithm::parse(None), Ok(ConvolutionAlgorithm::Fast));
         assert_eq!(ConvolutionAlgorithm::parse(Some("fast".into())), Ok(ConvolutionAlgorithm::Fast));
         assert_eq!(ConvolutionAlgorithm::parse(Some("exact".into())), Ok(ConvolutionAlgorithm::Exact));
         assert_eq!(ConvolutionAlgorithm::parse(Some("bf16".into())), Ok(ConvolutionAlgorithm::Bf16));
+        assert_eq!(ConvolutionAlgorithm::parse(Some("split".into())), Ok(ConvolutionAlgorithm::Split));
         assert_eq!(ConvolutionAlgorithm::parse(Some("winograd".into())), Err("winograd".to_owned()));
     }
 }

@@ -4,7 +4,8 @@
 //! a device and thread share one workspace, the largest that was asked for so far. Weights are `[kh, kw, in, out]` in
 //! this project; cuDNN multiplies by *filters*, `[out, kh, kw, in]` of the element type of the activations.
 //!
-//! `f32` means `f32`: products are not rounded to TF32. `bf16` factors give a `bf16` result.
+//! `f32` means `f32`: products are not rounded to TF32, or (`TSBD_CONV=split`) made of three that are. `bf16` factors give a
+//! `bf16` result.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
@@ -17,6 +18,7 @@ use candle_core::cuda_backend::DeviceId;
 use candle_core::cuda_backend::cudarc::cudnn::{CudnnError, result, sys};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
 
+use super::elementwise::Factor;
 use super::gpu::{Allocation, Gpu};
 use super::{Memory, Queue, Stored, View, elementwise, integer};
 use crate::error::{Error, Result};
@@ -34,6 +36,8 @@ enum Numbers {
     F32,
     /// `f32` in memory, rounded on the way to the tensor cores.
     Tf32,
+    /// `f32` in memory, as sums of two that TF32 holds.
+    Split,
     Bf16,
 }
 
@@ -47,13 +51,14 @@ impl Numbers {
                 Err(Error::value("convolution", "factors", "f32 to be rounded to bf16", reason))
             }
             (_, _, Precision::Tf32) => Ok(Self::Tf32),
+            (_, ConvolutionAlgorithm::Split, _) => Ok(Self::Split),
             _ => Ok(Self::F32),
         }
     }
 
     fn element(self) -> Stored {
         match self {
-            Self::F32 | Self::Tf32 => Stored::F32,
+            Self::F32 | Self::Tf32 | Self::Split => Stored::F32,
             Self::Bf16 => Stored::Bf16,
         }
     }
@@ -64,9 +69,34 @@ pub(crate) fn filter(gpu: &Gpu, g: &Geometry, weight: View, element: Stored) -> 
     elementwise::transpose(gpu, weight, g.patch(), g.out_channels, element)
 }
 
+/// What `whole` gives, in `f32`; with [`Numbers::Split`] what `longer` gives, if cuDNN has an algorithm for that.
+fn split_or_whole(
+    numbers: Numbers,
+    longer: impl FnOnce() -> Result<Allocation>,
+    whole: impl FnOnce(Numbers) -> Result<Allocation>,
+) -> Result<Allocation> {
+    if numbers != Numbers::Split {
+        return whole(numbers);
+    }
+    match longer() {
+        Err(Error::NoAlgorithm { .. }) => whole(Numbers::F32),
+        done => done,
+    }
+}
+
 /// The products of `x` and `filter`.
 pub(crate) fn forward(gpu: &Gpu, (g, manner): (&Geometry, Manner), x: View, filter: View) -> Result<Allocation> {
-    let numbers = Numbers::of(x.element(), manner)?;
+    let longer = || {
+        let image = elementwise::split(gpu, x, g.in_channels, Factor::One)?;
+        let filter = elementwise::split(gpu, filter, g.in_channels, Factor::Other)?;
+        let g = Geometry { in_channels: 3 * g.in_channels, ..*g };
+        forward_in(gpu, &g, Numbers::Tf32, image.view(), filter.view())
+    };
+    let whole = |numbers| forward_in(gpu, g, numbers, x, filter);
+    split_or_whole(Numbers::of(x.element(), manner)?, longer, whole)
+}
+
+fn forward_in(gpu: &Gpu, g: &Geometry, numbers: Numbers, x: View, filter: View) -> Result<Allocation> {
     let y = gpu.allocate(numbers.element(), g.pixels() * g.out_channels)?;
     with(gpu, g, numbers, |cudnn, plan| {
         let listed = plan.forward(cudnn, g)?;
@@ -102,7 +132,17 @@ pub(crate) fn backward_input(
     dy: View,
     filter: View,
 ) -> Result<Allocation> {
-    let numbers = Numbers::of(dy.element(), manner)?;
+    let longer = || {
+        let gradient = elementwise::split(gpu, dy, g.out_channels, Factor::One)?;
+        let filter = elementwise::split(gpu, filter, filter.count(), Factor::Other)?;
+        let g = Geometry { out_channels: 3 * g.out_channels, ..*g };
+        backward_input_in(gpu, &g, Numbers::Tf32, gradient.view(), filter.view())
+    };
+    let whole = |numbers| backward_input_in(gpu, g, numbers, dy, filter);
+    split_or_whole(Numbers::of(dy.element(), manner)?, longer, whole)
+}
+
+fn backward_input_in(gpu: &Gpu, g: &Geometry, numbers: Numbers, dy: View, filter: View) -> Result<Allocation> {
     let dx = gpu.allocate(numbers.element(), g.images * g.image())?;
     with(gpu, g, numbers, |cudnn, plan| {
         let listed = plan.backward_input(cudnn, g)?;
@@ -139,7 +179,18 @@ pub(crate) fn backward_weight(
     dy: View,
     weight: Stored,
 ) -> Result<Allocation> {
-    let numbers = Numbers::of(dy.element(), manner)?;
+    let longer = || {
+        let image = elementwise::split(gpu, x, x.count(), Factor::One)?;
+        let gradient = elementwise::split(gpu, dy, dy.count(), Factor::Other)?;
+        let g = Geometry { images: 3 * g.images, ..*g };
+        backward_filter_in(gpu, &g, Numbers::Tf32, image.view(), gradient.view())
+    };
+    let whole = |numbers| backward_filter_in(gpu, g, numbers, x, dy);
+    let filter = split_or_whole(Numbers::of(dy.element(), manner)?, longer, whole)?;
+    elementwise::transpose(gpu, filter.view(), g.out_channels, g.patch(), weight)
+}
+
+fn backward_filter_in(gpu: &Gpu, g: &Geometry, numbers: Numbers, x: View, dy: View) -> Result<Allocation> {
     let filter = gpu.allocate(numbers.element(), g.patch() * g.out_channels)?;
     with(gpu, g, numbers, |cudnn, plan| {
         let listed = plan.backward_weight(cudnn, g)?;
@@ -165,7 +216,7 @@ pub(crate) fn backward_weight(
             }
         })
     })?;
-    elementwise::transpose(gpu, filter.view(), g.out_channels, g.patch(), weight)
+    Ok(filter)
 }
 
 fn read(view: View) -> *const c_void {
@@ -352,7 +403,7 @@ impl Plan {
         let (padding, stride) = (size(g.padding)?, size(g.stride)?);
         let (data, math) = match numbers {
             Numbers::Bf16 => (CUDNN_DATA_BFLOAT16, sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH),
-            Numbers::Tf32 => (CUDNN_DATA_FLOAT, sys::cudnnMathType_t::CUDNN_DEFAULT_MATH),
+            Numbers::Tf32 | Numbers::Split => (CUDNN_DATA_FLOAT, sys::cudnnMathType_t::CUDNN_DEFAULT_MATH),
             Numbers::F32 => (CUDNN_DATA_FLOAT, sys::cudnnMathType_t::CUDNN_FMA_MATH),
         };
         let plan = Self {

@@ -124,6 +124,31 @@ fn sum_columns<Q: Queue>(queue: &Q, x: View, factor: Option<View>, channels: usi
     Ok(result)
 }
 
+/// Which of two factors: see [`split`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Factor {
+    One,
+    Other,
+}
+
+/// Of each row of `length` numbers of `f32` three rows side by side whose products with those of the other factor add up to the
+/// products of the two, to the precision of `f32` or nearly so, though each number is one that TF32 holds.
+pub(crate) fn split<Q: Queue>(queue: &Q, x: View, length: usize, factor: Factor) -> Result<Q::Memory> {
+    const OPERATION: &str = "split";
+    let result = queue.allocate(Stored::F32, 3 * x.count())?;
+    let count = natural(OPERATION, x.count())?;
+    let arguments = [
+        Read(x),
+        Write(result.view()),
+        Natural(count),
+        Natural(natural(OPERATION, length)?),
+        Argument::Integer((factor == Factor::Other).into()),
+    ];
+    // SAFETY: `x` has whole rows of `length` numbers, and the result three times as many.
+    unsafe { queue.launch(OPERATION, one_each(x.count()), &arguments)? };
+    Ok(result)
+}
+
 /// `[rows, columns]` to `[columns, rows]` of element type `to`, `f32` or `bf16`.
 pub(crate) fn transpose<Q: Queue>(queue: &Q, x: View, rows: usize, columns: usize, to: Stored) -> Result<Q::Memory> {
     const OPERATION: &str = "transpose";

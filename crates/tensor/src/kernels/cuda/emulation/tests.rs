@@ -229,6 +229,38 @@ fn transposed_matrices_have_every_element_in_its_place() {
 }
 
 #[test]
+fn split_numbers_are_sums_of_two_that_tf32_holds() {
+    let (rows, length) = (5, 7);
+    let mut x = noise(rows * length, 1);
+    x[3..7].copy_from_slice(&[0., 1e-40, f32::MAX, -1.000_976_6]);
+    x[9..12].copy_from_slice(&[f32::INFINITY, f32::NEG_INFINITY, f32::NAN]);
+    for factor in [elementwise::Factor::One, elementwise::Factor::Other] {
+        let Some(found) = emulated(|queue| {
+            let x = queue.stored(Stored::F32, &x);
+            elementwise::split(queue, x.view(), length, factor).unwrap().numbers()
+        }) else {
+            return;
+        };
+        assert_eq!(found.len(), 3 * x.len());
+        for (row, (whole, parts)) in x.chunks(length).zip(found.chunks(3 * length)).enumerate() {
+            let (first, rest) = parts.split_at(length);
+            let (second, third) = rest.split_at(length);
+            let (again, lows) = if factor == elementwise::Factor::One { (second, third) } else { (third, second) };
+            for ((&value, &high), (&again, &low)) in whole.iter().zip(first).zip(again.iter().zip(lows)) {
+                assert_eq!(high.to_bits(), again.to_bits(), "row {row}");
+                if value.is_finite() && value != f32::MAX {
+                    assert_eq!(high + low, value);
+                    assert_eq!(high.to_bits() & 0x1fff, 0, "{value} is not rounded");
+                    assert!(low.abs() <= (value.abs() / 2048.).max(f32::MIN_POSITIVE), "{value} leaves {low}");
+                } else {
+                    assert!(low == 0. && high.to_bits() == value.to_bits(), "{value} has no parts");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn pooling_is_that_of_the_cpu_forward_and_backward() {
     // Height, width, channels, kernel, stride, padding.
     let cases = [

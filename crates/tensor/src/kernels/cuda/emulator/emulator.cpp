@@ -199,7 +199,7 @@ static const std::map<std::string, Bound> &kernels() {
         KERNEL(cross_entropy), KERNEL(cross_entropy_backward), KERNEL(cross_entropy_tangent),
         KERNEL(cross_entropy_curvature), KERNEL(mean), KERNEL(count_correct), KERNEL(sgd), KERNEL(move_estimates), KERNEL(adam), KERNEL(amsgrad),
         KERNEL(binary_cross_entropy), KERNEL(binary_cross_entropy_backward), KERNEL(augment),
-        KERNEL(transpose_f32_to_f32), KERNEL(transpose_f32_to_bf16), KERNEL(transpose_bf16_to_f32),
+        KERNEL(split), KERNEL(transpose_f32_to_f32), KERNEL(transpose_f32_to_bf16), KERNEL(transpose_bf16_to_f32),
         KERNEL(transpose_bf16_to_bf16),
     };
     return all;

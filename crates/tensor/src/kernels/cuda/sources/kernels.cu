@@ -13,6 +13,7 @@
 #include "curvature.cuh"
 #include "optimizer.cuh"
 #include "augmentation.cuh"
+#include "split.cuh"
 #include "transpose.cuh"
 #include "binary_cross_entropy.cuh"
 #include "row.cuh"
