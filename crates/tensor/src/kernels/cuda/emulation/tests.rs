@@ -190,8 +190,8 @@ fn sums_biases_and_elements_are_those_of_the_cpu() {
             assert_close("add", &sum, &values(added.tensor()), tolerance(element));
             let broadcast = tensor(&a, &dims).broadcast_add(&tensor(&bias, &[channels])).unwrap();
             assert_close("bias", &biased, &values(&broadcast), tolerance(element));
-            let column_sums = tensor(&a, &dims).to_dtype(crate::DType::F64).unwrap().sum(0).unwrap();
-            let column_sums = values(&column_sums.to_dtype(crate::DType::F32).unwrap());
+            let column_sums = tensor(&a, &dims).to_dtype(DType::F64).unwrap().sum(0).unwrap();
+            let column_sums = values(&column_sums.to_dtype(DType::F32).unwrap());
             assert_close("column sums", &sums, &column_sums, 2e-5);
         }
     }
