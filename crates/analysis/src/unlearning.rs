@@ -119,7 +119,7 @@ impl Unlearning {
     /// Batch norms use and move their statistics in training; images are augmented afresh in each epoch and not shuffled.
     /// After each epoch the share of images that get their label is measured in evaluation mode: clean unlearning
     /// measures a further augmentation of the same images, as the released code of TSBD does, poison unlearning the
-    /// images as they are, which is the attack success rate. Each epoch is kept.
+    /// images as they are, which is the attack success rate. Each epoch is offered to be kept.
     pub fn run(
         &self,
         model: &Model,

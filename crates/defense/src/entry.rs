@@ -94,11 +94,6 @@ impl Default for DefenseCommon {
 }
 
 impl DefenseCommon {
-    /// The shared part of a defense's [`Defense::parameters`]; what is not there has its default.
-    pub fn of(parameters: &Value) -> Result<DefenseCommon, ParameterError> {
-        read(&split(parameters, &schemars::schema_for!(DefenseCommon))?.0)
-    }
-
     /// The same for a defense that trains in no pass that may round: one result, one key.
     pub(crate) fn in_full_precision(&self) -> DefenseCommon {
         DefenseCommon { precision: Precision::F32, ..self.clone() }

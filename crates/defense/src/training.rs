@@ -1,5 +1,5 @@
 //! The training loop of `tsbd-nn` as a stage of a repair: progress goes to the repair's observer, each epoch leaves a
-//! point in the trace and is kept, so that a repair that was killed goes on with the epoch after it.
+//! point in the trace and is offered to be kept, so that a repair that was killed goes on with the epoch after the one that was.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

@@ -307,6 +307,19 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_precision_of_a_cell_is_that_of_its_own_training() {
+        let mut train = train_cell("badnets", 0);
+        train.training.as_mut().unwrap().precision = Precision::Bf16;
+        assert_eq!(train.precision(), Precision::Bf16);
+        let mut repair = defend_cell(&train, "ft");
+        assert_eq!(repair.precision(), Precision::F32);
+        let defense = repair.defense.as_mut().unwrap();
+        Arc::make_mut(defense).parameters["precision"] = json!("tf32");
+        assert_eq!(repair.precision(), Precision::Tf32);
+        assert_eq!(Cell { kind: CellKind::Unlearn, ..repair }.precision(), Precision::F32);
+    }
+
+    #[test]
     fn the_key_is_the_same_whatever_order_a_map_keeps() {
         let one: Value = serde_json::from_str(r#"{"b": [1, {"y": 0.5, "x": null}], "a": "ü\""}"#).unwrap();
         let other: Value = serde_json::from_str(r#"{"a": "ü\"", "b": [1, {"y": 0.5}]}"#).unwrap();

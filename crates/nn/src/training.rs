@@ -35,7 +35,7 @@ pub struct TrainingConfig {
     pub precision: Precision,
 }
 
-/// One step of training, just made.
+/// One step of training, made. On a GPU the next one may be under way.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct StepReport {
     /// The epoch, from 0.
@@ -307,8 +307,8 @@ fn train_epoch(
     observer: &mut dyn TrainingObserver,
 ) -> Result<Option<EpochReport>> {
     let learning_rate = schedule.learning_rate();
-    rule.begin_epoch(epoch)?;
     let mut tally = Tally::new(epoch, config.epochs, source.batches_per_epoch());
+    rule.begin_epoch(epoch)?;
     // The step that a GPU is asked for while the host reads the one before.
     let mut queued: Option<Made> = None;
     let mut batches = source.epoch(epoch).enumerate().peekable();

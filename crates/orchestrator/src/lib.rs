@@ -18,7 +18,7 @@
 //!     reporter.stage("train");
 //!     // If it is there, continue from it:
 //!     let _resume = workspace.checkpoint().exists();
-//!     // ... after each epoch: workspace.save(|| checkpoint.save(workspace.checkpoint()))
+//!     // ... after each epoch: workspace.save("", || checkpoint.save(workspace.checkpoint()))
 //!     if workspace.cancellation().is_cancelled() {
 //!         return Ok(Conclusion::Stopped);                  // the next run continues from the checkpoint
 //!     }

@@ -1,7 +1,7 @@
 //! The child's side: where a cell works, how it tells its progress, and how its result is published.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -60,17 +60,32 @@ pub struct CellWorkspace {
     began: Instant,
     /// Seconds that earlier processes spent in this attempt up to its checkpoint.
     earlier_seconds: f64,
-    /// Before which time nothing is saved again.
-    rested: Mutex<Option<Instant>>,
+    savings: Mutex<Savings>,
+}
+
+/// Which stages have just been saved. What is as short as saving it, as epochs on a GPU are, is saved less often.
+#[derive(Debug, Default)]
+struct Savings {
+    /// When a stage is due again.
+    due: HashMap<String, Instant>,
+}
+
+impl Savings {
+    /// By how much the work between two savings of a stage takes longer, at least, than saving it does.
+    const WORK_PER_SAVING: u32 = 20;
+
+    fn is_due(&self, stage: &str, now: Instant) -> bool {
+        self.due.get(stage).is_none_or(|due| now >= *due)
+    }
+
+    fn saved(&mut self, stage: &str, now: Instant, took: Duration) {
+        self.due.insert(stage.to_owned(), now + took * Self::WORK_PER_SAVING);
+    }
 }
 
 impl CellWorkspace {
     /// The record's trace, one point a line.
     const METRICS: &'static str = "metrics.jsonl";
-
-    /// By how much the work between two savings takes longer, at least, than saving it does: what is as short as saving it,
-    /// as epochs on a GPU are, is saved less often.
-    const WORK_PER_SAVING: u32 = 20;
 
     /// Begins to work on the cell: in the attempt that the arguments name if it is free, else in one whose process has
     /// ended and left a checkpoint, else in a new one.
@@ -94,7 +109,7 @@ impl CellWorkspace {
             cancellation: Cancellation::default(),
             began: Instant::now(),
             earlier_seconds,
-            rested: Mutex::new(None),
+            savings: Mutex::default(),
         })
     }
 
@@ -118,12 +133,13 @@ impl CellWorkspace {
         self.attempt.checkpoint()
     }
 
-    /// Saves how far the work has come, and the time spent, so that the record of a cell that was interrupted tells what it
-    /// took as a whole. Does nothing shortly after the last time, unless the cell is to stop.
-    pub fn save<E>(&self, save: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+    /// Saves how far a stage of the work has come (the training of a model has no name), and the time spent, so that the record
+    /// of a cell that was interrupted tells what it took as a whole. Does nothing shortly after the stage's last saving:
+    /// what a stop costs at most is twenty times what saving takes, and the epoch at work.
+    pub fn save<E>(&self, stage: &str, save: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
         let begin = Instant::now();
-        let mut rested = self.rested.lock().unwrap_or_else(PoisonError::into_inner);
-        if rested.is_some_and(|rested| begin < rested) && !self.cancellation.is_cancelled() {
+        let mut savings = self.savings.lock().unwrap_or_else(PoisonError::into_inner);
+        if !savings.is_due(stage, begin) {
             return Ok(());
         }
         save()?;
@@ -131,13 +147,13 @@ impl CellWorkspace {
         if let Err(error) = write_atomically(&self.directory().join(Attempt::SECONDS), seconds.as_bytes()) {
             eprintln!("the seconds spent so far could not be kept: {error}");
         }
-        *rested = Some(Instant::now() + begin.elapsed() * Self::WORK_PER_SAVING);
+        savings.saved(stage, Instant::now(), begin.elapsed());
         Ok(())
     }
 
     /// Keeps how far a stage of the work has come, as [`tsbd_nn::Keeper::keep`].
     pub fn keep(&self, stage: &str, run: &str, state: &IndexMap<String, Tensor>) -> tsbd_nn::Result<()> {
-        self.save(|| save_tensors(&self.attempt.stage_checkpoint(stage), run, state))
+        self.save(stage, || save_tensors(&self.attempt.stage_checkpoint(stage), run, state))
     }
 
     /// What [`Self::keep`] kept last of this stage and run. A damaged state costs the work that it held and nothing else.
@@ -453,6 +469,22 @@ mod tests {
         assert_eq!(of(&array[..1]).unwrap(), "815");
         assert_eq!(of(&[&array[..], &[("SLURM_RESTART_COUNT", "0")]].concat()).unwrap(), "812_3");
         assert_eq!(of(&[&array[..], &[("SLURM_RESTART_COUNT", "2")]].concat()).unwrap(), "812_3, restart 2");
+    }
+
+    #[test]
+    fn a_stage_rests_for_twenty_times_what_saving_it_took_and_others_do_not() {
+        let (mut savings, begin) = (Savings::default(), Instant::now());
+        let at = |milliseconds| begin + Duration::from_millis(milliseconds);
+        assert!(savings.is_due("fine-tuning", at(0)));
+        savings.saved("fine-tuning", at(10), Duration::from_millis(10));
+        assert!(!savings.is_due("fine-tuning", at(209)));
+        // That of a sweep, whose ratios each end with a fine-tuning that has just been saved.
+        assert!(savings.is_due("selection", at(11)));
+        savings.saved("selection", at(12), Duration::from_millis(1));
+        assert!(!savings.is_due("selection", at(31)) && savings.is_due("selection", at(32)));
+        assert!(savings.is_due("fine-tuning", at(210)));
+        savings.saved("fine-tuning", at(300), Duration::ZERO);
+        assert!(savings.is_due("fine-tuning", at(300)));
     }
 
     #[test]

@@ -212,10 +212,10 @@ impl<'a> Costs<'a> {
         let passes = self.passes(cell)?;
         let network = self.network(cell)?;
         let speed = self.speeds.get(&(network.clone(), cell.precision().name()));
-        // Better that of another precision than none.
+        // Better that of another precision than none: the slowest, so that the estimate is not too low.
         let (images, seconds) = speed.or_else(|| {
-            let another = self.speeds.iter().find(|((name, _), _)| *name == network);
-            another.map(|(_, speed)| speed)
+            let others = self.speeds.iter().filter(|((name, _), _)| *name == network).map(|(_, speed)| speed);
+            others.max_by(|one, other| (one.1 / one.0).total_cmp(&(other.1 / other.0)))
         })?;
         Some(passes * seconds / images)
     }

@@ -16,7 +16,7 @@ use crate::{grid, planning};
 ///
 /// The whole file is checked before anything is trained. Each model is trained, or repaired, in a process of its own; a
 /// backdoored model is trained once for all its defenses. Stop it at any time (Ctrl-C, a kill, a power cut): the same
-/// command continues from the last epoch. Results that are there are never changed.
+/// command continues from the last checkpoint, after each epoch or, where epochs take seconds, some. Results that are there are never changed.
 ///
 /// With --executor slurm the cells become job arrays of the cluster that this machine submits to; the section `[slurm]` of the
 /// file says what each job asks for (partition, time, memory, cpus, ...). The command follows them until all are done, and

@@ -11,7 +11,7 @@ use tsbd_tensor::{Current, Device, Readback, Recording, Tensor, TensorId};
 /// Decides which batches are done again from a recording.
 pub(super) struct Recorder {
     is_possible: bool,
-    /// Sizes of the last batch whose step was launched kernel by kernel.
+    /// Sizes of the last batch.
     launched: Option<Vec<usize>>,
     recorded: Option<RecordedStep>,
 }
@@ -69,8 +69,9 @@ impl Recorder {
         let is_stale = |recorded: &RecordedStep| {
             recorded.rule != rule || !recorded.tensors.iter().copied().eq(changed(model, optimizer).map(Tensor::id))
         };
-        if self.recorded.as_ref().is_some_and(is_stale) {
-            if self.recorded.as_ref().is_some_and(|recorded| recorded.unread > 0) {
+        if let Some(stale) = self.recorded.as_ref().filter(|recorded| is_stale(recorded)) {
+            // What it was asked for has to be read first.
+            if stale.unread > 0 {
                 return None;
             }
             self.recorded = None;

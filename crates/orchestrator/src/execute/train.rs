@@ -163,6 +163,6 @@ impl TrainingObserver for Observer<'_> {
     }
 
     fn checkpoint(&mut self, checkpoint: &Checkpoint) -> tsbd_nn::Result<()> {
-        self.workspace.save(|| checkpoint.save(self.workspace.checkpoint()))
+        self.workspace.save("", || checkpoint.save(self.workspace.checkpoint()))
     }
 }

@@ -90,7 +90,7 @@ fn work(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
             for epoch in first_epoch..support::EPOCHS {
                 std::thread::sleep(Duration::from_millis(50));
                 reporter.step("train", (epoch, support::EPOCHS), (1, 1), Some(1.0), None);
-                workspace.save(|| {
+                workspace.save("", || {
                     let next = checkpoint.with_extension("next");
                     std::fs::write(&next, (epoch + 1).to_string())?;
                     std::fs::rename(&next, &checkpoint)

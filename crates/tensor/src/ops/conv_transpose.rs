@@ -48,7 +48,7 @@ impl Var {
         inputs.extend(bias);
         Var::computed(OPERATION, y, &inputs, || {
             let bias_node = bias.and_then(Var::node);
-            // Only what the wanted gradients need is kept: the weight for the input's, the input for the weight's.
+            // Only what the wanted gradients need is kept: the filter for the input's, the input for the weight's.
             let kept_filter = self.node().map(|node| (node, filter));
             let kept_x = weight.node().map(|node| (node, self.tensor().clone(), weight.tensor().dtype()));
             Box::new(move |dy, flow| {

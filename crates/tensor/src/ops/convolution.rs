@@ -107,7 +107,7 @@ fn convolve(operation: &'static str, x: &Var, weight: &Var, options: Conv2d, add
     let backward = || -> Backward {
         let (x_node, weight_node) = (x.node(), weight.node());
         let (bias_node, residual_node) = (bias.and_then(Var::node), residual.and_then(Var::node));
-        // Only what the wanted gradients need is kept: the weight for the input's, the input for the weight's.
+        // Only what the wanted gradients need is kept: the filter for the input's, the input for the weight's.
         let kept_filter = x_node.map(|node| (node, filter));
         let kept_x = weight_node.map(|node| (node, x.tensor().clone(), weight.tensor().dtype()));
         Box::new(move |dy, flow| {

@@ -360,7 +360,7 @@ macro_rules! list {
             let mut usable: Vec<&$Listed> = listed.filter(usable).collect();
             usable.sort_by_key(|entry| {
                 let repeats = entry.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC;
-                (!repeats, !$plan.is_fast(entry.mathType))
+                (!repeats, !is_on_tensor_cores(entry.mathType))
             });
             let choice = |entry: &$Listed| {
                 Choice { algorithm: entry.algo, bytes: entry.memory, math: $plan.math_of(entry.mathType) }
@@ -371,6 +371,12 @@ macro_rules! list {
         }
         Ok(&$algorithms)
     }};
+}
+
+/// Whether an algorithm that computes in this way uses tensor cores.
+fn is_on_tensor_cores(math: sys::cudnnMathType_t) -> bool {
+    use sys::cudnnMathType_t::{CUDNN_TENSOR_OP_MATH, CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION};
+    matches!(math, CUDNN_TENSOR_OP_MATH | CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION)
 }
 
 /// Whether cuDNN says that it does not, or cannot, do what it is asked for, and has done nothing.
@@ -442,12 +448,6 @@ impl Plan {
     fn allows(&self, math: sys::cudnnMathType_t) -> bool {
         use sys::cudnnMathType_t::{CUDNN_DEFAULT_MATH, CUDNN_FMA_MATH};
         self.math != CUDNN_FMA_MATH || matches!(math, CUDNN_FMA_MATH | CUDNN_DEFAULT_MATH)
-    }
-
-    /// Whether an algorithm that computes in this way uses tensor cores.
-    fn is_fast(&self, math: sys::cudnnMathType_t) -> bool {
-        use sys::cudnnMathType_t::{CUDNN_TENSOR_OP_MATH, CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION};
-        matches!(math, CUDNN_TENSOR_OP_MATH | CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION)
     }
 
     /// How an algorithm of cuDNN's list is run that computes in this way: as it is listed, its workspace depends on it; but

@@ -132,7 +132,7 @@ pub(crate) enum Factor {
 }
 
 /// Of each row of `length` numbers of `f32` three rows side by side whose products with those of the other factor add up to the
-/// products of the two, to the precision of `f32` or nearly so, though each number is one that TF32 holds.
+/// products of the two, to the precision of `f32` or nearly so, also where each number is rounded to TF32.
 pub(crate) fn split<Q: Queue>(queue: &Q, x: View, length: usize, factor: Factor) -> Result<Q::Memory> {
     const OPERATION: &str = "split";
     let result = queue.allocate(Stored::F32, 3 * x.count())?;

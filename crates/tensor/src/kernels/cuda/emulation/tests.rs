@@ -229,7 +229,7 @@ fn transposed_matrices_have_every_element_in_its_place() {
 }
 
 #[test]
-fn split_numbers_are_sums_of_two_that_tf32_holds() {
+fn split_numbers_are_sums_of_one_that_tf32_holds_and_of_what_is_left() {
     let (rows, length) = (5, 7);
     let mut x = noise(rows * length, 1);
     x[3..7].copy_from_slice(&[0., 1e-40, f32::MAX, -1.000_976_6]);

@@ -1,5 +1,5 @@
-// Numbers of f32 as sums of two that TF32 holds, for convolutions on tensor cores whose products are not to be rounded:
-// (h + l) (h' + l') = h h' + h l' + l h' to 2^-21 or so. The three products of two factors are those of longer rows.
+// Numbers of f32 as sums of one that TF32 holds and of what is left, which it holds but for a bit or two: for convolutions on
+// tensor cores whose products are not to be rounded, (h + l) (h' + l') = h h' + h l' + l h' to 2^-21 or so. The three products of two factors are those of longer rows.
 #pragma once
 
 // Of each row of `length` numbers three rows side by side: high, high and low parts, or (of the other factor) high, low, high.
