@@ -12,7 +12,7 @@ use tsbd_tensor::{Current, Device, Readback, Recording, Tensor, TensorId};
 pub(super) struct Recorder {
     is_possible: bool,
     /// Sizes of the last batch.
-    launched: Option<Vec<usize>>,
+    last: Option<Vec<usize>>,
     recorded: Option<RecordedStep>,
 }
 
@@ -51,7 +51,7 @@ impl Recorder {
     pub(super) fn new(model: &Model) -> Result<Recorder> {
         let device = model.state.parameters().next().map(|(_, tensor)| tensor.device().clone());
         let is_possible = Recording::is_possible(&device.unwrap_or(Device::Cpu))?;
-        Ok(Recorder { is_possible, launched: None, recorded: None })
+        Ok(Recorder { is_possible, last: None, recorded: None })
     }
 
     /// The recording of such a step of a batch of this size, which is made when the step has just been launched for a batch
@@ -76,7 +76,7 @@ impl Recorder {
             }
             self.recorded = None;
         }
-        if self.recorded.is_none() && self.launched.as_deref() == Some(sizes) {
+        if self.recorded.is_none() && self.last.as_deref() == Some(sizes) {
             match RecordedStep::new(rule, model, optimizer, batch) {
                 Ok(recorded) => self.recorded = Some(recorded),
                 Err(error) => {
@@ -87,7 +87,7 @@ impl Recorder {
                 }
             }
         }
-        self.launched = Some(sizes.to_vec());
+        self.last = Some(sizes.to_vec());
         self.recorded.as_mut().filter(|recorded| recorded.images.dims() == batch.images.dims())
     }
 

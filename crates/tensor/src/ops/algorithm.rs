@@ -24,9 +24,10 @@ pub enum ConvolutionAlgorithm {
     /// does, except that outputs are not rounded. Direct sums on tile registers with [`InstructionSet::Amx`] and channels
     /// in multiples of 32, which is what it is for; elsewhere [`Self::Fast`] on rounded factors, at its speed.
     Bf16,
-    /// On a GPU, each factor as the sum of two that TF32 (eleven significant bits) holds, of whose four products the tensor
-    /// cores add three: errors of a product of about 2^-21, in place of 2^-24. Sizes for which cuDNN has no algorithm on tensor cores
-    /// are multiplied in `f32`. An infinite factor gives what is not a number. On a CPU [`Self::Fast`].
+    /// On a GPU, each factor as the sum of what TF32 (eleven significant bits) holds of it and of what is left, of whose four
+    /// products the tensor cores add three: errors of a product of about 2^-21, in place of 2^-24. Sizes for which cuDNN has no
+    /// algorithm on tensor cores are multiplied in `f32`. An infinite factor may give what is not a number. On a CPU
+    /// [`Self::Fast`].
     Split,
 }
 
