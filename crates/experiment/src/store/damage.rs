@@ -31,22 +31,27 @@ impl Store {
     /// Moves a damaged record to a name beside it (`record.json.damaged-1`, ...), where nobody takes it for a result
     /// and somebody can look at it. Gives the new name, or `None` if it is no longer there.
     pub fn set_aside(&self, damage: &Damage) -> Result<Option<PathBuf>, StoreError> {
-        set_aside(&damage.path).map_err(file_error)
+        let set_aside = || {
+            let aside = keep_aside(&damage.path)?;
+            if aside.is_some() {
+                fs::remove_file(&damage.path)?;
+                sync_folder(damage.path.parent().unwrap_or(Path::new(".")))?;
+            }
+            Ok(aside)
+        };
+        set_aside().map_err(file_error)
     }
 }
 
-pub(super) fn set_aside(path: &Path) -> io::Result<Option<PathBuf>> {
+/// Gives a damaged record a second name, under which it stays when a result takes its place; `None` if it is not there.
+pub(super) fn keep_aside(path: &Path) -> io::Result<Option<PathBuf>> {
     for number in 1.. {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".damaged-{number}"));
         let aside = PathBuf::from(name);
         // A link refuses to overwrite what was set aside before, a rename would not.
         match fs::hard_link(path, &aside) {
-            Ok(()) => {
-                fs::remove_file(path)?;
-                sync_folder(path.parent().unwrap_or(Path::new(".")))?;
-                return Ok(Some(aside));
-            }
+            Ok(()) => return Ok(Some(aside)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),

@@ -1,23 +1,28 @@
 //! Publication of a result.
 //!
 //! Steps, each of which may be the last one before a kill: sync the artefacts, move them with the complete record into a
-//! folder of their own, sync that, rename the folder to `publication/` in the cell's folder, link its files beside it, the
-//! record last, sync, remove the folder. Until the record's link there is no result; the link never overwrites.
+//! folder of their own, rename the folder around it to `publication/` in the cell's folder, sync, link its files beside it,
+//! the record last, sync, remove the folder. Until the record's link there is no result.
 //!
 //! Processes of several machines may publish the same cell at the same time, and locks need not reach from one machine to
 //! another. So there is none: a folder cannot be renamed to one that is there and not empty, which makes one of them the
 //! first. Whoever comes later puts that one's files into place, not its own: all link the same files, so the artefacts of one
 //! never stand beside the record of another, and what a killed process has begun is brought to its end by the next.
+//!
+//! Between two steps of a process, others may end the publication that it helps with, and yet another may begin its own. So
+//! the files lie in `publication/DIGEST/`, named by their record: whoever helps with one finds none of its files any more,
+//! instead of those of the other.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
 use super::attempt::Attempt;
-use super::damage::{check, set_aside};
+use super::damage::{check, keep_aside};
 use super::{StoreError, Verification, file_digest, file_error, sync_folder};
 use crate::cell::CellKey;
 use crate::record::{Artefact, CellRecord};
@@ -54,6 +59,9 @@ type Watch<'a> = &'a mut dyn FnMut(Step) -> Result<(), StoreError>;
 /// Name of the record among the published files.
 pub(super) const RECORD: &str = "record.json";
 
+/// Name of the folder around a result that is being published.
+const CLAIM: &str = "publication";
+
 impl Attempt {
     /// Publishes the cell's result with the files `artefacts` of the attempt's folder, whose lengths and digests are
     /// written into the record. An existing result wins. After an error nothing is published.
@@ -85,26 +93,37 @@ impl Attempt {
         CellRecord::from_json(&text, &self.key).map_err(unpublishable)?;
 
         before(Step::Gather)?;
-        let gathered = self.directory().join("publication");
-        fs::create_dir_all(&gathered).map_err(file_error)?;
-        for name in artefacts {
-            fs::rename(self.directory().join(name), gathered.join(name)).map_err(file_error)?;
+        let name = blake3::hash(text.as_bytes()).to_string();
+        let gathered = self.directory().join(CLAIM);
+        // What an earlier process of this attempt had gathered when it was killed.
+        fs::remove_dir_all(&gathered).or_else(unless_gone).map_err(file_error)?;
+        fs::create_dir_all(gathered.join(&name)).map_err(file_error)?;
+        for artefact in artefacts {
+            let moved = gathered.join(&name).join(artefact);
+            fs::rename(self.directory().join(artefact), moved).map_err(file_error)?;
         }
         before(Step::WriteRecord)?;
-        super::write_atomically(&gathered.join(RECORD), text.as_bytes())?;
+        super::write_atomically(&gathered.join(&name).join(RECORD), text.as_bytes())?;
 
         before(Step::Claim)?;
-        let claim = directory.join("publication");
-        let claimed = loop {
-            match fs::rename(&gathered, &claim) {
-                Ok(()) => break true,
-                // Somebody is publishing, or was killed while he did.
-                Err(_) if is_whole(&claim, &self.key) => break false,
-                // Half of one that is being removed, because its record is in place,
-                Err(_) if self.is_published()? => return Ok(Published::Before),
-                // or half of one whose process was killed, or one that was damaged since.
-                Err(_) if claim.is_dir() => remove_claim(&claim)?,
-                Err(error) => return Err(file_error(error)),
+        let (claim, claimed) = loop {
+            match fs::rename(&gathered, directory.join(CLAIM)) {
+                Ok(()) => break (directory.join(CLAIM).join(&name), true),
+                Err(error) if !is_taken(&error) => return Err(file_error(error)),
+                Err(_) => {}
+            }
+            let begun = begun(&directory)?;
+            // Somebody is publishing, or was killed while he did.
+            if let Some(claim) = begun.iter().find(|claim| is_whole(claim, &self.key)) {
+                break (claim.clone(), false);
+            }
+            // Half of one that is being removed, because its record is in place,
+            if self.is_published()? {
+                return Ok(Published::Before);
+            }
+            // or half of one whose process was killed, or one that was damaged since.
+            for claim in begun {
+                remove_claim(&claim)?;
             }
         };
         before(Step::SyncClaim)?;
@@ -119,7 +138,7 @@ impl Attempt {
         }
         if published.exists() {
             before(Step::SetAside)?;
-            set_aside(&published).map_err(file_error)?;
+            keep_aside(&published).map_err(file_error)?;
         }
         complete(&directory, &claim, before)?;
         before(Step::RemoveFailure)?;
@@ -139,6 +158,20 @@ impl Attempt {
             Err(error) => Err(file_error(error)),
         }
     }
+}
+
+/// Whether a folder could not be renamed because there is one that is not empty.
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists)
+}
+
+/// The claims in a cell's folder: one, or none when it is just being removed.
+fn begun(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let entries = match fs::read_dir(directory.join(CLAIM)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(file_error)?,
+    };
+    entries.map(|entry| Ok(entry.map_err(file_error)?.path())).collect()
 }
 
 /// Whether a claim is a record with the files that it tells of.
@@ -163,18 +196,17 @@ fn complete(directory: &Path, claim: &Path, before: Watch<'_>) -> Result<(), Sto
         }
         Err(error) => return unless_finished(directory)(error).map_err(file_error),
     }
+    let put = |name: &OsStr| {
+        place(&claim.join(name), &directory.join(name)).or_else(unless_finished(directory)).map_err(file_error)
+    };
     for name in names.iter().filter(|name| *name != RECORD) {
         before(Step::Place)?;
-        place(&claim.join(name), &directory.join(name)).or_else(unless_finished(directory)).map_err(file_error)?;
+        put(name)?;
     }
     before(Step::SyncPlaced)?;
     sync_folder(directory).map_err(file_error)?;
     before(Step::Link)?;
-    match fs::hard_link(claim.join(RECORD), directory.join(RECORD)) {
-        // Somebody else has brought it to its end.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        outcome => outcome.or_else(unless_finished(directory)).map_err(file_error)?,
-    }
+    put(OsStr::new(RECORD))?;
     before(Step::SyncLink)?;
     sync_folder(directory).map_err(file_error)?;
     before(Step::RemoveClaim)?;
@@ -192,7 +224,7 @@ fn place(source: &Path, path: &Path) -> io::Result<()> {
     if fs::metadata(path).is_ok_and(|there| fs::metadata(source).is_ok_and(|source| same(&there, &source))) {
         return Ok(());
     }
-    // Left by a publication that was killed or is damaged.
+    // Left by a publication that was killed or damaged.
     let beside = tempfile::Builder::new().prefix(".placing-").tempdir_in(path.parent().unwrap_or(Path::new(".")))?;
     let link = beside.path().join("file");
     fs::hard_link(source, &link)?;
@@ -212,12 +244,19 @@ fn unless_gone(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
-/// Removes a claim, the record first: without it, it is none. Another one may have taken the place of the emptied folder.
+/// Removes a claim, the record first: without it, it is none. Then the folder around it, unless another claim is in it by now.
 fn remove_claim(claim: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(claim.join(RECORD)).or_else(unless_gone).and_then(|()| fs::remove_dir_all(claim)) {
-        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
-            Err(file_error(error))
+    let remove = || {
+        fs::remove_file(claim.join(RECORD)).or_else(unless_gone)?;
+        fs::remove_dir_all(claim).or_else(unless_gone)?;
+        match claim.parent().map(fs::remove_dir) {
+            Some(Err(error)) if !is_taken(&error) => unless_gone(error),
+            _ => Ok(()),
         }
+    };
+    match remove() {
+        // Files that are still open elsewhere stay for a while on a file system of a network.
+        Err(error) if !is_taken(&error) => Err(file_error(error)),
         _ => Ok(()),
     }
 }
@@ -226,7 +265,6 @@ fn remove_claim(claim: &Path) -> Result<(), StoreError> {
 mod tests {
     use std::collections::BTreeMap;
     use std::io::Write;
-    use std::path::PathBuf;
 
     use proptest::prelude::*;
 
@@ -241,6 +279,8 @@ mod tests {
 
     const MODEL: &str = "model.safetensors";
     const TRACE: &str = "metrics.jsonl";
+    /// Steps of a process that is killed right after it was the first.
+    const CLAIMED: usize = Step::SyncClaim as usize;
 
     /// Runs the cell: `content` stands for the bits of the trained model. Killed before step `kill`, if given.
     fn run(store: &Store, cell: &Cell, content: u8, kill: Option<usize>) -> Result<Published, StoreError> {
@@ -286,27 +326,30 @@ mod tests {
                 None => &[(Published::Before, Some(1)), (Published::Now, Some(2))],
             };
             assert!(allowed.contains(&after), "killed before step {kill}: {after:?}");
-            assert!(!store.artefact(&cell.key(), "publication").exists(), "killed before step {kill}");
+            assert!(!store.artefact(&cell.key(), CLAIM).exists(), "killed before step {kill}");
         }
     }
 
     #[test]
     fn the_first_of_two_processes_that_finish_the_same_cell_wins() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::new(folder.path());
-        let cell = train_cell("badnets", 0);
-        let key = store.describe(&cell).unwrap();
-        let outcomes: Vec<Published> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (1..=8)
-                .map(|content| {
-                    let (store, cell) = (&store, &cell);
-                    scope.spawn(move || run(store, cell, content, None).unwrap())
-                })
-                .collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-        });
-        assert_eq!(outcomes.iter().filter(|outcome| **outcome == Published::Now).count(), 1);
-        assert!(content_of(&store, &key).is_some());
+        for round in 0..50 {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::new(folder.path());
+            let cell = train_cell("badnets", 0);
+            let key = store.describe(&cell).unwrap();
+            let outcomes: Vec<Published> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (1..=8)
+                    .map(|content| {
+                        let (store, cell) = (&store, &cell);
+                        scope.spawn(move || run(store, cell, content, None).unwrap())
+                    })
+                    .collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert_eq!(outcomes.iter().filter(|outcome| **outcome == Published::Now).count(), 1, "round {round}");
+            assert!(content_of(&store, &key).is_some(), "round {round}");
+            assert!(!store.artefact(&key, CLAIM).exists(), "round {round}");
+        }
     }
 
     #[test]
@@ -327,6 +370,36 @@ mod tests {
         });
         assert_eq!((first.unwrap(), other), (Published::Now, Some(Published::Before)));
         assert_eq!(content_of(&store, &key), Some(1));
+    }
+
+    #[test]
+    fn whoever_helps_with_one_publication_never_takes_files_of_the_next() {
+        for helps_before in [Step::Place, Step::SyncPlaced, Step::Link, Step::RemoveClaim] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::new(folder.path());
+            let cell = train_cell("badnets", 0);
+            let key = store.describe(&cell).unwrap();
+            run(&store, &cell, 1, Some(CLAIMED)).unwrap_err();
+            let attempt = store.begin_attempt(&key, None).unwrap();
+            fs::write(attempt.directory().join(MODEL), [2; 100]).unwrap();
+            fs::write(attempt.directory().join(TRACE), [2; 10]).unwrap();
+            let mut others = Vec::new();
+            let helper = attempt.publish_watched(record(&cell, 2.0), &[MODEL, TRACE], &mut |step| {
+                if step == helps_before && others.is_empty() {
+                    // One ends the publication, and the next begins its own in the same place.
+                    others.push(run(&store, &cell, 3, None)?);
+                    run(&store, &cell, 4, Some(CLAIMED)).unwrap_err();
+                }
+                Ok(())
+            });
+            assert_eq!((helper.unwrap(), others), (Published::Before, vec![Published::Before]), "{helps_before:?}");
+            assert_eq!(content_of(&store, &key), Some(1), "{helps_before:?}");
+            // What the next had begun is still whole, and comes too late.
+            assert!(store.artefact(&key, CLAIM).exists(), "{helps_before:?}");
+            assert_eq!(run(&store, &cell, 5, None).unwrap(), Published::Before);
+            assert_eq!(content_of(&store, &key), Some(1), "{helps_before:?}");
+            assert!(!store.artefact(&key, CLAIM).exists(), "{helps_before:?}");
+        }
     }
 
     #[test]
@@ -379,7 +452,8 @@ mod tests {
         // Killed with the first file in place, which is the same file as that of the claim.
         run(&store, &cell, 1, Some(6)).unwrap_err();
         let model = store.artefact(&cell.key(), MODEL);
-        let begun = if model.exists() { model } else { store.artefact(&cell.key(), "publication").join(MODEL) };
+        let begun =
+            if model.exists() { model } else { begun(&store.cell_directory(&cell.key())).unwrap()[0].join(MODEL) };
         fs::write(begun, [7; 100]).unwrap();
         assert_eq!(run(&store, &cell, 2, None).unwrap(), Published::Now);
         assert_eq!(content_of(&store, &cell.key()), Some(2));
