@@ -73,8 +73,8 @@ pub struct DefenseCommon {
     pub clean_ratio: f64,
     /// Images per batch, for every pass of the defense over its clean images.
     pub batch_size: usize,
-    /// How far the passes round in which a defense trains: fine-tuning, distillation, the masks of ANP and RNP. `f32`, `tf32` or
-    /// `bf16`, as `training.precision`. Unlearning, NC's search and whatever is measured are `f32`; CLP and i-BAU train in no
+    /// How far the passes round in which a defense trains: fine-tuning, distillation, NC's triggers, the masks of ANP and RNP.
+    /// `f32`, `tf32` or `bf16`, as `training.precision`. Unlearning and whatever is measured are `f32`; CLP and i-BAU train in no
     /// such pass.
     // What rounds nothing is not in the key.
     #[serde(skip_serializing_if = "Precision::is_full")]

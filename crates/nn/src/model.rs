@@ -91,7 +91,8 @@ impl Model {
 
     /// A forward pass through these weights, to be run with [`Pass::forward`].
     pub fn pass(&self, mode: Mode) -> Pass<'_> {
-        Pass::new(self.architecture.as_ref(), &self.state, mode).rounding_to(self.precision)
+        let precision = if mode == Mode::Eval { Precision::F32 } else { self.precision };
+        Pass::new(self.architecture.as_ref(), &self.state, mode).rounding_to(precision)
     }
 
     /// The logits `[batch, classes]` of images `[batch, height, width, channel]`. Moves no running estimate.

@@ -75,9 +75,9 @@ impl<'a, N: Network + ?Sized> Pass<'a, N> {
         self
     }
 
-    /// Lets the pass round, unless its mode is [`Mode::Eval`].
+    /// Lets the pass round.
     pub fn rounding_to(mut self, precision: Precision) -> Pass<'a, N> {
-        self.precision = if self.mode == Mode::Eval { Precision::F32 } else { precision };
+        self.precision = precision;
         self
     }
 

@@ -253,6 +253,7 @@ impl Nc {
         let batches = clean.len().div_ceil(self.common.batch_size);
         let total = classes * epochs * batches;
         context.observer.stage(STAGE, total);
+        let model = &Model { precision: self.common.precision, ..model.clone() };
         let run = model.state.digest()?;
         let mut all: Found = context.kept(STAGE, &run).map(|(_, found)| found).unwrap_or_default();
         for point in &all.points {

@@ -271,7 +271,7 @@ impl Trigger {
         let [mask, pattern] = [between_0_and_1(&leaves[0])?, between_0_and_1(&leaves[1])?];
         let [scale, shift] = self.normalization.clone().map(Var::constant);
         let stamped = stamp(&batch.images, &mask, &pattern.mul(&scale)?.add(&shift)?)?;
-        let logits = model.pass(Mode::Eval).through(&stamped)?;
+        let logits = model.pass(Mode::Eval).rounding_to(model.precision).through(&stamped)?;
         let moved = count_correct(logits.tensor(), &labels)?;
         let size = mask.sum()?;
         let loss = logits.cross_entropy(&labels, CrossEntropy::default())?.add(&size.scale(cost)?)?;

@@ -3,7 +3,7 @@ use std::ops::ControlFlow;
 use serde::Deserialize;
 use serde_json::json;
 use tsbd_data::Normalization;
-use tsbd_nn::BatchSource;
+use tsbd_nn::{BatchSource, Precision};
 use tsbd_tensor::{Device, Tensor};
 use tsbd_testing::Golden;
 
@@ -242,6 +242,24 @@ fn without_an_outlier_the_network_stays_as_it_is_and_with_one_it_is_fine_tuned()
     assert_eq!(stages[3..], ["fine-tuning"; 2]);
     assert_eq!(short(1e-9).model.state.digest().unwrap(), suspicious.model.state.digest().unwrap());
     assert_eq!(tiny::model("backdoored").state.digest().unwrap(), digest);
+}
+
+#[test]
+fn the_search_rounds_as_the_defense_does() {
+    let norms = |precision| -> Vec<f64> {
+        let common = DefenseCommon { precision, ..tiny::common(16) };
+        let own = json!({"search_epochs": 6, "outlier_threshold": 1e9, "success_threshold": 0.5});
+        let defense = (NC.configure)(&common, own).unwrap();
+        let model = tiny::model("backdoored");
+        let repair = |context: &mut Context| defense.repair(&model, &tiny::clean(), context);
+        let repaired = in_context(&mut NoObserver, repair).unwrap();
+        serde_json::from_value(repaired.facts["mask_norms"].clone()).unwrap()
+    };
+    let (full, rounded) = (norms(Precision::F32), norms(Precision::Bf16));
+    for (full, rounded) in full.iter().zip(&rounded) {
+        let moved = (rounded - full).abs() / full;
+        assert!(0.0 < moved && moved < 0.05, "{rounded} and {full}");
+    }
 }
 
 #[test]
