@@ -61,6 +61,13 @@ fn work(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
     let results = &workspace.arguments().results;
     let mut starts = std::fs::OpenOptions::new().create(true).append(true).open(results.join("starts"))?;
     starts.write_all(format!("{label} {}\n", std::process::id()).as_bytes())?;
+    // Held until the process ends: a cell that finds another on its GPU fails.
+    let device = &workspace.arguments().device;
+    let gpu = (device != "cpu").then(|| std::fs::File::create(results.join(device))).transpose()?;
+    if let Some(gpu) = &gpu {
+        gpu.try_lock().map_err(|error| format!("another cell is on {device}: {error}"))?;
+    }
+    std::mem::forget(gpu);
     for parent in &workspace.cell().parents {
         workspace.parent(parent)?;
     }
