@@ -74,8 +74,8 @@ impl Computing {
         if device.is_cpu() {
             return Ok(OpenDevice::cpu());
         }
-        let first_of_all = if self.device == "cuda" { "cuda:0" } else { &self.device };
-        let gpus = tsbd_tensor::gpus(first_of_all).map_err(no_device)?;
+        // `cuda` would be all of them there.
+        let gpus = tsbd_tensor::gpus(self.name()).map_err(no_device)?;
         let devices = Devices::Gpus { gpus, cells: CellsPerGpu::Exactly(1), mps: false };
         Ok(OpenDevice { device, place: Place::Local(devices) })
     }
@@ -90,9 +90,9 @@ impl Computing {
         Self { device: name.to_owned() }
     }
 
-    /// As it was typed.
+    /// As results name it: the first GPU is `cuda:0`, however it was typed.
     pub fn name(&self) -> &str {
-        &self.device
+        if self.device == "cuda" { "cuda:0" } else { &self.device }
     }
 }
 

@@ -29,17 +29,18 @@ impl fmt::Display for Damage {
 
 impl Store {
     /// Moves a damaged record to a name beside it (`record.json.damaged-1`, ...), where nobody takes it for a result
-    /// and somebody can look at it. Gives the new name, or `None` if it is no longer there.
+    /// and somebody can look at it. Gives the new name, or `None` if it is no longer there: since it was read, another
+    /// process may have published a result in its place, which stays.
     pub fn set_aside(&self, damage: &Damage) -> Result<Option<PathBuf>, StoreError> {
-        let set_aside = || {
-            let aside = keep_aside(&damage.path)?;
-            if aside.is_some() {
-                fs::remove_file(&damage.path)?;
-                sync_folder(damage.path.parent().unwrap_or(Path::new(".")))?;
-            }
-            Ok(aside)
-        };
-        set_aside().map_err(file_error)
+        let Some(aside) = keep_aside(&damage.path).map_err(file_error)? else { return Ok(None) };
+        let bytes = fs::read(&aside).map_err(file_error)?;
+        if check(self, &damage.key, &bytes, Verification::Digests)?.is_ok() {
+            fs::remove_file(aside).map_err(file_error)?;
+            return Ok(None);
+        }
+        fs::remove_file(&damage.path).map_err(file_error)?;
+        sync_folder(damage.path.parent().unwrap_or(Path::new("."))).map_err(file_error)?;
+        Ok(Some(aside))
     }
 }
 

@@ -442,6 +442,14 @@ mod tests {
         assert_eq!(run(&store, &cell, 2, None).unwrap(), Published::Now);
         assert_eq!(content_of(&store, &key), Some(2));
         assert!(store.artefact(&key, "record.json.damaged-1").exists());
+        // Whoever has read the damaged one, and comes to set it aside now, leaves the result in its place.
+        assert_eq!(store.set_aside(&damage).unwrap(), None);
+        assert_eq!(content_of(&store, &key), Some(2));
+        assert!(!store.artefact(&key, "record.json.damaged-2").exists());
+        fs::write(store.artefact(&key, MODEL), [7; 100]).unwrap();
+        let aside = store.artefact(&key, "record.json.damaged-2");
+        assert_eq!(store.set_aside(&damage).unwrap(), Some(aside));
+        assert_eq!(store.look(&key, Verification::Sizes).unwrap(), Found::Nothing);
     }
 
     #[test]
