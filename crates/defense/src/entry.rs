@@ -30,7 +30,7 @@ pub struct DefenseEntry {
     pub paper: &'static str,
     /// One sentence: what the defense does to the model.
     pub summary: &'static str,
-    /// Raised whenever results of the same parameters change; part of a cell's key.
+    /// Raised whenever results of the same parameters change by more than rounding; part of a cell's key.
     pub revision: u32,
     /// JSON schema of the defense's own parameters (without the shared ones of [`DefenseCommon`]).
     pub schema: fn() -> schemars::Schema,
@@ -74,7 +74,7 @@ pub struct DefenseCommon {
     /// Images per batch, for every pass of the defense over its clean images.
     pub batch_size: usize,
     /// How far the passes round in which a defense trains: fine-tuning, distillation, NC's triggers, the masks of ANP and RNP.
-    /// `f32`, `tf32` or `bf16`, as `training.precision`. Unlearning and whatever is measured are `f32`; CLP and i-BAU train in no
+    /// `f32`, `tf32` or `bf16`, as `training.precision`. Unlearning and measurements are `f32`; CLP and i-BAU train in no
     /// such pass.
     // What rounds nothing is not in the key.
     #[serde(skip_serializing_if = "Precision::is_full")]

@@ -15,7 +15,7 @@ pub struct Model {
     pub architecture: Arc<dyn Architecture>,
     /// Its weights and running estimates.
     pub state: StateDict,
-    /// How far its passes round, except in [`Mode::Eval`]; [`crate::train_with`] sets it for as long as it trains.
+    /// How far its passes ([`Model::pass`]) round, except in [`Mode::Eval`]; [`crate::train_with`] sets it for as long as it trains.
     pub precision: Precision,
 }
 

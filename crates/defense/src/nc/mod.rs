@@ -254,7 +254,7 @@ impl Nc {
         let total = classes * epochs * batches;
         context.observer.stage(STAGE, total);
         let model = &Model { precision: self.common.precision, ..model.clone() };
-        let run = model.state.digest()?;
+        let run = format!("{} in {}", model.state.digest()?, model.precision.name());
         let mut all: Found = context.kept(STAGE, &run).map(|(_, found)| found).unwrap_or_default();
         for point in &all.points {
             context.trace(trace, point.clone());

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
+use super::publication::RECORD;
 use super::{Store, StoreError, Verification, file_digest, file_error, sync_folder};
 use crate::cell::CellKey;
 use crate::record::CellRecord;
@@ -32,33 +33,52 @@ impl Store {
     /// and somebody can look at it. Gives the new name, or `None` if it is no longer there: since it was read, another
     /// process may have published a result in its place, which stays.
     pub fn set_aside(&self, damage: &Damage) -> Result<Option<PathBuf>, StoreError> {
-        let Some(aside) = keep_aside(&damage.path).map_err(file_error)? else { return Ok(None) };
-        let bytes = fs::read(&aside).map_err(file_error)?;
-        if check(self, &damage.key, &bytes, Verification::Digests)?.is_ok() {
-            fs::remove_file(aside).map_err(file_error)?;
+        self.set_record_aside(&damage.key)
+    }
+
+    /// [`Store::set_aside`] for whatever record the cell has, if it has one that cannot be believed.
+    pub(super) fn set_record_aside(&self, key: &CellKey) -> Result<Option<PathBuf>, StoreError> {
+        let path = self.artefact(key, RECORD);
+        let damaged = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(file_error(error)),
+        };
+        if check(self, key, &damaged, Verification::Digests)?.is_ok() {
             return Ok(None);
         }
-        fs::remove_file(&damage.path).map_err(file_error)?;
-        sync_folder(damage.path.parent().unwrap_or(Path::new("."))).map_err(file_error)?;
-        Ok(Some(aside))
+        let aside = unused_name(&path).map_err(file_error)?;
+        let put_aside = || match fs::rename(&path, &aside) {
+            Ok(()) if fs::read(&aside)? == damaged => Ok(true),
+            // Another took its place meanwhile, and has it back.
+            Ok(()) => match fs::hard_link(&aside, &path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+                _ => Ok(false),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        };
+        let is_aside = put_aside().map_err(file_error)?;
+        if !is_aside {
+            fs::remove_file(&aside).map_err(file_error)?;
+        }
+        sync_folder(path.parent().unwrap_or(Path::new("."))).map_err(file_error)?;
+        Ok(is_aside.then_some(aside))
     }
 }
 
-/// Gives a damaged record a second name, under which it stays when a result takes its place; `None` if it is not there.
-pub(super) fn keep_aside(path: &Path) -> io::Result<Option<PathBuf>> {
-    for number in 1.. {
+/// Takes the first name for a damaged record at `path` that nothing was set aside under.
+fn unused_name(path: &Path) -> io::Result<PathBuf> {
+    let mut number = 1;
+    loop {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".damaged-{number}"));
-        let aside = PathBuf::from(name);
-        // A link refuses to overwrite what was set aside before, a rename would not.
-        match fs::hard_link(path, &aside) {
-            Ok(()) => return Ok(Some(aside)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        match fs::OpenOptions::new().write(true).create_new(true).open(&name) {
+            Ok(_) => return Ok(name.into()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
             Err(error) => return Err(error),
         }
     }
-    Ok(None)
 }
 
 /// The record in `bytes` if it and its artefacts can be believed, or what is wrong.

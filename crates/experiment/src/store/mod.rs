@@ -19,9 +19,9 @@
 //!
 //! Publication ends with a hard link of the complete, synced record; that link is the only thing that makes a result.
 //! Whatever happens before it (a kill, a full disk) leaves the cell outstanding; whatever happens after it cannot
-//! change the record. No lock is needed for it, so processes of several machines may work on one cell. Reading
-//! recomputes the key from the parameters, the seal of the record and the digests of its artefacts, so damage reads as
-//! "not there" and is reported, never as a result.
+//! change the record, because a link never overwrites. No lock is needed for it, so processes of several machines may
+//! work on one cell. Reading recomputes the key from the parameters, the seal of the record and the digests of its
+//! artefacts, so damage reads as "not there" and is reported, never as a result.
 
 mod attempt;
 mod damage;

@@ -7,22 +7,23 @@
 //! Processes of several machines may publish the same cell at the same time, and locks need not reach from one machine to
 //! another. So there is none: a folder cannot be renamed to one that is there and not empty, which makes one of them the
 //! first. Whoever comes later puts that one's files into place, not its own: all link the same files, so the artefacts of one
-//! never stand beside the record of another, and what a killed process has begun is brought to its end by the next.
+//! never stand beside the record of another, and what a killed process has begun is brought to its end by the next. A
+//! damaged record is set aside before the first file is placed: it must not be whole again with files of another.
 //!
 //! Between two steps of a process, others may end the publication that it helps with, and yet another may begin its own. So
 //! the files lie in `publication/DIGEST/`, named by their record: whoever helps with one finds none of its files any more,
 //! instead of those of the other.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use fs_err as fs;
 
 use super::attempt::Attempt;
-use super::damage::{check, keep_aside};
+use super::damage::check;
 use super::{StoreError, Verification, file_digest, file_error, sync_folder};
 use crate::cell::CellKey;
 use crate::record::{Artefact, CellRecord};
@@ -64,7 +65,7 @@ const CLAIM: &str = "publication";
 
 impl Attempt {
     /// Publishes the cell's result with the files `artefacts` of the attempt's folder, whose lengths and digests are
-    /// written into the record. An existing result wins. After an error nothing is published.
+    /// written into the record. An existing result wins. After an error the cell has no result, or a whole one.
     pub fn publish(&self, record: CellRecord, artefacts: &[&str]) -> Result<Published, StoreError> {
         self.publish_watched(record, artefacts, &mut |_| Ok(()))
     }
@@ -106,16 +107,27 @@ impl Attempt {
         super::write_atomically(&gathered.join(&name).join(RECORD), text.as_bytes())?;
 
         before(Step::Claim)?;
-        let (claim, claimed) = loop {
+        let claimed = directory.join(CLAIM).join(&name);
+        let claim = loop {
             match fs::rename(&gathered, directory.join(CLAIM)) {
-                Ok(()) => break (directory.join(CLAIM).join(&name), true),
-                Err(error) if !is_taken(&error) => return Err(file_error(error)),
-                Err(_) => {}
+                Ok(()) => break claimed.clone(),
+                Err(error) if is_taken(&error) => {}
+                // A file system of a network may ask twice,
+                Err(error) if is_gone(&error) && claimed.exists() => break claimed.clone(),
+                // and the attempts of a cell that is done are removed.
+                Err(error) if is_gone(&error) && self.is_published()? => return Ok(Published::Before),
+                Err(error) => return Err(file_error(error)),
             }
             let begun = begun(&directory)?;
             // Somebody is publishing, or was killed while he did.
-            if let Some(claim) = begun.iter().find(|claim| is_whole(claim, &self.key)) {
-                break (claim.clone(), false);
+            let mut whole = None;
+            for claim in &begun {
+                if is_whole(claim, &self.key)? {
+                    whole = Some(claim.clone());
+                }
+            }
+            if let Some(claim) = whole {
+                break claim;
             }
             // Half of one that is being removed, because its record is in place,
             if self.is_published()? {
@@ -125,26 +137,30 @@ impl Attempt {
             for claim in begun {
                 remove_claim(&claim)?;
             }
+            remove_emptied(&directory.join(CLAIM)).map_err(file_error)?;
+            std::thread::sleep(Duration::from_millis(10));
         };
         before(Step::SyncClaim)?;
         sync_folder(&directory).map_err(file_error)?;
-        let published = directory.join(RECORD);
         if self.is_published()? {
             // Perhaps this very one: others that came later have brought it to its end.
-            let is_own = claimed && fs::read(&published).is_ok_and(|found| found == text.as_bytes());
+            let is_own =
+                claim == claimed && fs::read(directory.join(RECORD)).is_ok_and(|found| found == text.as_bytes());
             before(Step::RemoveClaim)?;
             remove_claim(&claim)?;
             return Ok(if is_own { Published::Now } else { Published::Before });
         }
-        if published.exists() {
-            before(Step::SetAside)?;
-            keep_aside(&published).map_err(file_error)?;
+        before(Step::SetAside)?;
+        self.store.set_record_aside(&self.key)?;
+        match self.complete(&claim, before) {
+            // Its files are gone because somebody else has brought it to its end.
+            Err(StoreError::File(error)) if is_gone(&error) && self.is_published_by_now()? => {}
+            outcome => outcome?,
         }
-        complete(&directory, &claim, before)?;
         before(Step::RemoveFailure)?;
         match fs::remove_file(directory.join("failure.json")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error(error)),
-            _ => Ok(if claimed { Published::Now } else { Published::Before }),
+            Err(error) if !is_gone(&error) => Err(file_error(error)),
+            _ => Ok(if claim == claimed { Published::Now } else { Published::Before }),
         }
     }
 }
@@ -154,109 +170,128 @@ impl Attempt {
     fn is_published(&self) -> Result<bool, StoreError> {
         match fs::read(self.store.artefact(&self.key, RECORD)) {
             Ok(bytes) => Ok(check(&self.store, &self.key, &bytes, Verification::Digests)?.is_ok()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) if is_gone(&error) => Ok(false),
             Err(error) => Err(file_error(error)),
         }
     }
+
+    /// The same, if need be in a moment: another process may have taken the record away to look at it ([`Store::set_aside`]).
+    fn is_published_by_now(&self) -> Result<bool, StoreError> {
+        for _ in 0..10 {
+            if self.is_published()? {
+                return Ok(true);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(false)
+    }
+
+    /// Puts the files of a claimed publication into place, where no record is. Any number of processes may do so at the same
+    /// time.
+    fn complete(&self, claim: &Path, before: Watch<'_>) -> Result<(), StoreError> {
+        let directory = self.store.cell_directory(&self.key);
+        let text = fs::read_to_string(claim.join(RECORD)).map_err(file_error)?;
+        let unpublishable = |source| StoreError::Unpublishable { key: self.key.clone(), source };
+        let record = CellRecord::from_json(&text, &self.key).map_err(unpublishable)?;
+        for name in record.artefacts.keys() {
+            before(Step::Place)?;
+            let spare = self.directory().join(name);
+            place(&claim.join(name), &directory.join(name), &spare).map_err(file_error)?;
+        }
+        before(Step::SyncPlaced)?;
+        sync_folder(&directory).map_err(file_error)?;
+        before(Step::Link)?;
+        match fs::hard_link(claim.join(RECORD), directory.join(RECORD)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(file_error(error)),
+            _ => {}
+        }
+        before(Step::SyncLink)?;
+        sync_folder(&directory).map_err(file_error)?;
+        before(Step::RemoveClaim)?;
+        remove_claim(claim)
+    }
 }
 
-/// Whether a folder could not be renamed because there is one that is not empty.
+/// Whether a folder could not be renamed or removed because it is not empty, or a file in it is open elsewhere.
 fn is_taken(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists)
+    use io::ErrorKind::{AlreadyExists, DirectoryNotEmpty, ResourceBusy};
+    matches!(error.kind(), AlreadyExists | DirectoryNotEmpty | ResourceBusy)
+}
+
+/// Whether something is not there, or was removed on another machine just now.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::StaleNetworkFileHandle)
+}
+
+fn unless_gone(error: io::Error) -> io::Result<()> {
+    if is_gone(&error) { Ok(()) } else { Err(error) }
 }
 
 /// The claims in a cell's folder: one, or none when it is just being removed.
 fn begun(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    let entries = match fs::read_dir(directory.join(CLAIM)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(file_error)?,
-    };
-    entries.map(|entry| Ok(entry.map_err(file_error)?.path())).collect()
+    let list = || fs::read_dir(directory.join(CLAIM))?.map(|entry| Ok(entry?.path())).collect();
+    match list() {
+        Err(error) if is_gone(&error) => Ok(Vec::new()),
+        claims => claims.map_err(file_error),
+    }
 }
 
 /// Whether a claim is a record with the files that it tells of.
-fn is_whole(claim: &Path, key: &CellKey) -> bool {
-    let record = fs::read(claim.join(RECORD))
-        .ok()
-        .and_then(|bytes| CellRecord::from_json(&String::from_utf8(bytes).ok()?, key).ok());
-    let intact = |(name, artefact): (&String, &Artefact)| {
-        file_digest(&claim.join(name)).is_ok_and(|digest| digest == artefact.blake3)
-    };
-    record.is_some_and(|record| record.artefacts.iter().all(intact))
-}
-
-/// Puts the files of a claimed publication into place. Any number of processes may do so at the same time.
-fn complete(directory: &Path, claim: &Path, before: Watch<'_>) -> Result<(), StoreError> {
-    let mut names = Vec::new();
-    match fs::read_dir(claim) {
-        Ok(entries) => {
-            for entry in entries {
-                names.push(entry.map_err(file_error)?.file_name());
+fn is_whole(claim: &Path, key: &CellKey) -> Result<bool, StoreError> {
+    let read = || {
+        let text = String::from_utf8(fs::read(claim.join(RECORD))?).ok();
+        let Some(record) = text.and_then(|text| CellRecord::from_json(&text, key).ok()) else { return Ok(false) };
+        for (name, artefact) in &record.artefacts {
+            if file_digest(&claim.join(name))? != artefact.blake3 {
+                return Ok(false);
             }
         }
-        Err(error) => return unless_finished(directory)(error).map_err(file_error),
-    }
-    let put = |name: &OsStr| {
-        place(&claim.join(name), &directory.join(name)).or_else(unless_finished(directory)).map_err(file_error)
+        Ok(true)
     };
-    for name in names.iter().filter(|name| *name != RECORD) {
-        before(Step::Place)?;
-        put(name)?;
+    match read() {
+        Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        whole => whole.map_err(file_error),
     }
-    before(Step::SyncPlaced)?;
-    sync_folder(directory).map_err(file_error)?;
-    before(Step::Link)?;
-    put(OsStr::new(RECORD))?;
-    before(Step::SyncLink)?;
-    sync_folder(directory).map_err(file_error)?;
-    before(Step::RemoveClaim)?;
-    remove_claim(claim)
 }
 
-/// Makes `path` a name of the file `source`, whatever it was a name of before.
-fn place(source: &Path, path: &Path) -> io::Result<()> {
+/// Makes `path` a name of the file `source`, whatever it was a name of before. `spare` is a name that only this process uses.
+fn place(source: &Path, path: &Path, spare: &Path) -> io::Result<()> {
     match fs::hard_link(source, path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         outcome => return outcome,
     }
-    let same =
-        |one: &std::fs::Metadata, other: &std::fs::Metadata| one.ino() == other.ino() && one.dev() == other.dev();
-    if fs::metadata(path).is_ok_and(|there| fs::metadata(source).is_ok_and(|source| same(&there, &source))) {
+    let (there, here) = (fs::metadata(path)?, fs::metadata(source)?);
+    if (there.ino(), there.dev()) == (here.ino(), here.dev()) {
         return Ok(());
     }
     // Left by a publication that was killed or damaged.
-    let beside = tempfile::Builder::new().prefix(".placing-").tempdir_in(path.parent().unwrap_or(Path::new(".")))?;
-    let link = beside.path().join("file");
-    fs::hard_link(source, &link)?;
-    fs::rename(&link, path)
-}
-
-/// A file of the claim may be gone because somebody else has brought the publication to its end.
-fn unless_finished(directory: &Path) -> impl Fn(io::Error) -> io::Result<()> {
-    let record = directory.join(RECORD);
-    move |error| match error.kind() {
-        io::ErrorKind::NotFound if record.exists() => Ok(()),
-        _ => Err(error),
-    }
-}
-
-fn unless_gone(error: io::Error) -> io::Result<()> {
-    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+    fs::remove_file(spare).or_else(unless_gone)?;
+    fs::hard_link(source, spare)?;
+    fs::rename(spare, path)
 }
 
 /// Removes a claim, the record first: without it, it is none. Then the folder around it, unless another claim is in it by now.
 fn remove_claim(claim: &Path) -> Result<(), StoreError> {
     let remove = || {
-        fs::remove_file(claim.join(RECORD)).or_else(unless_gone)?;
-        fs::remove_dir_all(claim).or_else(unless_gone)?;
-        match claim.parent().map(fs::remove_dir) {
-            Some(Err(error)) if !is_taken(&error) => unless_gone(error),
-            _ => Ok(()),
+        if !claim.is_dir() {
+            // What earlier versions put there, or what somebody has left.
+            fs::remove_file(claim).or_else(unless_gone)?;
         }
+        fs::remove_file(claim.join(RECORD)).or_else(unless_gone)?;
+        fs::remove_dir_all(claim).or_else(unless_gone)
     };
-    match remove() {
+    let folder = claim.parent().unwrap_or(Path::new("."));
+    match remove().and_then(|()| remove_emptied(folder)) {
         // Files that are still open elsewhere stay for a while on a file system of a network.
         Err(error) if !is_taken(&error) => Err(file_error(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a folder if nothing is in it.
+fn remove_emptied(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir(folder) {
+        Err(error) if !is_taken(&error) => unless_gone(error),
         _ => Ok(()),
     }
 }
@@ -348,7 +383,12 @@ mod tests {
             });
             assert_eq!(outcomes.iter().filter(|outcome| **outcome == Published::Now).count(), 1, "round {round}");
             assert!(content_of(&store, &key).is_some(), "round {round}");
-            assert!(!store.artefact(&key, CLAIM).exists(), "round {round}");
+            let mut left: Vec<String> = fs::read_dir(store.cell_directory(&key))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            left.sort();
+            assert_eq!(left, ["attempts", "cell.toml", TRACE, MODEL, RECORD], "round {round}");
         }
     }
 
@@ -400,6 +440,54 @@ mod tests {
             assert_eq!(content_of(&store, &key), Some(1), "{helps_before:?}");
             assert!(!store.artefact(&key, CLAIM).exists(), "{helps_before:?}");
         }
+    }
+
+    #[test]
+    fn a_damaged_result_is_not_whole_again_while_another_takes_its_place() {
+        let steps = Step::RemoveFailure as usize + 1;
+        for helped_before in CLAIMED..=steps {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::new(folder.path());
+            let cell = train_cell("badnets", 0);
+            let key = store.describe(&cell).unwrap();
+            run(&store, &cell, 1, None).unwrap();
+            fs::remove_file(store.artefact(&key, MODEL)).unwrap();
+            // The model is made again with the same bits, its trace is another.
+            let attempt = store.begin_attempt(&key, None).unwrap();
+            fs::write(attempt.directory().join(MODEL), [1; 100]).unwrap();
+            fs::write(attempt.directory().join(TRACE), [2; 10]).unwrap();
+            let (mut step, mut helper) = (0, None);
+            let first = attempt.publish_watched(record(&cell, 2.0), &[MODEL, TRACE], &mut |_| {
+                if let Found::Done(found) = store.look(&key, Verification::Sizes).unwrap() {
+                    assert_eq!(found.metrics["acc"], 2.0, "before step {step}");
+                }
+                if step == helped_before {
+                    helper = Some(run(&store, &cell, 3, None)?);
+                }
+                step += 1;
+                Ok(())
+            });
+            let told = (first.unwrap(), helper.unwrap_or(Published::Before));
+            assert_eq!(told, (Published::Now, Published::Before), "helped before step {helped_before}");
+            let Found::Done(found) = store.look(&key, Verification::Digests).unwrap() else {
+                panic!("{helped_before}")
+            };
+            assert_eq!(found.metrics["acc"], 2.0);
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_version_or_somebody_left_where_results_are_published_gives_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let cell = train_cell("badnets", 0);
+        let key = store.describe(&cell).unwrap();
+        fs::create_dir(store.artefact(&key, CLAIM)).unwrap();
+        for name in [MODEL, RECORD] {
+            fs::write(store.artefact(&key, CLAIM).join(name), "half").unwrap();
+        }
+        assert_eq!(run(&store, &cell, 1, None).unwrap(), Published::Now);
+        assert_eq!(content_of(&store, &key), Some(1));
     }
 
     #[test]
@@ -458,7 +546,7 @@ mod tests {
         let store = Store::new(folder.path());
         let cell = train_cell("badnets", 0);
         // Killed with the first file in place, which is the same file as that of the claim.
-        run(&store, &cell, 1, Some(6)).unwrap_err();
+        run(&store, &cell, 1, Some(7)).unwrap_err();
         let model = store.artefact(&cell.key(), MODEL);
         let begun =
             if model.exists() { model } else { begun(&store.cell_directory(&cell.key())).unwrap()[0].join(MODEL) };
