@@ -56,6 +56,8 @@ enum Command {
     Completions(commands::completions::Arguments),
     #[command(hide = true)]
     Cell(commands::cell::Arguments),
+    #[command(hide = true)]
+    Cells(commands::cells::Arguments),
 }
 
 impl CommandLine {
@@ -83,6 +85,7 @@ impl CommandLine {
             Command::Selftest(arguments) => commands::selftest::run(&arguments),
             Command::Completions(arguments) => commands::completions::run(arguments),
             Command::Cell(arguments) => commands::cell::run(arguments),
+            Command::Cells(arguments) => commands::cells::run(arguments),
         }
     }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use tsbd_attack::LEARNED_TRIGGER;
 use tsbd_data::DataRoot;
 use tsbd_experiment::Setting;
-use tsbd_orchestrator::{CellsPerGpu, Devices, Place};
+use tsbd_orchestrator::{CellsPerGpu, Devices, GpuSharing, Place};
 use tsbd_tensor::Device;
 
 use crate::failure::{Exit, Failure};
@@ -76,7 +76,7 @@ impl Computing {
         }
         // `cuda` would be all of them there.
         let gpus = tsbd_tensor::gpus(self.name()).map_err(no_device)?;
-        let devices = Devices::Gpus { gpus, cells: CellsPerGpu::Exactly(1), mps: false };
+        let devices = Devices::Gpus { gpus, cells: CellsPerGpu::Exactly(1), sharing: GpuSharing::Turns };
         Ok(OpenDevice { device, place: Place::Local(devices) })
     }
 

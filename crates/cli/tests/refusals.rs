@@ -182,9 +182,10 @@ fn a_device_to_time_steps_on_that_is_not_there_is_refused() {
 fn devices_that_are_not_there_and_flags_that_do_not_go_with_them_are_refused() {
     assert_refused(GRID, &["--device", "gpu"], &["--device gpu"]);
     assert_refused(GRID, &["--device", "cuda:x"], &["--device cuda:x"]);
-    assert_refused(GRID, &["--mps"], &["--mps with --device cpu", "--workers"]);
-    let alone = ["--device", "cuda", "--mps", "--cells-per-gpu", "1"];
-    assert_refused(GRID, &alone, &["--mps with --cells-per-gpu 1", "hint:"]);
+    assert_refused(GRID, &["--sharing", "mps"], &["--sharing with --device cpu", "--workers"]);
+    assert_refused(GRID, &["--sharing", "threads"], &["`one-process`, `mps` or `turns`"]);
+    let alone = ["--device", "cuda", "--sharing", "mps", "--cells-per-gpu", "1"];
+    assert_refused(GRID, &alone, &["--sharing mps with --cells-per-gpu 1", "hint:"]);
     assert_refused(GRID, &["--cells-per-gpu", "2"], &["--cells-per-gpu with --device cpu", "--workers"]);
     assert_refused(
         GRID,

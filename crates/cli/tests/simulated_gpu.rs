@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -184,6 +184,14 @@ impl Bench {
 
     fn results(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// The digests of all models, by cell.
+    fn models(&self, results: &str) -> BTreeMap<String, String> {
+        let digest = |record: &Value| {
+            (record["key"].to_string(), record["artefacts"]["model.safetensors"]["blake3"].to_string())
+        };
+        records(&self.results(results)).iter().map(digest).collect()
     }
 
     fn run(&self, simulator: &Path, settings: &[(&str, &str)], device: &[&str], results: &str) -> Output {
@@ -435,12 +443,6 @@ fn every_defense_repairs_on_two_gpus_and_goes_on_with_the_same_bits_after_it_was
     let bench = Bench::new(&every_defense());
     let two = [("TSBD_SIMULATED_GPUS", "2")];
     assert_done(&bench.run(simulator, &two, &["cuda"], "whole"));
-    let digests = |results: &str| {
-        let of = |record: &Value| {
-            (record["key"].to_string(), record["artefacts"]["model.safetensors"]["blake3"].to_string())
-        };
-        records(&bench.results(results)).iter().map(of).collect::<std::collections::BTreeMap<_, _>>()
-    };
     let devices: Vec<String> =
         records(&bench.results("whole")).iter().map(|record| record["provenance"]["device"].to_string()).collect();
     assert!(
@@ -461,7 +463,41 @@ fn every_defense_repairs_on_two_gpus_and_goes_on_with_the_same_bits_after_it_was
         child.wait().unwrap();
     }
     assert_done(&bench.run(simulator, &[], &["cuda"], "stopped"));
-    assert_eq!(digests("whole"), digests("stopped"));
+    assert_eq!(bench.models("whole"), bench.models("stopped"));
+}
+
+#[test]
+fn cells_in_one_process_have_the_bits_of_those_in_processes_of_their_own() {
+    let Some(simulator) = simulator() else { return };
+    let bench = Bench::new("attack = [\"badnets\", \"blended\"]\ndefense = [\"none\", \"ft\", \"tsbd\"]\n");
+    assert_done(&bench.run(simulator, &[], &["cuda", "--cells-per-gpu", "3"], "together"));
+    assert_done(&bench.run(simulator, &[], &["cuda", "--cells-per-gpu", "1", "--sharing", "turns"], "apart"));
+    assert_eq!(bench.models("together"), bench.models("apart"));
+    let others = |results: &str| -> Vec<Option<u64>> {
+        records(&bench.results(results)).iter().map(|record| record["provenance"]["other_cells"].as_u64()).collect()
+    };
+    assert!(others("together").iter().flatten().any(|others| *others >= 1), "{:?}", others("together"));
+    assert_eq!(others("apart"), vec![None; 8]);
+}
+
+#[test]
+fn a_fault_of_the_gpu_costs_one_of_the_cells_that_share_it() {
+    let Some(simulator) = simulator() else { return };
+    let bench = Bench::new("attack = [\"badnets\"]\ndefense = [\"none\", \"ft\", \"nc\"]\n");
+    // The first kernel that NC alone has.
+    let fault = [("TSBD_SIMULATED_FAULT", "tanh_f32x4")];
+    let output = bench.run(simulator, &fault, &["cuda", "--cells-per-gpu", "2"], "results");
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert_contains(
+        &stderr(&output),
+        &[
+            "badnets + ft: waits again, because the GPU failed",
+            "badnets + nc: FAILED",
+            "CUDA_ERROR_ILLEGAL_ADDRESS",
+            "3 cells: 2 done, 1 failed in",
+        ],
+    );
+    assert_done(&bench.run(simulator, &[], &["cuda"], "results"));
 }
 
 #[test]
@@ -478,14 +514,19 @@ fn cells_that_share_a_gpu_do_so_through_nvidias_service_which_ends_with_the_run(
         let log = |record: &Value| results.join("cells").join(record["key"].as_str().unwrap()).join("log");
         records(&results).iter().map(|record| std::fs::read_to_string(log(record)).unwrap()).collect()
     };
-    assert_done(&bench.run(simulator, &[("PATH", &path)], &["cuda", "--mps"], "together"));
+    assert_done(&bench.run(simulator, &[("PATH", &path)], &["cuda", "--sharing", "mps"], "together"));
     assert_eq!(std::fs::read_to_string(&notes).unwrap(), "-d\n\nquit\n");
     assert!(logs("together").contains("simulated GPU: shared by the service at"));
-    assert_done(&bench.run(simulator, &[("PATH", &path)], &["cuda", "--cells-per-gpu", "2"], "apart"));
+    assert_done(&bench.run(
+        simulator,
+        &[("PATH", &path)],
+        &["cuda", "--cells-per-gpu", "2", "--sharing", "turns"],
+        "apart",
+    ));
     assert_eq!(std::fs::read_to_string(&notes).unwrap().lines().count(), 3, "not started");
     assert!(!logs("apart").contains("shared by the service"));
     std::fs::write(&service, "#!/bin/sh\necho no GPU here >&2; exit 1\n").unwrap();
-    let output = bench.run(simulator, &[("PATH", &path)], &["cuda", "--mps"], "without");
+    let output = bench.run(simulator, &[("PATH", &path)], &["cuda", "--sharing", "mps"], "without");
     assert_done(&output);
     assert_contains(&stderr(&output), &["cells on a GPU take turns, without NVIDIA's MPS", "no GPU here"]);
 }

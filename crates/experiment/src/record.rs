@@ -113,13 +113,16 @@ pub struct Provenance {
     /// name. With other ones results differ by rounding. Empty in records from before it was kept.
     #[serde(default)]
     pub kernels: String,
-    /// Threads the cell computed with.
+    /// Threads the cell computed with, together with those that were in its process.
     pub threads: usize,
     /// Wall-clock seconds of computing, those of interrupted attempts that it continued included.
     pub seconds: f64,
+    /// The most other cells that its process computed at a time, since it last had none or after: the peaks are those of all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub other_cells: usize,
     /// Largest resident memory of the process.
     pub peak_memory_bytes: u64,
-    /// Most memory that its tensors took on a GPU; `None` of a cell that ran on a CPU.
+    /// Most memory that tensors took on a GPU; `None` of a cell that ran on a CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_gpu_memory_bytes: Option<u64>,
     /// Start of the attempt that finished, in seconds since 1970.
@@ -131,6 +134,10 @@ pub struct Provenance {
     /// The job of a cluster that it ran in, and how often that was started again: `812_3, restart 1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// Versions of the programs that made a record.

@@ -1,9 +1,8 @@
 //! What the cells of a run compute on, and how many of them at a time.
 //!
-//! On a CPU so many cells run as the user says. On GPUs each cell has one of them to itself or shares it with others, in a
-//! process of its own: a fault of the device ends that process and no other, unless they share it (`mps`). A small network
-//! leaves most of a GPU idle, so with [`CellsPerGpu::Auto`] another cell is started while the GPU is not busy and has memory
-//! for it.
+//! On a CPU so many cells run as the user says. On GPUs each cell has one of them to itself or shares it with others, as
+//! [`GpuSharing`] says. A small network leaves most of a GPU idle, so with [`CellsPerGpu::Auto`] another cell is started while
+//! the GPU is not busy and has memory for it.
 
 pub(crate) mod mps;
 #[cfg(feature = "cuda")]
@@ -28,9 +27,22 @@ pub enum Devices {
         gpus: Vec<GpuFacts>,
         /// How many cells share one.
         cells: CellsPerGpu,
-        /// Whether they compute at the same time, by NVIDIA's Multi-Process Service, if the machine has it.
-        mps: bool,
+        /// How they do so.
+        sharing: GpuSharing,
     },
+}
+
+/// How the cells that share a GPU do so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GpuSharing {
+    /// In one process, each with a thread and a stream of its own, at the same time. After a fault of the device each of them
+    /// is computed again, from its last checkpoint, in a process of its own.
+    OneProcess,
+    /// In a process each, at the same time, by NVIDIA's Multi-Process Service if the machine has it. A fault of the device
+    /// ends all of them.
+    Mps,
+    /// In a process each: they take turns. A fault of the device ends one of them.
+    Turns,
 }
 
 /// How many cells share a GPU.
@@ -47,21 +59,24 @@ impl Devices {
     /// The devices to try the Multi-Process Service on, if cells are to use it.
     pub(crate) fn to_share(&self) -> Vec<String> {
         match self {
-            Self::Gpus { gpus, mps: true, .. } => gpus.iter().map(|gpu| format!("cuda:{}", gpu.ordinal)).collect(),
+            Self::Gpus { gpus, sharing: GpuSharing::Mps, .. } => {
+                gpus.iter().map(|gpu| format!("cuda:{}", gpu.ordinal)).collect()
+            }
             _ => vec![],
         }
     }
 
-    /// Threads for each cell, of `threads` that there are.
-    pub(crate) fn threads_per_cell(&self, threads: usize) -> usize {
+    /// Threads for each child, of `threads` that there are.
+    pub(crate) fn threads_per_child(&self, threads: usize) -> usize {
         // How many cells will share a GPU is not known beforehand; the CPU's part of their work is small.
         const EXPECTED: usize = 4;
-        let cells = match self {
+        let children = match self {
             Self::Cpu { workers } => *workers,
+            Self::Gpus { gpus, sharing: GpuSharing::OneProcess, .. } => gpus.len(),
             Self::Gpus { gpus, cells: CellsPerGpu::Exactly(cells), .. } => gpus.len() * cells,
             Self::Gpus { gpus, cells: CellsPerGpu::Auto, .. } => gpus.len() * EXPECTED,
         };
-        (threads / cells.max(1)).max(1)
+        (threads / children.max(1)).max(1)
     }
 }
 
@@ -135,6 +150,11 @@ impl Places {
     fn with_meter(devices: Devices, meter: Box<dyn Meter>) -> Self {
         let count = if let Devices::Gpus { gpus, .. } = &devices { gpus.len() } else { 0 };
         Self { devices, meter, watched: (0..count).map(|_| Watched::default()).collect() }
+    }
+
+    /// Whether the cells of a GPU are computed in one process.
+    pub fn have_hosts(&self) -> bool {
+        matches!(self.devices, Devices::Gpus { sharing: GpuSharing::OneProcess, .. })
     }
 
     /// How many cells may be at work now, those that are included.
@@ -237,7 +257,13 @@ mod tests {
 
     fn places(count: usize, cells: CellsPerGpu) -> (Places, Shown) {
         let shown = Shown(Arc::new(Mutex::new(vec![None; count])));
-        (Places::with_meter(Devices::Gpus { gpus: gpus(count), cells, mps: false }, Box::new(shown.clone())), shown)
+        (
+            Places::with_meter(
+                Devices::Gpus { gpus: gpus(count), cells, sharing: GpuSharing::OneProcess },
+                Box::new(shown.clone()),
+            ),
+            shown,
+        )
     }
 
     /// The capacity after as many readings as are looked back on.
@@ -255,8 +281,15 @@ mod tests {
         let mut places = Places::new(Devices::Cpu { workers: 3 });
         assert_eq!(places.capacity(&[], Instant::now()), 3);
         assert_eq!(places.next(&[], Instant::now()), (0, "cpu".to_owned()));
-        assert_eq!(Devices::Cpu { workers: 3 }.threads_per_cell(8), 2);
-        assert_eq!(Devices::Cpu { workers: 3 }.threads_per_cell(1), 1);
+        assert_eq!(Devices::Cpu { workers: 3 }.threads_per_child(8), 2);
+        assert_eq!(Devices::Cpu { workers: 3 }.threads_per_child(1), 1);
+    }
+
+    #[test]
+    fn the_one_process_of_a_gpu_has_all_of_its_threads() {
+        let of = |sharing| Devices::Gpus { gpus: gpus(2), cells: CellsPerGpu::Exactly(4), sharing };
+        assert_eq!(of(GpuSharing::OneProcess).threads_per_child(16), 8);
+        assert_eq!(of(GpuSharing::Turns).threads_per_child(16), 2);
     }
 
     #[test]

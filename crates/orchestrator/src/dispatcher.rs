@@ -285,6 +285,11 @@ impl<E: Executor> Dispatcher<'_, E> {
                 self.ledger.end(&key, Ending::Stopped);
                 self.summary.left.push(key);
             }
+            End::Again(_) if self.summary.interrupted => self.stop(key).await,
+            End::Again(reason) => {
+                self.ledger.again(&key);
+                self.tell(RunEvent::CellReturned { key, reason, ran: held.status.is_some() }).await;
+            }
             End::Because(reason) => {
                 // Killed on request, unless it said otherwise.
                 if self.summary.interrupted && held.reason.is_none() {

@@ -66,6 +66,8 @@ pub(crate) enum End {
     Stopped,
     /// It was left to itself on request, and may still run.
     Left,
+    /// It ended without being done, for a reason that may not be its own: it waits for another turn.
+    Again(String),
     /// It cannot run, because this cell has no result and gets none.
     Parent(CellKey),
 }

@@ -80,6 +80,16 @@ impl Ledger {
         self.set(position, State::Waiting, State::Running);
     }
 
+    /// The cell's turn ended as if it had not begun.
+    pub fn again(&mut self, key: &CellKey) {
+        let position = self.position(key);
+        self.set(position, State::Running, State::Waiting);
+        self.waiting.insert(position);
+        if self.cells[position].held_up_by == 0 {
+            self.ready.insert(position);
+        }
+    }
+
     /// The cell's turn ended. Gives the cells that are skipped because of it, each with the parent that is to blame; those
     /// whose turn has already begun are not among them.
     pub fn end(&mut self, key: &CellKey, ending: Ending) -> Vec<(CellKey, CellKey)> {

@@ -3,11 +3,12 @@
 //! The coordinator (`tsbd run`) calls [`run()`]. It works out what is outstanding, and the *dispatcher*, which alone owns
 //! the state, lets an *executor* run each cell in a process of its own, `tsbd cell <key> ...` ([`CellArguments`]): in
 //! children on this machine, or in job arrays of a Slurm cluster ([`Place`]). The two talk over channels; nothing is shared.
+//! Cells that share a GPU share a process as well ([`run_cells`]).
 //! A cell tells its progress in lines of JSON on its standard output ([`CellEvent`]), its standard error is the attempt's
 //! log, and its result is what it publishes in the store.
 //! Everything the coordinator does is told to whoever draws it as [`RunEvent`]s, and written to `status.json`.
 //!
-//! The child calls [`run_cell`] with the function that does the work:
+//! A child with a cell of its own calls [`run_cell`] with the function that does the work:
 //!
 //! ```no_run
 //! use tsbd_orchestrator::{CellArguments, CellError, CellWorkspace, Conclusion, Findings, Versions, run_cell};
@@ -31,11 +32,13 @@
 //! # }
 //! ```
 
+mod child;
 mod devices;
 mod dispatcher;
 mod event;
 pub mod execute;
 mod executor;
+mod host;
 mod interrupt;
 mod ledger;
 mod lifeline;
@@ -48,14 +51,15 @@ mod slurm;
 mod status;
 mod workspace;
 
-pub use devices::{CellsPerGpu, Devices};
+pub use devices::{CellsPerGpu, Devices, GpuSharing};
 pub use dispatcher::{Place, RunError, RunOptions, run};
 pub use event::{RunEvent, RunSummary};
 pub use execute::{MATERIAL, MODEL, execute};
+pub use host::run_cells;
 pub use interrupt::{InterruptSender, Interrupts};
 pub use ledger::{Ending, Ledger};
 pub use pace::Pace;
-pub use protocol::{CellArguments, CellEvent, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED};
+pub use protocol::{CellArguments, CellEvent, CellsArguments, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED};
 pub use slurm::{Exported, SlurmError, export_slurm};
 pub use status::{RunStatus, RunningCell, StatusState, read_status};
 pub use tsbd_experiment::Versions;

@@ -1,33 +1,34 @@
-//! Cells as children of this process: starts them, listens to them, and passes signals on.
+//! Cells as children of this process: starts them, and says which child computes which cell. [`crate::child`] hears what they
+//! say and how they end.
 //!
 //! On Linux a child asks the kernel to be killed when its parent *thread* ends, so children are started by one thread
 //! that lives as long as the executor, never by a thread of tokio's pool, which may come and go.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::unix::process::ExitStatusExt;
-use std::process::{ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::io;
+use std::process::Stdio;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use fs_err as fs;
-use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, oneshot};
 use tsbd_experiment::{CellKey, Store};
 
+use crate::child::{AtWork, Told, Watch};
 use crate::devices::mps::Sharing;
 use crate::devices::{Devices, Occupant, Places};
 use crate::dispatcher::{RunError, RunOptions};
 use crate::executor::{End, Executor, Order, Report, Start};
-use crate::protocol::{COORDINATOR_VARIABLE, CellArguments, CellEvent, EXIT_STOPPED};
+use crate::protocol::{COORDINATOR_VARIABLE, CellArguments, CellRequest, CellsArguments};
 
 type Request = (Command, oneshot::Sender<io::Result<Child>>);
 
 pub(crate) struct Local {
-    /// Dropped last of all: the thread behind it is what children are tied to.
+    /// The thread behind it is what children are tied to: those that are left end with it.
     spawner: std::sync::mpsc::Sender<Request>,
     reports: mpsc::Sender<Report>,
     store: Store,
@@ -37,13 +38,29 @@ pub(crate) struct Local {
     /// The devices to try the Multi-Process Service on, until that is done.
     to_share: Vec<String>,
     sharing: Option<Sharing>,
-    children: BTreeMap<CellKey, Running>,
+    children: Vec<mpsc::UnboundedSender<Told>>,
+    /// The host of each GPU, if the cells there share a process.
+    hosts: BTreeMap<usize, Handle>,
+    /// The places that cells have.
+    occupied: Vec<Weak<Occupant>>,
+    /// Cells that a host lost: they get a process of their own.
+    alone: BTreeSet<CellKey>,
+    lost: mpsc::UnboundedReceiver<CellKey>,
+    lose: mpsc::UnboundedSender<CellKey>,
 }
 
-/// A child, and the place that it has until it has ended.
-struct Running {
-    orders: mpsc::UnboundedSender<Order>,
-    occupant: Occupant,
+/// What a child begins with.
+enum First {
+    /// The only cell that it ever has.
+    Own(CellKey, AtWork),
+    /// One of several.
+    InHost(Told),
+}
+
+/// A child that can be told something.
+struct Handle {
+    told: mpsc::UnboundedSender<Told>,
+    pid: u32,
 }
 
 impl Executor for Local {
@@ -68,7 +85,7 @@ impl Executor for Local {
 
     fn order(&mut self, order: Order) {
         // A child that has ended needs no order.
-        self.children.retain(|_, child| child.orders.send(order).is_ok());
+        self.children.retain(|child| child.send(Told::Order(order)).is_ok());
     }
 }
 
@@ -85,24 +102,29 @@ impl Local {
             }
         })?;
         let (sender, reports) = mpsc::channel(256);
+        let (lose, lost) = mpsc::unbounded_channel();
         let executor = Self {
             spawner,
             reports: sender,
             store: store.clone(),
-            threads: devices.threads_per_cell(options.threads),
+            threads: devices.threads_per_child(options.threads),
             to_share: devices.to_share(),
             sharing: None,
             places: Places::new(devices),
             options: options.clone(),
-            children: BTreeMap::new(),
+            children: Vec::new(),
+            hosts: BTreeMap::new(),
+            occupied: Vec::new(),
+            alone: BTreeSet::new(),
+            lost,
+            lose,
         };
         Ok((executor, reports))
     }
 
-    /// The places that are taken. A child that has ended listens no more, and has left its place.
     fn occupants(&mut self) -> Vec<Occupant> {
-        self.children.retain(|_, child| !child.orders.is_closed());
-        self.children.values().map(|child| child.occupant).collect()
+        self.occupied.retain(|place| place.strong_count() > 0);
+        self.occupied.iter().filter_map(Weak::upgrade).map(|place| *place).collect()
     }
 
     /// Lets the cells of a GPU compute at the same time, before the first is started; a sentence for people if they cannot.
@@ -129,37 +151,83 @@ impl Local {
         note
     }
 
-    /// Starts the child of a cell, in an attempt to continue or in a new one.
+    /// Begins with a cell, in an attempt to continue or in a new one: in the host of its GPU, or in a child of its own.
     async fn launch(&mut self, key: &CellKey) -> Result<Start, RunError> {
+        while let Ok(lost) = self.lost.try_recv() {
+            self.alone.insert(lost);
+        }
         let attempt = self.store.prepare_attempt(key)?;
-        let directory = self.store.attempt_directory(key, &attempt);
         let continues = self.store.checkpointed(key, &attempt).is_some();
-        let log_path = directory.join("log");
+        let log_path = self.store.attempt_directory(key, &attempt).join("log");
+        let attempt = attempt.to_string();
         let since = Instant::now();
         let occupants = self.occupants();
         let (gpu, device) = self.places.next(&occupants, since);
-        let arguments = CellArguments {
-            key: key.clone(),
-            results: self.store.root().to_owned(),
-            data: self.options.data.clone(),
-            device,
-            threads: self.threads,
-            attempt: Some(attempt.to_string()),
-        };
+        let place = Arc::new(Occupant { gpu, since });
+        let occupied = Arc::downgrade(&place);
         let log = fs::OpenOptions::new().create(true).append(true).open(&log_path)?.into_parts().0;
+        let pid = if self.places.have_hosts() && !self.alone.contains(key) {
+            let request = CellRequest { key: key.clone(), attempt: attempt.clone() };
+            self.begin_in_host(gpu, device, request, AtWork::new(log, place)).await?
+        } else {
+            let arguments = CellArguments {
+                key: key.clone(),
+                results: self.store.root().to_owned(),
+                data: self.options.data.clone(),
+                device,
+                threads: self.threads,
+                attempt: Some(attempt.clone()),
+            };
+            let mut command = self.command(arguments.to_command_line());
+            command.stdin(Stdio::null()).stderr(log.try_clone()?);
+            self.spawn(command, First::Own(key.clone(), AtWork::new(log, place))).await?.pid
+        };
+        self.occupied.push(occupied);
+        Ok(Start { pid, job: None, attempt, log: log_path, continues })
+    }
+
+    /// Has the host of a GPU begin with a cell; starts it if there is none. Gives its process.
+    async fn begin_in_host(
+        &mut self,
+        gpu: usize,
+        device: String,
+        request: CellRequest,
+        cell: AtWork,
+    ) -> Result<u32, RunError> {
+        let mut begin = Told::Begin(request, cell);
+        if let Some(host) = self.hosts.get(&gpu) {
+            match host.told.send(begin) {
+                Ok(()) => return Ok(host.pid),
+                // It has ended.
+                Err(SendError(unheard)) => begin = unheard,
+            }
+        }
+        let (results, data) = (self.store.root().to_owned(), self.options.data.clone());
+        let arguments = CellsArguments { results, data, device, threads: self.threads };
+        let mut command = self.command(arguments.to_command_line());
+        command.stdin(Stdio::piped()).stderr(Stdio::piped());
+        let host = self.spawn(command, First::InHost(begin)).await?;
+        let pid = host.pid;
+        self.hosts.insert(gpu, host);
+        Ok(pid)
+    }
+
+    fn command(&self, arguments: Vec<OsString>) -> Command {
         let mut command = Command::new(&self.options.program);
         command
-            .args(arguments.to_command_line())
+            .args(arguments)
             .env(COORDINATOR_VARIABLE, std::process::id().to_string())
-            .env("RAYON_NUM_THREADS", arguments.threads.to_string())
+            .env("RAYON_NUM_THREADS", self.threads.to_string())
             .envs(self.sharing.iter().filter_map(Sharing::environment))
             .envs(self.options.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(log.try_clone()?)
             // Ctrl-C in the terminal reaches the coordinator only, which then asks the children.
             .process_group(0)
             .kill_on_drop(true);
+        command
+    }
+
+    async fn spawn(&mut self, command: Command, first: First) -> io::Result<Handle> {
         let (answer, child) = oneshot::channel();
         let gone = || io::Error::other("the thread that starts children has ended");
         self.spawner.send((command, answer)).map_err(|_| gone())?;
@@ -168,129 +236,30 @@ impl Local {
             io::Error::new(error.kind(), format!("cannot start {}: {error}", self.options.program.display()))
         })?;
         let pid = child.id().ok_or_else(|| io::Error::other("the child ended before it was started"))?;
-        let (orders, received) = mpsc::unbounded_channel();
-        let task = Watch {
-            key: key.clone(),
+        let (told, received) = mpsc::unbounded_channel();
+        let (mut own, mut cells) = (None, BTreeMap::new());
+        match first {
+            First::Own(key, cell) => {
+                own = Some(key.clone());
+                cells.insert(key, cell);
+            }
+            // Said before anybody listens, so that it is heard however soon the host ends.
+            First::InHost(begin) => drop(told.send(begin)),
+        }
+        let watch = Watch {
             child,
             group: Pid::from_raw(pid.cast_signed()),
-            log,
+            cells,
+            own,
             reports: self.reports.clone(),
+            lost: self.lose.clone(),
             silence_limit: self.options.silence_limit,
+            silent: None,
+            fault: None,
         };
-        tokio::spawn(task.run(received));
-        self.children.insert(key.clone(), Running { orders, occupant: Occupant { gpu, since } });
-        Ok(Start { pid, job: None, attempt: attempt.to_string(), log: log_path, continues })
-    }
-}
-
-/// Owns one child from its start to its end.
-struct Watch {
-    key: CellKey,
-    child: Child,
-    group: Pid,
-    log: File,
-    reports: mpsc::Sender<Report>,
-    silence_limit: Option<Duration>,
-}
-
-impl Watch {
-    /// A child's grandchildren may hold its standard output open: they get this long to finish after its end.
-    const AFTERMATH: Duration = Duration::from_secs(1);
-
-    async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
-        let stdout = self.child.stdout.take();
-        let mut lines = stdout.map(|stdout| BufReader::new(stdout).split(b'\n'));
-        let mut ended: Option<io::Result<ExitStatus>> = None;
-        let mut silent = false;
-        while ended.is_none() || lines.is_some() {
-            let patience = match (&ended, self.silence_limit) {
-                (Some(_), _) => Self::AFTERMATH,
-                (None, Some(limit)) if !silent => limit,
-                (None, _) => Duration::MAX,
-            };
-            tokio::select! {
-                line = next_line(&mut lines) => match line {
-                    Some(line) => self.pass_on(&line).await,
-                    None => lines = None,
-                },
-                status = self.child.wait(), if ended.is_none() => ended = Some(status),
-                Some(order) = orders.recv(), if ended.is_none() => self.obey(order),
-                () = sleep(patience) => {
-                    if ended.is_some() {
-                        lines = None;
-                    } else {
-                        silent = true;
-                        self.obey(Order::Kill);
-                    }
-                }
-            }
-        }
-        let status = ended.unwrap_or_else(|| Err(io::Error::other("the child's end was not seen")));
-        let end = match (&status, self.silence_limit) {
-            (Ok(status), _) if status.code() == Some(i32::from(EXIT_STOPPED)) => End::Stopped,
-            (_, Some(limit)) if silent => {
-                End::Because(format!("it told no progress for {} s and was killed", limit.as_secs()))
-            }
-            _ => End::Because(explain(&status)),
-        };
-        // Whoever hears of the end finds the place free.
-        drop(orders);
-        let _ = self.reports.send(Report::Ended { key: self.key, end }).await;
-    }
-
-    /// Passes an event on; anything else goes to the log, where standard error goes too.
-    async fn pass_on(&mut self, line: &[u8]) {
-        match std::str::from_utf8(line).ok().and_then(CellEvent::from_line) {
-            Some(event) => {
-                let _ = self.reports.send(Report::Said { key: self.key.clone(), event }).await;
-            }
-            None => {
-                // A log that cannot be written (a full disk) must not end the cell.
-                let _ = self.log.write_all(line).and_then(|()| self.log.write_all(b"\n"));
-            }
-        }
-    }
-
-    fn obey(&self, order: Order) {
-        let signal = match order {
-            Order::Stop => Signal::SIGTERM,
-            Order::Kill => Signal::SIGKILL,
-        };
-        // Sent while the child has not been waited for, so its number cannot belong to anybody else. A child that has
-        // just ended needs no signal.
-        let _ = killpg(self.group, signal);
-    }
-}
-
-async fn next_line<R: tokio::io::AsyncBufRead + Unpin>(lines: &mut Option<tokio::io::Split<R>>) -> Option<Vec<u8>> {
-    match lines {
-        Some(lines) => lines.next_segment().await.ok().flatten(),
-        None => std::future::pending().await,
-    }
-}
-
-async fn sleep(duration: Duration) {
-    match duration {
-        Duration::MAX => std::future::pending().await,
-        duration => tokio::time::sleep(duration).await,
-    }
-}
-
-/// Why a child that gave no reason has left no result.
-fn explain(status: &io::Result<ExitStatus>) -> String {
-    let status = match status {
-        Ok(status) => status,
-        Err(error) => return format!("its process was lost: {error}"),
-    };
-    match (status.code(), status.signal()) {
-        (_, Some(9)) => {
-            "its process was killed (signal 9); if nobody did that, it was the system because memory ran out: \
-             use a smaller batch or fewer workers"
-                .to_owned()
-        }
-        (_, Some(signal)) => format!("its process was ended by signal {signal}"),
-        (Some(0), _) => "its process ended without a result".to_owned(),
-        (Some(code), _) => format!("its process ended with exit code {code} and gave no reason"),
-        (None, None) => "its process ended in an unknown way".to_owned(),
+        tokio::spawn(watch.run(received));
+        self.children.retain(|child| !child.is_closed());
+        self.children.push(told.clone());
+        Ok(Handle { told, pid })
     }
 }

@@ -66,6 +66,8 @@ struct Scripted<'a> {
     /// Which of the children at work ends next.
     order: std::iter::Cycle<std::vec::IntoIter<usize>>,
     working: Vec<CellKey>,
+    /// Those that another one has ended once.
+    ended_by_others: BTreeSet<CellKey>,
     reports: mpsc::Sender<Report>,
     /// Children that end until everything is killed.
     life: usize,
@@ -95,9 +97,12 @@ impl Executor for Scripted<'_> {
                 std::future::pending::<()>().await;
             }
             self.life -= 1;
-            let next = self.order.next().expect("it has no end") % self.working.len();
+            let turn = self.order.next().expect("it has no end");
+            let next = turn % self.working.len();
             let key = self.working.swap_remove(next);
-            if self.fails.contains(&key) {
+            if turn.is_multiple_of(3) && self.ended_by_others.insert(key.clone()) {
+                reports.push(Report::Ended { key, end: End::Again("of another one".into()) });
+            } else if self.fails.contains(&key) {
                 reports.push(Report::Ended { key, end: End::Because("it was told to".into()) });
             } else {
                 compute(self.plan, &self.store, &key);
@@ -155,6 +160,7 @@ proptest! {
                 fails: &fails,
                 order: order.clone().into_iter().cycle(),
                 working: Vec::new(),
+                ended_by_others: BTreeSet::new(),
                 reports,
                 life,
             };

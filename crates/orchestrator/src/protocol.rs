@@ -1,8 +1,9 @@
-//! What coordinator and child say to each other: arguments one way, lines of JSON the other way, and the exit code.
+//! What coordinator and child say to each other: arguments one way, lines of JSON the other way, and the exit code. A child
+//! that computes several cells gets lines of JSON, too.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tsbd_experiment::CellKey;
@@ -38,16 +39,82 @@ impl CellArguments {
     /// What follows the program's name on the command line.
     pub fn to_command_line(&self) -> Vec<OsString> {
         let mut line: Vec<OsString> = vec!["cell".into(), self.key.as_str().into()];
-        line.extend(["--results".into(), self.results.clone().into_os_string()]);
-        if let Some(data) = &self.data {
-            line.extend(["--data".into(), data.clone().into_os_string()]);
-        }
-        line.extend(["--device".into(), self.device.clone().into()]);
-        line.extend(["--threads".into(), self.threads.to_string().into()]);
+        line.extend(flags(&self.results, self.data.as_deref(), &self.device, self.threads));
         if let Some(attempt) = &self.attempt {
             line.extend(["--attempt".into(), attempt.into()]);
         }
         line
+    }
+}
+
+/// The command line of a child that computes several cells: `tsbd cells --results DIR [--data DIR] --device D --threads N`.
+/// Its standard input says which, a `CellRequest` a line; it ends with its input, when they have ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CellsArguments {
+    /// The results folder.
+    pub results: PathBuf,
+    /// The folder with the data sets, if the user named one.
+    pub data: Option<PathBuf>,
+    /// `cuda:0`, ...
+    pub device: String,
+    /// Threads of the CPU that the cells have together; at least 1.
+    pub threads: usize,
+}
+
+impl CellsArguments {
+    /// What follows the program's name on the command line.
+    pub fn to_command_line(&self) -> Vec<OsString> {
+        let mut line = vec!["cells".into()];
+        line.extend(flags(&self.results, self.data.as_deref(), &self.device, self.threads));
+        line
+    }
+
+    /// The arguments of one of the cells.
+    pub(crate) fn of(&self, request: CellRequest) -> CellArguments {
+        let Self { results, data, device, threads } = self.clone();
+        let CellRequest { key, attempt } = request;
+        CellArguments { key, results, data, device, threads, attempt: Some(attempt) }
+    }
+}
+
+fn flags(results: &Path, data: Option<&Path>, device: &str, threads: usize) -> Vec<OsString> {
+    let mut flags: Vec<OsString> = vec!["--results".into(), results.into()];
+    if let Some(data) = data {
+        flags.extend(["--data".into(), data.into()]);
+    }
+    flags.extend(["--device".into(), device.into(), "--threads".into(), threads.to_string().into()]);
+    flags
+}
+
+/// One line of the standard input of a child that computes several cells: begin with this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CellRequest {
+    pub key: CellKey,
+    /// The attempt to work in.
+    pub attempt: String,
+}
+
+/// One line of the standard output of a child that computes several cells.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "host", rename_all = "kebab-case")]
+pub(crate) enum HostEvent {
+    /// A cell said something.
+    Said { key: CellKey, event: CellEvent },
+    /// A line for a cell's log: it has no standard error of its own.
+    Log { key: CellKey, text: String },
+    /// The GPU has failed: the process ends, and with it all its cells, any of which may have caused it.
+    Fault { reason: String },
+}
+
+impl HostEvent {
+    /// The event as a line of JSON, without the line's end.
+    pub fn to_line(&self) -> String {
+        serde_json::to_string(self).expect("an event has string keys only")
+    }
+
+    /// The event in a line, or `None` if the line is something else.
+    pub fn from_line(line: &str) -> Option<Self> {
+        serde_json::from_str(line).ok()
     }
 }
 
@@ -165,10 +232,17 @@ mod tests {
             CellEvent::Stopped,
             CellEvent::Failed { reason: "because".into() },
         ];
+        let key: CellKey = "9f37163f9cfef805ecb3ffaaebcac554".parse().unwrap();
+        let log = HostEvent::Log { key: key.clone(), text: "a line".into() };
+        assert_eq!(HostEvent::from_line(&log.to_line()), Some(log));
         for event in events {
             let line = event.to_line();
             assert!(!line.contains('\n'));
-            assert_eq!(CellEvent::from_line(&line), Some(event));
+            assert_eq!(CellEvent::from_line(&line), Some(event.clone()));
+            let said = HostEvent::Said { key: key.clone(), event };
+            let line = said.to_line();
+            assert!(!line.contains('\n'));
+            assert_eq!(HostEvent::from_line(&line), Some(said));
         }
     }
 

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fs_err as fs;
@@ -21,7 +21,7 @@ use tsbd_nn::{load_tensors, save_tensors};
 use tsbd_tensor::{ConvolutionAlgorithm, Precision, Tensor};
 
 use crate::lifeline;
-use crate::protocol::{CellArguments, CellEvent, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED};
+use crate::protocol::{CellArguments, CellEvent, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, HostEvent};
 
 /// Any error of the work inside a cell: its text, with the causes below it, is the reason in `failure.json`.
 pub type CellError = Box<dyn std::error::Error + Send + Sync>;
@@ -48,15 +48,31 @@ pub struct Findings {
     pub artefacts: Vec<String>,
 }
 
-/// Where one process works on one cell. The folder is its own for as long as it lives.
+/// What a cell has of the process that it is computed in.
+#[derive(Debug, Clone)]
+pub(crate) struct Surroundings {
+    pub reporter: ProgressReporter,
+    pub cancellation: Cancellation,
+    /// The most other cells that the process has computed at a time, since it last had none.
+    pub others: Arc<AtomicUsize>,
+}
+
+impl Surroundings {
+    /// A process that has one cell: standard output is for its events, standard error is its log.
+    fn own() -> Self {
+        let reporter = ProgressReporter::to(Box::new(std::io::stdout()));
+        Self { reporter, cancellation: Cancellation::default(), others: Arc::default() }
+    }
+}
+
+/// Where one cell is worked on. The folder is its own for as long as this lives.
 #[derive(Debug)]
 pub struct CellWorkspace {
     store: Store,
     cell: Cell,
     attempt: Attempt,
     arguments: CellArguments,
-    reporter: ProgressReporter,
-    cancellation: Cancellation,
+    surroundings: Surroundings,
     began: Instant,
     /// Seconds that earlier processes spent in this attempt up to its checkpoint.
     earlier_seconds: f64,
@@ -89,7 +105,7 @@ impl CellWorkspace {
 
     /// Begins to work on the cell: in the attempt that the arguments name if it is free, else in one whose process has
     /// ended and left a checkpoint, else in a new one.
-    pub fn open(arguments: &CellArguments) -> Result<Self, StoreError> {
+    fn open(arguments: &CellArguments, surroundings: Surroundings) -> Result<Self, StoreError> {
         let store = Store::new(&arguments.results);
         let cell = store.read_cell(&arguments.key)?;
         let wanted: Option<AttemptId> = arguments.attempt.as_deref().and_then(|id| id.parse().ok());
@@ -99,14 +115,12 @@ impl CellWorkspace {
             true => seconds.and_then(|text| text.trim().parse().ok()).unwrap_or(0.0),
             false => 0.0,
         };
-        let reporter = ProgressReporter::to(Box::new(std::io::stdout()));
         Ok(Self {
             store,
             cell,
             attempt,
             arguments: arguments.clone(),
-            reporter,
-            cancellation: Cancellation::default(),
+            surroundings,
             began: Instant::now(),
             earlier_seconds,
             savings: Mutex::default(),
@@ -145,7 +159,7 @@ impl CellWorkspace {
         save()?;
         let seconds = self.seconds().to_string();
         if let Err(error) = write_atomically(&self.directory().join(Attempt::SECONDS), seconds.as_bytes()) {
-            eprintln!("the seconds spent so far could not be kept: {error}");
+            self.surroundings.reporter.log(format!("the seconds spent so far could not be kept: {error}"));
         }
         savings.saved(stage, Instant::now(), begin.elapsed());
         Ok(())
@@ -163,9 +177,7 @@ impl CellWorkspace {
             // The stage has begun with something else since.
             Err(tsbd_nn::Error::ForeignCheckpoint { .. }) => None,
             Err(error) => {
-                let note = format!("{error}; {stage} begins again");
-                eprintln!("{note}");
-                self.reporter.note(note);
+                self.surroundings.reporter.note(format!("{error}; {stage} begins again"));
                 None
             }
         }
@@ -193,12 +205,12 @@ impl CellWorkspace {
 
     /// Tells progress.
     pub fn reporter(&self) -> ProgressReporter {
-        self.reporter.clone()
+        self.surroundings.reporter.clone()
     }
 
     /// Whether to stop.
     pub fn cancellation(&self) -> Cancellation {
-        self.cancellation.clone()
+        self.surroundings.cancellation.clone()
     }
 
     /// Wall-clock seconds spent on the cell, those before the checkpoint included.
@@ -230,6 +242,7 @@ impl CellWorkspace {
                 kernels: kernels(&self.arguments.device, self.cell.precision()),
                 threads: self.arguments.threads,
                 seconds: self.earlier_seconds + elapsed.as_secs_f64(),
+                other_cells: self.surroundings.others.load(Ordering::Relaxed),
                 peak_memory_bytes: peak_memory_bytes(),
                 peak_gpu_memory_bytes: tsbd_tensor::peak_gpu_memory(&self.arguments.device),
                 started_unix: started.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
@@ -246,7 +259,7 @@ impl CellWorkspace {
     }
 }
 
-/// The life of a child: opens the workspace, does the work, publishes, and gives the exit code.
+/// The life of a child that has one cell: opens the workspace, does the work, publishes, and gives the exit code.
 ///
 /// The process ends with its coordinator, and its [`Cancellation`] is set on SIGTERM. A panic is a failure like any
 /// other. A cell that is already published is not worked on again.
@@ -254,49 +267,65 @@ pub fn run_cell<F>(arguments: &CellArguments, versions: Versions, execute: F) ->
 where
     F: FnOnce(&CellWorkspace) -> Result<Conclusion, CellError>,
 {
-    let reporter = ProgressReporter::to(Box::new(std::io::stdout()));
-    match try_run_cell(arguments, versions, execute) {
-        Ok(event @ CellEvent::Stopped) => {
-            reporter.send(&event);
-            EXIT_STOPPED
-        }
-        Ok(event) => {
-            reporter.send(&event);
-            EXIT_DONE
-        }
-        Err(error) => {
-            let mut reason = with_causes(error.as_ref());
-            if let Some(way_out) = tsbd_tensor::gpu_way_out(&reason).filter(|way_out| !reason.contains(way_out)) {
-                reason = format!("{reason}; {way_out}");
-            }
-            eprintln!("cell {} failed: {reason}", arguments.key);
-            reporter.send(&CellEvent::Failed { reason });
-            EXIT_FAILED
-        }
+    let surroundings = Surroundings::own();
+    let tied = lifeline::die_with_coordinator()
+        .and_then(|()| lifeline::stop_on_request(Arc::clone(&surroundings.cancellation.flag)));
+    let event = match tied {
+        Ok(()) => live(arguments, versions, &surroundings, execute),
+        Err(error) => CellEvent::Failed { reason: error.to_string() },
+    };
+    surroundings.reporter.send(&event);
+    match event {
+        CellEvent::Stopped => EXIT_STOPPED,
+        CellEvent::Failed { .. } => EXIT_FAILED,
+        _ => EXIT_DONE,
     }
 }
 
-fn try_run_cell<F>(arguments: &CellArguments, versions: Versions, execute: F) -> Result<CellEvent, CellError>
+/// The life of a cell in a process that is ready for it. Its last event is returned and not sent.
+pub(crate) fn live<F>(
+    arguments: &CellArguments,
+    versions: Versions,
+    surroundings: &Surroundings,
+    execute: F,
+) -> CellEvent
 where
     F: FnOnce(&CellWorkspace) -> Result<Conclusion, CellError>,
 {
-    lifeline::die_with_coordinator()?;
+    let lived = catch_unwind(AssertUnwindSafe(|| try_to_live(arguments, versions, surroundings, execute)));
+    let error = match lived {
+        Ok(Ok(event)) => return event,
+        Ok(Err(error)) => error,
+        Err(panic) => format!("a defect of this program: {}", panic_message(panic.as_ref())).into(),
+    };
+    let mut reason = with_causes(error.as_ref());
+    if let Some(way_out) = tsbd_tensor::gpu_way_out(&reason).filter(|way_out| !reason.contains(way_out)) {
+        reason = format!("{reason}; {way_out}");
+    }
+    surroundings.reporter.log(format!("cell {} failed: {reason}", arguments.key));
+    CellEvent::Failed { reason }
+}
+
+fn try_to_live<F>(
+    arguments: &CellArguments,
+    versions: Versions,
+    surroundings: &Surroundings,
+    execute: F,
+) -> Result<CellEvent, CellError>
+where
+    F: FnOnce(&CellWorkspace) -> Result<Conclusion, CellError>,
+{
     let store = Store::new(&arguments.results);
     if let Found::Done(record) = store.look(&arguments.key, Verification::Digests)? {
         return Ok(CellEvent::Finished { metrics: record.metrics, seconds: record.provenance.seconds });
     }
-    let workspace = CellWorkspace::open(arguments)?;
-    lifeline::stop_on_request(Arc::clone(&workspace.cancellation.flag))?;
-    workspace.reporter.send(&CellEvent::Started {
+    let workspace = CellWorkspace::open(arguments, surroundings.clone())?;
+    surroundings.reporter.send(&CellEvent::Started {
         pid: std::process::id(),
         attempt: workspace.attempt.id().to_string(),
         continues: workspace.attempt.has_checkpoint(),
     });
-    let conclusion = match catch_unwind(AssertUnwindSafe(|| execute(&workspace))) {
-        Ok(conclusion) => conclusion?,
-        Err(panic) => return Err(format!("a defect of this program: {}", panic_message(panic.as_ref())).into()),
-    };
-    match conclusion {
+    match execute(&workspace)? {
         Conclusion::Stopped => Ok(CellEvent::Stopped),
         Conclusion::Done(findings) => {
             let metrics = findings.metrics.clone();
@@ -316,7 +345,18 @@ pub struct ProgressReporter {
 
 struct Reporter {
     output: Box<dyn Write + Send>,
+    /// Whose events these are, if the output has those of several cells.
+    key: Option<CellKey>,
     last_step: Option<Instant>,
+}
+
+impl Reporter {
+    /// One write per line, so lines of several threads do not mix; if nobody listens, the work goes on.
+    fn write(&mut self, line: &str) {
+        // Of several cells, what a library has begun to print must not spoil the event of one of them.
+        let begin = if self.key.is_some() { "\n" } else { "" };
+        let _ = self.output.write_all(format!("{begin}{line}\n").as_bytes()).and_then(|()| self.output.flush());
+    }
 }
 
 impl std::fmt::Debug for ProgressReporter {
@@ -331,7 +371,13 @@ impl ProgressReporter {
 
     /// Writes to `output`; in a child, that is standard output.
     pub fn to(output: Box<dyn Write + Send>) -> Self {
-        Self { shared: Arc::new(Mutex::new(Reporter { output, last_step: None })) }
+        Self { shared: Arc::new(Mutex::new(Reporter { output, key: None, last_step: None })) }
+    }
+
+    /// Tells the coordinator of one cell of several in this process.
+    pub(crate) fn of(key: CellKey) -> Self {
+        let output = Box::new(std::io::stdout());
+        Self { shared: Arc::new(Mutex::new(Reporter { output, key: Some(key), last_step: None })) }
     }
 
     /// Tells nobody: for work outside of a grid.
@@ -355,7 +401,7 @@ impl ProgressReporter {
         speed: Option<f64>,
     ) {
         {
-            let mut reporter = self.shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut reporter = self.lock();
             if reporter.last_step.is_some_and(|last| last.elapsed() < Self::STEP_INTERVAL) {
                 return;
             }
@@ -379,22 +425,42 @@ impl ProgressReporter {
         self.send(&CellEvent::Epoch { stage: stage.to_owned(), epoch, epochs, metrics });
     }
 
-    /// Something worth telling the user.
+    /// Something worth telling the user; in the log as well.
     pub fn note(&self, text: impl Into<String>) {
-        self.send(&CellEvent::Note { text: text.into() });
+        let text = text.into();
+        self.log(text.clone());
+        self.send(&CellEvent::Note { text });
     }
 
-    fn send(&self, event: &CellEvent) {
-        let mut reporter = self.shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        // One write per line, so lines of several threads do not mix; if nobody listens, the work goes on.
-        let _ = reporter.output.write_all((event.to_line() + "\n").as_bytes()).and_then(|()| reporter.output.flush());
+    /// A line for the log.
+    pub fn log(&self, text: impl Into<String>) {
+        let text = text.into();
+        let mut reporter = self.lock();
+        match reporter.key.clone() {
+            // Standard error is the log.
+            None => eprintln!("{text}"),
+            Some(key) => reporter.write(&HostEvent::Log { key, text }.to_line()),
+        }
+    }
+
+    pub(crate) fn send(&self, event: &CellEvent) {
+        let mut reporter = self.lock();
+        let line = match reporter.key.clone() {
+            None => event.to_line(),
+            Some(key) => HostEvent::Said { key, event: event.clone() }.to_line(),
+        };
+        reporter.write(&line);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Reporter> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Whether the work should stop: set once the coordinator (or a person) asked for it.
 #[derive(Debug, Clone, Default)]
 pub struct Cancellation {
-    flag: Arc<AtomicBool>,
+    pub(crate) flag: Arc<AtomicBool>,
 }
 
 impl Cancellation {

@@ -64,8 +64,22 @@ pub fn gpus(names: &str) -> Result<Vec<GpuFacts>> {
 /// Most memory that tensors of this process have taken on the GPU `name` (`cuda`, `cuda:1`) so far, in bytes; `None` for the
 /// CPU and where the driver does not tell.
 pub fn peak_gpu_memory(name: &str) -> Option<u64> {
-    let ordinal = if name == "cuda" { 0 } else { name.strip_prefix("cuda:")?.parse().ok()? };
-    peak(ordinal)
+    peak(ordinal(name)?)
+}
+
+/// Lets [`peak_gpu_memory`] count from now on. Nothing, of the CPU.
+pub fn forget_peak_gpu_memory(name: &str) {
+    ordinal(name).into_iter().for_each(forget_peak);
+}
+
+/// Gives memory back that this process has of the GPU `name` and that no tensor is in: it is kept for the next tensors otherwise.
+/// Nothing, of the CPU.
+pub fn give_back_gpu_memory(name: &str) {
+    ordinal(name).into_iter().for_each(give_back);
+}
+
+fn ordinal(name: &str) -> Option<usize> {
+    if name == "cuda" { Some(0) } else { name.strip_prefix("cuda:")?.parse().ok() }
 }
 
 /// What to do about an error of CUDA, whose text is `reason`; `None` if it is none that can be helped by the user.
@@ -81,7 +95,7 @@ pub fn gpu_way_out(reason: &str) -> Option<&'static str> {
          says who else uses it"
     } else if reason.contains("CUDA_ERROR_MPS_") {
         "NVIDIA's Multi-Process Service does not answer, or waits for others after a fault: run the same command again, or \
-         without --mps"
+         without --sharing mps"
     } else if reason.contains("INSUFFICIENT_DRIVER") || reason.contains("SYSTEM_DRIVER_MISMATCH") {
         "the driver is older than CUDA 13.0 needs (580)"
     } else {
@@ -109,6 +123,12 @@ fn peak(_ordinal: usize) -> Option<u64> {
     None
 }
 
+#[cfg(not(feature = "cuda"))]
+fn forget_peak(_ordinal: usize) {}
+
+#[cfg(not(feature = "cuda"))]
+fn give_back(_ordinal: usize) {}
+
 #[cfg(feature = "cuda")]
 fn gpu(name: &str, ordinal: usize) -> Result<Device> {
     crate::kernels::cuda::gpu::open(ordinal).map_err(|error| unavailable(name, error))
@@ -122,6 +142,18 @@ fn seen(names: &str) -> Result<Vec<GpuFacts>> {
 #[cfg(feature = "cuda")]
 fn peak(ordinal: usize) -> Option<u64> {
     crate::kernels::cuda::gpu::peak_memory(ordinal).ok()
+}
+
+/// Where the driver cannot, more is told than was taken.
+#[cfg(feature = "cuda")]
+fn forget_peak(ordinal: usize) {
+    let _ = crate::kernels::cuda::gpu::forget_peak_memory(ordinal);
+}
+
+/// Where the driver cannot, more is kept than is needed.
+#[cfg(feature = "cuda")]
+fn give_back(ordinal: usize) {
+    let _ = crate::kernels::cuda::gpu::give_back_memory(ordinal);
 }
 
 #[cfg(feature = "cuda")]

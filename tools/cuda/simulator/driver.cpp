@@ -10,10 +10,13 @@
 // launch is told on standard error. With TSBD_SIMULATED_CAPTURE=refused no capture begins, with =broken none ends well; with =halfway one
 // becomes invalid when a kernel is launched, with =large there is no memory for what was captured.
 //
+// Faults: launching the kernel TSBD_SIMULATED_FAULT is one. After it the process can ask for nothing any more.
+//
 // Shown by it: that everything is launched that has to be, with arguments that fit, in an order that works; that every
 // tensor is where it should be; what happens when memory runs out. Not shown: anything about time, about two streams, about
 // the machine code of kernels.
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -40,6 +43,7 @@ enum Status {
 
 namespace {
 std::mutex lock;
+std::atomic<bool> is_faulty{false};
 
 struct Memory {
     std::unordered_map<uint64_t, size_t> sizes;
@@ -113,6 +117,7 @@ int invalidate(Graph *graph, const char *what) {
 bool is_lost(void *stream) { return captured(stream) && !captured(stream)->is_valid; }
 
 int allocate(uint64_t *address, size_t bytes) {
+    if (is_faulty) return ILLEGAL_ADDRESS;
     const std::lock_guard<std::mutex> guard(lock);
     if (bytes == 0) return INVALID_VALUE;
     if (memory.used + bytes > setting("TSBD_SIMULATED_MEMORY", 64ull << 30)) return OUT_OF_MEMORY;
@@ -161,6 +166,7 @@ int cuGetErrorString(int status, const char **text) {
     case OUT_OF_MEMORY: *text = "out of memory"; break;
     case INVALID_DEVICE: *text = "invalid device ordinal"; break;
     case NOT_FOUND: *text = "named symbol not found"; break;
+    case ILLEGAL_ADDRESS: *text = "an illegal memory access was encountered"; break;
     default: *text = "invalid argument"; break;
     }
     return SUCCESS;
@@ -181,10 +187,15 @@ int cuDeviceGetAttribute(int *value, int attribute, int) {
 }
 // Memory of graphs is counted with the rest.
 int cuDeviceGetGraphMemAttribute(int, int, void *value) { return *(uint64_t *)value = 0, SUCCESS; }
+int cuDeviceSetGraphMemAttribute(int, int, void *) { return SUCCESS; }
 int cuDeviceGraphMemTrim(int) { return SUCCESS; }
 int cuMemPoolTrimTo(void *, size_t) { return SUCCESS; }
 int cuDeviceGetDefaultMemPool(void **pool, int) { return *pool = &memory, SUCCESS; }
-int cuMemPoolSetAttribute(void *, int, void *) { return SUCCESS; }
+int cuMemPoolSetAttribute(void *, int attribute, void *) {
+    const std::lock_guard<std::mutex> guard(lock);
+    if (attribute == 8) memory.most = memory.used;
+    return SUCCESS;
+}
 int cuMemPoolGetAttribute(void *, int attribute, void *value) {
     const std::lock_guard<std::mutex> guard(lock);
     // CU_MEMPOOL_ATTR_USED_MEM_HIGH, USED_MEM_CURRENT.
@@ -203,6 +214,7 @@ int cuCtxDestroy_v2(void *) { return SUCCESS; }
 int cuStreamCreate(void **stream, unsigned) { return *stream = new Stream, SUCCESS; }
 int cuStreamDestroy_v2(Stream *stream) { return delete stream, SUCCESS; }
 int cuStreamSynchronize(Stream *stream) {
+    if (is_faulty) return ILLEGAL_ADDRESS;
     if (captured(stream)) return invalidate(captured(stream), "the host waits");
     if (stream) stream->deliver(stream->deliveries.size());
     return SUCCESS;
@@ -216,6 +228,7 @@ int cuEventRecord(Event *event, Stream *stream) {
     return SUCCESS;
 }
 int cuEventSynchronize(Event *event) {
+    if (is_faulty) return ILLEGAL_ADDRESS;
     Stream *stream = event->stream;
     if (stream && event->deliveries > stream->delivered) stream->deliver(event->deliveries - stream->delivered);
     return SUCCESS;
@@ -242,6 +255,7 @@ int cuGraphUpload(Graph *, void *) { return captures_are("large") ? OUT_OF_MEMOR
 int cuGraphExecDestroy(Graph *) { return SUCCESS; }
 int cuGraphDestroy(Graph *graph) { return forget(graph), SUCCESS; }
 int cuGraphLaunch(Graph *graph, void *) {
+    if (is_faulty) return ILLEGAL_ADDRESS;
     fprintf(stderr, "simulated GPU: a graph of %zu nodes\n", graph->work.size());
     for (const Work &work : graph->work)
         if (const int status = work()) return status;
@@ -251,6 +265,7 @@ int cuGraphLaunch(Graph *graph, void *) {
 }
 
 int simulated_work(void *stream, Work work) {
+    if (is_faulty) return ILLEGAL_ADDRESS;
     Graph *graph = captured(stream);
     if (!graph) return work();
     if (captures_are("halfway") && graph->work.size() > 20) graph->is_valid = false;
@@ -289,10 +304,12 @@ int cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, void *s
     return simulated_work(stream, [=] { return memset((void *)(address - MOVED), value, bytes), SUCCESS; });
 }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
+    if (is_faulty) return ILLEGAL_ADDRESS;
     if (captured(stream)) return invalidate(captured(stream), "numbers of the host are read");
     return memcpy((void *)(to - MOVED), from, bytes), SUCCESS;
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
+    if (is_faulty) return ILLEGAL_ADDRESS;
     if (captured(stream)) return invalidate(captured(stream), "the host reads numbers");
     if (stream && pinned.count(to)) {
         ((Stream *)stream)->deliveries.push_back({to, {(const char *)(from - MOVED), bytes}});
@@ -335,6 +352,11 @@ int cuLaunchKernel(const Function *function, unsigned grid_x, unsigned grid_y, u
         });
     }
     if (block_x != THREADS) return complain(INVALID_VALUE, "blocks of another size", function->name);
+    const char *faulty = getenv("TSBD_SIMULATED_FAULT");
+    if (faulty && function->name == faulty) {
+        is_faulty = true;
+        return complain(ILLEGAL_ADDRESS, faulty, "as TSBD_SIMULATED_FAULT says");
+    }
     const auto launch = prepared(function->name.c_str(), grid_x, grid_y, parameters, MOVED);
     return simulated_work(stream, [launch, function] {
         const std::lock_guard<std::mutex> guard(lock);

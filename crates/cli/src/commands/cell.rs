@@ -40,14 +40,18 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Outcome {
     let Arguments { key, results, data, device, threads, attempt } = arguments;
     let arguments = CellArguments { key, results, data, device, threads, attempt };
-    let versions = Versions {
-        tsbd: env!("CARGO_PKG_VERSION").to_owned(),
-        revision: env!("TSBD_REVISION").to_owned(),
-        candle: env!("TSBD_CANDLE").to_owned(),
-    };
-    Ok(match run_cell(&arguments, versions, execute) {
+    Ok(match run_cell(&arguments, versions(), execute) {
         EXIT_DONE => Exit::Done,
         EXIT_STOPPED => Exit::Interrupted,
         _ => Exit::Failed,
     })
+}
+
+/// What this program was built from, for records.
+pub(super) fn versions() -> Versions {
+    Versions {
+        tsbd: env!("CARGO_PKG_VERSION").to_owned(),
+        revision: env!("TSBD_REVISION").to_owned(),
+        candle: env!("TSBD_CANDLE").to_owned(),
+    }
 }

@@ -3,6 +3,7 @@
 pub mod attack;
 pub mod bench;
 pub mod cell;
+pub mod cells;
 pub mod completions;
 pub mod data;
 pub mod defend;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use tsbd_experiment::Store;
-use tsbd_orchestrator::{CellsPerGpu, Devices, Place};
+use tsbd_orchestrator::{CellsPerGpu, Devices, GpuSharing, Place};
 
 use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
@@ -14,8 +14,8 @@ use crate::{grid, planning};
 
 /// Train and repair everything an experiment asks for that is not done yet
 ///
-/// The whole file is checked before anything is trained. Each model is trained, or repaired, in a process of its own; a
-/// backdoored model is trained once for all its defenses. Stop it at any time (Ctrl-C, a kill, a power cut): the same
+/// The whole file is checked before anything is trained. Each model is trained, or repaired, in a process of its own, or on a
+/// GPU in one with others; a backdoored model is trained once for all its defenses. Stop it at any time (Ctrl-C, a kill, a power cut): the same
 /// command continues from the last checkpoint, after each epoch or, where epochs take seconds, some. Results that are there are never changed.
 ///
 /// With --executor slurm the cells become job arrays of the cluster that this machine submits to; the section `[slurm]` of the
@@ -49,10 +49,10 @@ pub struct Arguments {
     #[arg(long, value_name = "N", value_parser = cells_per_gpu)]
     cells_per_gpu: Option<CellsPerGpu>,
 
-    /// Let the cells that share a GPU compute at the same time, by NVIDIA's Multi-Process Service: otherwise they take turns, and
-    /// a fault of one is nothing to the others
-    #[arg(long)]
-    mps: bool,
+    /// How cells share a GPU: in one-process at the same time; in a process each at the same time, by NVIDIA's Multi-Process
+    /// Service (mps); or in processes that take turns, where a fault of one is nothing to the others [default: one-process]
+    #[arg(long, value_name = "HOW", value_parser = gpu_sharing)]
+    sharing: Option<GpuSharing>,
 
     /// Where cells are computed: on this machine, or in jobs of a Slurm cluster
     #[arg(long, value_name = "WHERE", default_value = "local", value_parser = ["local", "slurm"])]
@@ -96,14 +96,14 @@ pub fn run(arguments: Arguments, talk: &Talk) -> Outcome {
 impl Arguments {
     /// Where cells are computed; flags that do not go together are refused.
     fn place(&self) -> Result<Place, Failure> {
-        let Self { workers, device, cells_per_gpu, mps, executor, .. } = self;
+        let Self { workers, device, cells_per_gpu, sharing, executor, .. } = self;
         if executor == "slurm" {
             let hint = "leave it out; [slurm] says what jobs ask for: `gpus`, and `at_once`, how many run at a time";
             let flags = [
                 workers.map(|workers| format!("--workers {workers}")),
                 (device != "cpu").then(|| format!("--device {device}")),
                 cells_per_gpu.map(|_| "--cells-per-gpu".to_owned()),
-                mps.then(|| "--mps".to_owned()),
+                sharing.map(|_| "--sharing".to_owned()),
             ];
             return match flags.into_iter().flatten().next() {
                 Some(flag) => {
@@ -112,12 +112,12 @@ impl Arguments {
                 None => Ok(Place::Slurm),
             };
         }
-        if *mps && *cells_per_gpu == Some(CellsPerGpu::Exactly(1)) {
-            return Err(Failure::refused("--mps with --cells-per-gpu 1: nothing is shared")
+        if *sharing == Some(GpuSharing::Mps) && *cells_per_gpu == Some(CellsPerGpu::Exactly(1)) {
+            return Err(Failure::refused("--sharing mps with --cells-per-gpu 1: nothing is shared")
                 .hint("leave one of them out, or let more cells share a GPU"));
         }
         let on_the_cpu = || {
-            let flags = [cells_per_gpu.map(|_| "--cells-per-gpu"), mps.then_some("--mps")];
+            let flags = [cells_per_gpu.map(|_| "--cells-per-gpu"), sharing.map(|_| "--sharing")];
             if let Some(flag) = flags.into_iter().flatten().next() {
                 return Err(Failure::refused(format!("{flag} with --device {device}: there is no GPU in it"))
                     .hint("on a CPU, --workers says how many cells run at a time"));
@@ -134,7 +134,8 @@ impl Arguments {
                 .hint("--cells-per-gpu says how many cells share a GPU")),
             Ok(gpus) => {
                 let cells = cells_per_gpu.unwrap_or(CellsPerGpu::Auto);
-                Ok(Place::Local(Devices::Gpus { gpus, cells, mps: *mps }))
+                let sharing = sharing.unwrap_or(GpuSharing::OneProcess);
+                Ok(Place::Local(Devices::Gpus { gpus, cells, sharing }))
             }
         }
     }
@@ -145,5 +146,14 @@ fn cells_per_gpu(text: &str) -> Result<CellsPerGpu, String> {
         ("auto", _) => Ok(CellsPerGpu::Auto),
         (_, Ok(cells)) if (1..=64).contains(&cells) => Ok(CellsPerGpu::Exactly(cells)),
         _ => Err("write `auto` or a number from 1 to 64".to_owned()),
+    }
+}
+
+fn gpu_sharing(text: &str) -> Result<GpuSharing, String> {
+    match text {
+        "one-process" => Ok(GpuSharing::OneProcess),
+        "mps" => Ok(GpuSharing::Mps),
+        "turns" => Ok(GpuSharing::Turns),
+        _ => Err("write `one-process`, `mps` or `turns`".to_owned()),
     }
 }

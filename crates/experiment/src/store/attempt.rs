@@ -1,7 +1,7 @@
-//! An attempt: the private folder in which one process works on one cell.
+//! An attempt: the private folder in which a process, or a thread of one, works on one cell.
 //!
-//! A process holds the lock of its folder for as long as it lives, so two processes of a machine never work in the same one.
-//! A folder whose lock is free belongs to a process that has ended; if it holds a checkpoint, the next process takes the
+//! It holds the lock of its folder for as long as it works, so two of a machine never work in the same one.
+//! A folder whose lock is free belongs to one that has ended; if it holds a checkpoint, the next one takes the
 //! folder over and continues from there.
 //!
 //! Locks of a file system that several machines share may be seen on the machine alone that took them, so a folder is taken
@@ -47,7 +47,7 @@ impl FromStr for AttemptId {
     }
 }
 
-/// A folder that this process alone works in.
+/// A folder that nobody else works in.
 #[derive(Debug)]
 pub struct Attempt {
     pub(super) store: Store,

@@ -126,7 +126,7 @@ pub enum StoreError {
         /// The file that differs.
         path: PathBuf,
     },
-    /// Another process works in this attempt's folder.
+    /// Somebody else works in this attempt's folder.
     #[error("{} is in use by another process", path.display())]
     AttemptInUse {
         /// The attempt's folder.

@@ -1,7 +1,7 @@
 //! What a cell does: makes what an attack starts from, trains an attacked model, makes it unlearn, repairs it, or
 //! measures something in it.
 //!
-//! This runs in the cell's own process, inside the folder of a [`CellWorkspace`]. It reads the cell's parameters and
+//! This runs in a child of the coordinator, inside the folder of a [`CellWorkspace`]. It reads the cell's parameters and
 //! its parent's model, writes a checkpoint and a model into the folder, and returns numbers; the workspace publishes
 //! them. It knows no other cell.
 

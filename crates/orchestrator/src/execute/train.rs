@@ -108,9 +108,7 @@ fn last_checkpoint(setting: &Setting, workspace: &CellWorkspace, reporter: &Prog
     match Checkpoint::load_if_present(workspace.checkpoint(), setting.architecture.modules()) {
         Ok(checkpoint) => checkpoint,
         Err(error) => {
-            let note = format!("{error}; training begins again with the first epoch");
-            eprintln!("{note}");
-            reporter.note(note);
+            reporter.note(format!("{error}; training begins again with the first epoch"));
             None
         }
     }
@@ -152,8 +150,7 @@ impl TrainingObserver for Observer<'_> {
     }
 
     fn note(&mut self, note: &str) {
-        eprintln!("{note}");
-        self.reporter.note(note.to_owned());
+        self.reporter.note(note);
     }
 
     fn epoch_end(&mut self, report: &EpochReport, _model: &Model) -> tsbd_nn::Result<ControlFlow<()>> {

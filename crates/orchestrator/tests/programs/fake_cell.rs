@@ -1,4 +1,4 @@
-//! A stand-in for `tsbd cell` that behaves as its environment says, and (`fake-cell coordinate RESULTS`) for a
+//! A stand-in for `tsbd cell` and `tsbd cells` that behaves as its environment says, and (`fake-cell coordinate RESULTS`) for a
 //! coordinator that a test can kill. It uses the real workspace, protocol and publication; only the work is made up.
 
 #[path = "../support/mod.rs"]
@@ -7,12 +7,14 @@ mod support;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
 use tsbd_experiment::{Store, Versions};
 use tsbd_orchestrator::{
-    CellArguments, CellError, CellWorkspace, Conclusion, Devices, Findings, Interrupts, Place, RunOptions, run_cell,
+    CellArguments, CellError, CellWorkspace, CellsArguments, Conclusion, Devices, Findings, Interrupts, Place,
+    RunOptions, run_cell, run_cells,
 };
 
 fn main() -> ExitCode {
@@ -20,21 +22,41 @@ fn main() -> ExitCode {
     match arguments[0].as_str() {
         "coordinate" => coordinate(Path::new(&arguments[1])),
         "cell" => {
-            let value = |flag: &str| {
-                let position = arguments.iter().position(|argument| argument == flag)?;
-                arguments.get(position + 1).cloned()
-            };
-            let arguments = CellArguments {
-                key: arguments[1].parse().expect("the coordinator gives a key"),
-                results: value("--results").expect("always given").into(),
-                data: value("--data").map(PathBuf::from),
-                device: value("--device").expect("always given"),
-                threads: value("--threads").and_then(|threads| threads.parse().ok()).expect("always given"),
-                attempt: value("--attempt"),
-            };
+            let CellsArguments { results, data, device, threads } = shared(&arguments);
+            let key = arguments[1].parse().expect("the coordinator gives a key");
+            let attempt = value(&arguments, "--attempt");
+            let arguments = CellArguments { key, results, data, device, threads, attempt };
             ExitCode::from(run_cell(&arguments, Versions::default(), work))
         }
+        "cells" => {
+            let open = || {
+                Ok(|| match IS_FAULTY.load(Ordering::Relaxed) {
+                    true => Err("CUDA_ERROR_ILLEGAL_ADDRESS".into()),
+                    false => Ok(()),
+                })
+            };
+            run_cells(&shared(&arguments), &Versions::default(), open, work).expect("it is told which");
+            ExitCode::SUCCESS
+        }
         other => panic!("unknown subcommand {other}"),
+    }
+}
+
+/// Whether the GPU that there is not has failed.
+static IS_FAULTY: AtomicBool = AtomicBool::new(false);
+
+fn value(arguments: &[String], flag: &str) -> Option<String> {
+    let position = arguments.iter().position(|argument| argument == flag)?;
+    arguments.get(position + 1).cloned()
+}
+
+fn shared(arguments: &[String]) -> CellsArguments {
+    let value = |flag| value(arguments, flag);
+    CellsArguments {
+        results: value("--results").expect("always given").into(),
+        data: value("--data").map(PathBuf::from),
+        device: value("--device").expect("always given"),
+        threads: value("--threads").and_then(|threads| threads.parse().ok()).expect("always given"),
     }
 }
 
@@ -61,13 +83,13 @@ fn work(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
     let results = &workspace.arguments().results;
     let mut starts = std::fs::OpenOptions::new().create(true).append(true).open(results.join("starts"))?;
     starts.write_all(format!("{label} {}\n", std::process::id()).as_bytes())?;
-    // Held until the process ends: a cell that finds another on its GPU fails.
-    let device = &workspace.arguments().device;
-    let gpu = (device != "cpu").then(|| std::fs::File::create(results.join(device))).transpose()?;
-    if let Some(gpu) = &gpu {
+    if std::env::var_os(support::ALONE).is_some() {
+        let device = &workspace.arguments().device;
+        let gpu = std::fs::File::create(results.join(device))?;
         gpu.try_lock().map_err(|error| format!("another cell is on {device}: {error}"))?;
+        // Held until the process ends.
+        std::mem::forget(gpu);
     }
-    std::mem::forget(gpu);
     for parent in &workspace.cell().parents {
         workspace.parent(parent)?;
     }
@@ -76,8 +98,18 @@ fn work(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
     let reporter = workspace.reporter();
     reporter.stage("train");
     let mut first_epoch = 0;
-    match behaviour.map(|(_, behaviour)| behaviour) {
+    let behaviour = behaviour.map(|(_, behaviour)| behaviour);
+    let later = behaviour.and_then(|behaviour| behaviour.strip_suffix("-later"));
+    while later.is_some() && !results.join(support::GO).exists() {
+        std::thread::sleep(Duration::from_millis(20));
+        reporter.step("train", (0, 1), (1, 1), Some(1.0), None);
+    }
+    match later.or(behaviour) {
         Some("fail") => return Err("the loss is NaN in epoch 3; lower the learning rate".into()),
+        Some("fault") => {
+            IS_FAULTY.store(true, Ordering::Relaxed);
+            return Err("a kernel failed".into());
+        }
         Some("panic") => panic!("an index is out of bounds"),
         Some("abort") => {
             eprintln!("last words");

@@ -1,6 +1,8 @@
 //! Whole runs with child processes that finish, fail, crash, hang, and are killed. The children are `fake-cell`, which
 //! does everything that `tsbd cell` does except the work.
 
+mod hosts;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::collections::BTreeSet;
@@ -10,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{BEHAVIOURS, grid};
+use support::{ALONE, BEHAVIOURS, GO, grid};
 use tokio::sync::mpsc;
 use tsbd_experiment::{CellKey, CellRecord, Found, Plan, Store, Verification};
 use tsbd_orchestrator::{
-    CellEvent, CellsPerGpu, Devices, Interrupts, Place, RunError, RunEvent, RunOptions, RunSummary, StatusState,
-    read_status, run,
+    CellEvent, CellsPerGpu, Devices, GpuSharing, Interrupts, Place, RunError, RunEvent, RunOptions, RunSummary,
+    StatusState, read_status, run,
 };
 use tsbd_tensor::GpuFacts;
 
@@ -73,15 +75,27 @@ impl Bench {
 
     /// The cells that were started so far, by label.
     fn starts(&self) -> Vec<String> {
+        self.starts_in().into_iter().map(|(label, _)| label).collect()
+    }
+
+    /// The same, each with its process.
+    fn starts_in(&self) -> Vec<(String, Pid)> {
         let text = std::fs::read_to_string(self.store.root().join("starts")).unwrap_or_default();
-        text.lines().filter_map(|line| Some(line.split_once(' ')?.0.to_owned())).collect()
+        let start = |line: &str| {
+            let (label, pid) = line.split_once(' ')?;
+            Some((label.to_owned(), Pid::from_raw(pid.parse().ok()?)))
+        };
+        text.lines().filter_map(start).collect()
     }
 
     /// The child that was started last.
     fn last_child(&self) -> Option<Pid> {
-        let text = std::fs::read_to_string(self.store.root().join("starts")).ok()?;
-        text.lines().last()?.split_once(' ')?.1.parse().ok().map(Pid::from_raw)
+        self.starts_in().pop().map(|(_, pid)| pid)
     }
+}
+
+fn gpu(ordinal: usize) -> GpuFacts {
+    GpuFacts { ordinal, name: "Test".into(), uuid: String::new(), memory_bytes: 1 << 30 }
 }
 
 fn key(plan: &Plan, attack: &str, defense: &str) -> CellKey {
@@ -264,7 +278,7 @@ async fn a_killed_coordinator_takes_its_children_along_and_the_next_one_continue
     let (badnets, blended) = (key(&plan, "badnets", "none"), key(&plan, "blended", "none"));
     let mut first = coordinator(bench.store.root(), "badnets=patient,blended=hang");
     until("a checkpoint", || has_checkpoint(&bench.store, &badnets) && bench.starts().len() == 2).await;
-    let children: Vec<Pid> = read_children(&bench);
+    let children: Vec<Pid> = bench.starts_in().into_iter().map(|(_, pid)| pid).collect();
     first.kill().unwrap();
     first.wait().unwrap();
     until("the children's end", || children.iter().all(|child| !is_alive(*child))).await;
@@ -276,11 +290,6 @@ async fn a_killed_coordinator_takes_its_children_along_and_the_next_one_continue
     let (summary, _) = bench.run(&plan, "badnets=patient", 2).await;
     assert_eq!((summary.exit_code(), summary.finished.len()), (0, 4));
     assert!(bench.record(&badnets).unwrap().facts["first_epoch"].as_u64().unwrap() >= 1);
-}
-
-fn read_children(bench: &Bench) -> Vec<Pid> {
-    let text = std::fs::read_to_string(bench.store.root().join("starts")).unwrap();
-    text.lines().map(|line| Pid::from_raw(line.split_once(' ').unwrap().1.parse().unwrap())).collect()
 }
 
 #[tokio::test]
@@ -325,9 +334,10 @@ async fn workers_run_side_by_side_and_cells_may_end_in_any_order() {
 async fn cells_are_spread_over_the_gpus_and_none_has_more_than_its_share() {
     let bench = Bench::new();
     let plan = grid(&["badnets", "blended", "none"], &["ft"]);
-    let gpu = |ordinal| GpuFacts { ordinal, name: "Test".into(), uuid: String::new(), memory_bytes: 1 << 30 };
-    let devices = Devices::Gpus { gpus: vec![gpu(0), gpu(3)], cells: CellsPerGpu::Exactly(1), mps: false };
-    let options = RunOptions { place: Place::Local(devices), ..bench.options("badnets=slow,blended=slow", 1) };
+    let devices =
+        Devices::Gpus { gpus: vec![gpu(0), gpu(3)], cells: CellsPerGpu::Exactly(1), sharing: GpuSharing::Turns };
+    let mut options = RunOptions { place: Place::Local(devices), ..bench.options("badnets=slow,blended=slow", 1) };
+    options.environment.push((ALONE.into(), "1".into()));
     let (_sender, interrupts) = Interrupts::channel();
     let (summary, _) = bench.run_with(&plan, options, interrupts).await;
     // One that had found another on its GPU would have failed.

@@ -11,6 +11,12 @@ use tsbd_experiment::{
 /// Variable with the behaviours of cells: `badnets=fail,blended+ft=hang`.
 pub const BEHAVIOURS: &str = "FAKE_BEHAVIOURS";
 
+/// File of the results folder that a cell waits for whose behaviour ends with `-later`.
+pub const GO: &str = "go";
+
+/// Variable that makes a cell fail that finds another process on its GPU.
+pub const ALONE: &str = "FAKE_ALONE_ON_A_GPU";
+
 /// Epochs of the behaviour `patient`.
 pub const EPOCHS: usize = 20;
 

@@ -80,18 +80,47 @@ fn facts(ordinal: i32) -> std::result::Result<GpuFacts, result::DriverError> {
 
 /// Most bytes that this process has had of the pool of the GPU number `ordinal`, and those that its graphs have had.
 pub(crate) fn peak_memory(ordinal: usize) -> candle_core::Result<u64> {
-    result::init().w()?;
+    let (device, pool) = pool_of(ordinal)?;
     let (mut most, mut in_graphs) = (0u64, 0u64);
     // SAFETY: the pool belongs to a device that the driver gives; the attributes are `u64`s.
     unsafe {
-        let device = result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX)).w()?;
-        let pool = result::device::get_default_mem_pool(device).w()?;
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
         result::mem_pool::get_attribute(pool, attribute, std::ptr::from_mut(&mut most).cast()).w()?;
         let attribute = sys::CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_USED_MEM_HIGH;
         sys::cuDeviceGetGraphMemAttribute(device, attribute, std::ptr::from_mut(&mut in_graphs).cast()).result().w()?;
     }
     Ok(most + in_graphs)
+}
+
+/// Lets [`peak_memory`] count from what is taken now.
+pub(crate) fn forget_peak_memory(ordinal: usize) -> candle_core::Result<()> {
+    let mut none = 0u64;
+    let none: *mut std::ffi::c_void = std::ptr::from_mut(&mut none).cast();
+    // SAFETY: the pool belongs to a device that the driver gives; the attributes are `u64`s, which may be set to 0.
+    unsafe {
+        let (device, pool) = pool_of(ordinal)?;
+        result::mem_pool::set_attribute(pool, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, none).w()?;
+        let attribute = sys::CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_USED_MEM_HIGH;
+        sys::cuDeviceSetGraphMemAttribute(device, attribute, none).result().w()
+    }
+}
+
+/// Gives the driver what the pool and graphs keep for later.
+pub(crate) fn give_back_memory(ordinal: usize) -> candle_core::Result<()> {
+    let (device, pool) = pool_of(ordinal)?;
+    // SAFETY: the pool belongs to a device that the driver gives.
+    unsafe {
+        result::mem_pool::trim_to(pool, 0).w()?;
+        sys::cuDeviceGraphMemTrim(device).result().w()
+    }
+}
+
+fn pool_of(ordinal: usize) -> candle_core::Result<(sys::CUdevice, sys::CUmemoryPool)> {
+    result::init().w()?;
+    let device = result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX)).w()?;
+    // SAFETY: a device that the driver gives.
+    let pool = unsafe { result::device::get_default_mem_pool(device).w()? };
+    Ok((device, pool))
 }
 
 /// What a stream was asked for, as a graph that the driver can launch.

@@ -1,0 +1,275 @@
+//! One child of the coordinator, from its start to its end: hears what its cells say, passes orders on, and tells how each
+//! cell ended. A child has one cell, its own, or is a host ([`crate::host`]) that is told which to begin with.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Split};
+use tokio::process::{Child, ChildStdin};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tsbd_experiment::CellKey;
+
+use crate::devices::Occupant;
+use crate::executor::{End, Order, Report};
+use crate::protocol::{CellEvent, CellRequest, EXIT_STOPPED, HostEvent};
+
+/// What a child is told.
+pub(crate) enum Told {
+    /// Begin with this cell; said to hosts only.
+    Begin(CellRequest, AtWork),
+    /// Something for all its cells.
+    Order(Order),
+}
+
+/// A cell in a child.
+pub(crate) struct AtWork {
+    log: File,
+    /// Its place, which is free when this is dropped.
+    _place: Arc<Occupant>,
+    /// When it said something; at first, when it was given to the child.
+    heard: Instant,
+    has_begun: bool,
+}
+
+impl AtWork {
+    pub fn new(log: File, place: Arc<Occupant>) -> Self {
+        Self { log, _place: place, heard: Instant::now(), has_begun: false }
+    }
+
+    /// A log that cannot be written (a full disk) must not end the cell.
+    fn write(&mut self, line: &[u8]) {
+        let _ = self.log.write_all(line).and_then(|()| self.log.write_all(b"\n"));
+    }
+}
+
+/// Watches one child.
+pub(crate) struct Watch {
+    pub child: Child,
+    /// The process group of the child.
+    pub group: Pid,
+    /// The cells at work.
+    pub cells: BTreeMap<CellKey, AtWork>,
+    /// The only cell that it ever has; `None` of a host.
+    pub own: Option<CellKey>,
+    pub reports: mpsc::Sender<Report>,
+    /// Where cells are told of that are to have a process of their own.
+    pub lost: mpsc::UnboundedSender<CellKey>,
+    pub silence_limit: Option<Duration>,
+    /// The cell that said nothing for too long.
+    pub silent: Option<CellKey>,
+    /// The fault of its GPU that a host ends with.
+    pub fault: Option<String>,
+}
+
+impl Watch {
+    /// A child's grandchildren may hold its standard output open: they get this long to finish after its end.
+    const AFTERMATH: Duration = Duration::from_secs(1);
+
+    /// Until the child has ended. A host is told to end when nobody can tell it of cells any more.
+    pub async fn run(mut self, mut told: mpsc::UnboundedReceiver<Told>) {
+        let mut lines = self.child.stdout.take().map(lines_of);
+        // Of a child with a cell of its own it goes to the log.
+        let mut complaints = self.child.stderr.take().map(lines_of);
+        let mut stdin = self.child.stdin.take();
+        let mut ended: Option<io::Result<ExitStatus>> = None;
+        let mut is_told = true;
+        while ended.is_none() || lines.is_some() || complaints.is_some() {
+            let limit = if ended.is_some() { Some(Instant::now() + Self::AFTERMATH) } else { self.limit() };
+            tokio::select! {
+                // How long ago something was said is looked at last.
+                biased;
+                status = self.child.wait(), if ended.is_none() => ended = Some(status),
+                message = told.recv(), if ended.is_none() && is_told => match message {
+                    Some(Told::Begin(request, cell)) => self.begin(request, cell, &mut stdin).await,
+                    Some(Told::Order(order)) => self.obey(order),
+                    None => {
+                        is_told = false;
+                        stdin = None;
+                    }
+                },
+                line = next_line(&mut lines) => match line {
+                    Some(line) => self.hear(&line).await,
+                    None => lines = None,
+                },
+                line = next_line(&mut complaints) => match line {
+                    Some(line) => self.write_to_logs(&line),
+                    None => complaints = None,
+                },
+                () = sleep_until(limit) => {
+                    if ended.is_some() {
+                        (lines, complaints) = (None, None);
+                    } else {
+                        self.silent = self.most_silent();
+                        self.obey(Order::Kill);
+                    }
+                }
+            }
+        }
+        // Cells that it was told of and has not begun with; whoever tells it of another one now learns that it has gone.
+        told.close();
+        while let Some(message) = told.recv().await {
+            if let Told::Begin(request, cell) = message {
+                self.cells.insert(request.key, cell);
+            }
+        }
+        let status = ended.unwrap_or_else(|| Err(io::Error::other("the child's end was not seen")));
+        self.conclude(&status).await;
+    }
+
+    async fn begin(&mut self, request: CellRequest, cell: AtWork, stdin: &mut Option<ChildStdin>) {
+        let line = serde_json::to_string(&request).expect("a request has string keys only") + "\n";
+        self.cells.insert(request.key, cell);
+        if let Some(stdin) = stdin {
+            // If it does not read any more it ends, and the cell with it.
+            let _ = stdin.write_all(line.as_bytes()).await;
+        }
+    }
+
+    /// Passes an event on; anything else goes to the log, where standard error goes too.
+    async fn hear(&mut self, line: &[u8]) {
+        let text = std::str::from_utf8(line).unwrap_or_default();
+        let said = match &self.own {
+            Some(key) => CellEvent::from_line(text).map(|event| HostEvent::Said { key: key.clone(), event }),
+            None => HostEvent::from_line(text),
+        };
+        match said {
+            None if line.is_empty() => {}
+            None => self.write_to_logs(line),
+            Some(HostEvent::Log { key, text }) => {
+                if let Some(cell) = self.cells.get_mut(&key) {
+                    cell.write(text.as_bytes());
+                }
+            }
+            Some(HostEvent::Fault { reason }) => {
+                self.write_to_logs(format!("the GPU failed: {reason}").as_bytes());
+                self.fault = Some(reason);
+            }
+            Some(HostEvent::Said { key, event }) => {
+                let Some(cell) = self.cells.get_mut(&key) else { return };
+                (cell.heard, cell.has_begun) = (Instant::now(), true);
+                let end = match &event {
+                    // The end of its own process says more.
+                    _ if self.own.is_some() => None,
+                    CellEvent::Stopped => Some(End::Stopped),
+                    CellEvent::Failed { reason } => Some(End::Because(reason.clone())),
+                    CellEvent::Finished { .. } => Some(End::Because("it ended without a result".to_owned())),
+                    _ => None,
+                };
+                let _ = self.reports.send(Report::Said { key: key.clone(), event }).await;
+                if let Some(end) = end {
+                    self.end(key, end).await;
+                }
+            }
+        }
+    }
+
+    fn write_to_logs(&mut self, line: &[u8]) {
+        self.cells.values_mut().for_each(|cell| cell.write(line));
+    }
+
+    fn obey(&self, order: Order) {
+        let signal = match order {
+            Order::Stop => Signal::SIGTERM,
+            Order::Kill => Signal::SIGKILL,
+        };
+        // Sent while the child has not been waited for, so its number cannot belong to anybody else. A child that has
+        // just ended needs no signal.
+        let _ = killpg(self.group, signal);
+    }
+
+    /// When the cell that has been silent for longest has been so for too long.
+    fn limit(&self) -> Option<Instant> {
+        let limit = self.silence_limit.filter(|_| self.silent.is_none())?;
+        Some(self.cells.values().map(|cell| cell.heard).min()? + limit)
+    }
+
+    fn most_silent(&self) -> Option<CellKey> {
+        self.cells.iter().min_by_key(|(_, cell)| cell.heard).map(|(key, _)| key.clone())
+    }
+
+    /// The child has ended, and with it the cells that were still at work.
+    async fn conclude(mut self, status: &io::Result<ExitStatus>) {
+        let cells: Vec<(CellKey, bool)> = self.cells.iter().map(|(key, cell)| (key.clone(), cell.has_begun)).collect();
+        let is_shared = cells.iter().filter(|(_, has_begun)| *has_begun).count() > 1;
+        // What became of the process.
+        let cause = match (&self.fault, &self.silent, self.silence_limit) {
+            (Some(reason), ..) => reason.clone(),
+            (None, Some(_), Some(limit)) => format!("it told no progress for {} s and was killed", limit.as_secs()),
+            _ => format!("its process {}", explain(status)),
+        };
+        for (key, has_begun) in cells {
+            let is_silent = self.silent.as_ref() == Some(&key);
+            let end = match self.own {
+                Some(_) if matches!(status, Ok(status) if status.code() == Some(i32::from(EXIT_STOPPED))) => {
+                    End::Stopped
+                }
+                None if !is_silent && (is_shared || !has_begun) => {
+                    // One that has not begun after a fault of others can have others again.
+                    if has_begun || self.fault.is_none() {
+                        // Nobody hears of it when the run is over.
+                        let _ = self.lost.send(key.clone());
+                    }
+                    End::Again(match (&self.fault, &self.silent) {
+                        (Some(reason), _) => format!("the GPU failed while others shared its process: {reason}"),
+                        (None, Some(_)) => "another cell of its process told no progress".to_owned(),
+                        (None, None) if has_begun => format!("the process that it shared {}", explain(status)),
+                        (None, None) => format!("before it began its process {}", explain(status)),
+                    })
+                }
+                _ => End::Because(cause.clone()),
+            };
+            self.end(key, end).await;
+        }
+    }
+
+    async fn end(&mut self, key: CellKey, end: End) {
+        // Whoever hears of the end finds the place free.
+        self.cells.remove(&key);
+        let _ = self.reports.send(Report::Ended { key, end }).await;
+    }
+}
+
+fn lines_of<R: AsyncRead + Unpin>(output: R) -> Split<BufReader<R>> {
+    BufReader::new(output).split(b'\n')
+}
+
+async fn next_line<R: AsyncRead + Unpin>(lines: &mut Option<Split<BufReader<R>>>) -> Option<Vec<u8>> {
+    match lines {
+        Some(lines) => lines.next_segment().await.ok().flatten(),
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(limit: Option<Instant>) {
+    match limit {
+        Some(limit) => tokio::time::sleep_until(limit).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What became of a process without a reason of its own.
+fn explain(status: &io::Result<ExitStatus>) -> String {
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => return format!("was lost: {error}"),
+    };
+    match (status.code(), status.signal()) {
+        (_, Some(9)) => {
+            "was killed (signal 9); if nobody did that, it was the system because memory ran out: use a smaller batch or fewer \
+             cells at a time"
+                .to_owned()
+        }
+        (_, Some(signal)) => format!("was ended by signal {signal}"),
+        (Some(0), _) => "ended without a result".to_owned(),
+        (Some(code), _) => format!("ended with exit code {code} and gave no reason"),
+        (None, None) => "ended in an unknown way".to_owned(),
+    }
+}

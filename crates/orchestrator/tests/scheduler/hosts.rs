@@ -1,0 +1,202 @@
+//! Cells that share a GPU share a process, and what one of them does to the others there.
+
+use super::*;
+
+/// Runs with one GPU that so many cells share.
+async fn run_shared(bench: &Bench, plan: &Plan, behaviours: &str, cells: usize) -> (RunSummary, Vec<RunEvent>) {
+    let (_sender, interrupts) = Interrupts::channel();
+    bench.run_with(plan, options(bench, behaviours, cells), interrupts).await
+}
+
+fn options(bench: &Bench, behaviours: &str, cells: usize) -> RunOptions {
+    let cells = CellsPerGpu::Exactly(cells);
+    let place = Place::Local(Devices::Gpus { gpus: vec![gpu(0)], cells, sharing: GpuSharing::OneProcess });
+    RunOptions { place, ..bench.options(behaviours, 1) }
+}
+
+/// The processes that a cell was started in.
+fn processes(bench: &Bench, label: &str) -> Vec<Pid> {
+    bench.starts_in().into_iter().filter(|(other, _)| other == label).map(|(_, pid)| pid).collect()
+}
+
+/// What cells wait for that do something later.
+fn go(bench: &Bench) {
+    std::fs::write(bench.store.root().join(GO), "").unwrap();
+}
+
+fn returned(events: &[RunEvent]) -> Vec<(&CellKey, &str)> {
+    let returned = events.iter().filter_map(|event| match event {
+        RunEvent::CellReturned { key, reason, ran: true } => Some((key, reason.as_str())),
+        _ => None,
+    });
+    returned.collect()
+}
+
+#[tokio::test]
+async fn cells_of_a_gpu_are_computed_in_one_process_which_their_records_say() {
+    let bench = Bench::new();
+    let plan = grid(&["badnets", "blended", "none"], &["ft"]);
+    let (summary, _) = run_shared(&bench, &plan, "badnets=slow,blended=slow,none=slow", 3).await;
+    assert_eq!((summary.exit_code(), summary.finished.len()), (0, 6));
+    let processes: BTreeSet<Pid> = bench.starts_in().into_iter().map(|(_, pid)| pid).collect();
+    assert_eq!(processes.len(), 1);
+    for attack in ["badnets", "blended", "none"] {
+        let record = bench.record(&key(&plan, attack, "none")).unwrap();
+        assert_eq!((record.provenance.other_cells, record.provenance.device.as_str()), (2, "cuda:0"));
+        assert!(bench.store.artefact(&record.key, "log").exists());
+    }
+    let (again, _) = run_shared(&bench, &plan, "", 3).await;
+    assert_eq!((again.already_done, bench.starts().len()), (6, 6));
+}
+
+#[tokio::test]
+async fn a_cell_that_fails_or_panics_is_nothing_to_the_others_of_its_process() {
+    let bench = Bench::new();
+    let plan = grid(&["badnets", "blended", "none"], &["ft"]);
+    let (summary, events) = run_shared(&bench, &plan, "badnets=fail,blended=panic,none=slow", 3).await;
+    assert_eq!((summary.finished.len(), summary.failed.len(), summary.skipped.len()), (2, 2, 2));
+    assert_eq!((returned(&events), bench.starts().len()), (vec![], 4));
+    let failure = bench.store.failure(&key(&plan, "badnets", "none")).unwrap().unwrap();
+    assert_eq!(failure.reason, "the loss is NaN in epoch 3; lower the learning rate");
+    assert!(failure.log_tail.iter().any(|line| line.contains("failed: the loss is NaN")), "{:?}", failure.log_tail);
+    let failure = bench.store.failure(&key(&plan, "blended", "none")).unwrap().unwrap();
+    assert!(failure.reason.contains("an index is out of bounds"), "{}", failure.reason);
+}
+
+#[tokio::test]
+async fn a_fault_of_a_gpu_costs_the_cell_that_causes_it_and_no_other() {
+    let bench = Bench::new();
+    let plan = grid(&["badnets", "blended"], &["ft"]);
+    let (badnets, blended) = (key(&plan, "badnets", "none"), key(&plan, "blended", "none"));
+    let run = run_shared(&bench, &plan, "badnets=fault-later,blended=patient", 2);
+    let start = async {
+        until("a checkpoint", || has_checkpoint(&bench.store, &blended) && !processes(&bench, "badnets").is_empty())
+            .await;
+        go(&bench);
+    };
+    let ((summary, events), ()) = tokio::join!(run, start);
+    assert_eq!((summary.finished.len(), summary.failed.len(), summary.skipped.len()), (2, 1, 1));
+    assert_eq!(summary.failed[0].1, "a kernel failed");
+    let returned = returned(&events);
+    assert_eq!(BTreeSet::from_iter(returned.iter().map(|(key, _)| *key)), BTreeSet::from([&badnets, &blended]));
+    let fault = "the GPU failed while others shared its process: a kernel failed; CUDA_ERROR_ILLEGAL_ADDRESS";
+    assert!(returned.iter().all(|(_, reason)| *reason == fault), "{returned:?}");
+    // Each has had a process of its own after that; the one goes on where it was.
+    let (badnets, others) = (processes(&bench, "badnets"), processes(&bench, "blended"));
+    assert_eq!((badnets.len(), others.len(), badnets[0]), (2, 2, others[0]));
+    assert_ne!(badnets[1], others[1]);
+    assert!(bench.record(&blended).unwrap().facts["first_epoch"].as_u64().unwrap() >= 1);
+}
+
+#[tokio::test]
+async fn a_fault_with_one_cell_at_work_costs_that_one_and_the_next_begin_in_a_new_process() {
+    let bench = Bench::new();
+    let plan = grid(&["badnets", "blended"], &["ft"]);
+    let (summary, events) = run_shared(&bench, &plan, "badnets=fault", 1).await;
+    assert_eq!((summary.finished.len(), summary.failed.len(), summary.skipped.len()), (2, 1, 1));
+    assert_eq!(summary.failed[0].1, "a kernel failed; CUDA_ERROR_ILLEGAL_ADDRESS");
+    assert_eq!(
+        (returned(&events), bench.starts()),
+        (vec![], vec!["badnets".into(), "blended".into(), "blended+ft".into()])
+    );
+    assert_eq!(processes(&bench, "blended"), processes(&bench, "blended+ft"), "they share a new one");
+    assert_ne!(processes(&bench, "blended"), processes(&bench, "badnets"));
+}
+
+#[tokio::test]
+async fn a_second_interrupt_kills_a_process_with_its_cells() {
+    let bench = Bench::new();
+    let plan = grid(&["badnets", "blended"], &[]);
+    let (sender, interrupts) = Interrupts::channel();
+    let interrupt = async {
+        until("both starts", || bench.starts().len() == 2).await;
+        sender.interrupt();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        sender.interrupt();
+    };
+    let options = options(&bench, "badnets=hang,blended=hang", 2);
+    let ((summary, _), ()) = tokio::join!(bench.run_with(&plan, options, interrupts), interrupt);
+    assert_eq!((summary.exit_code(), summary.stopped.len(), summary.failed.len()), (130, 2, 0));
+    assert!(!is_alive(bench.last_child().unwrap()));
+}
+
+#[tokio::test]
+async fn cells_whose_process_is_killed_or_aborts_go_on_in_processes_of_their_own() {
+    for (behaviours, failed) in [("badnets=patient,blended=patient", 0), ("badnets=abort-later,blended=patient", 1)] {
+        let bench = Bench::new();
+        let plan = grid(&["badnets", "blended"], &[]);
+        let cell = key(&plan, "blended", "none");
+        let killer = async {
+            let have_begun = || has_checkpoint(&bench.store, &cell) && !processes(&bench, "badnets").is_empty();
+            until("a checkpoint", have_begun).await;
+            match failed {
+                0 => kill(processes(&bench, "blended")[0], Signal::SIGKILL).unwrap(),
+                _ => go(&bench),
+            }
+        };
+        let ((summary, events), ()) = tokio::join!(run_shared(&bench, &plan, behaviours, 2), killer);
+        assert_eq!((summary.failed.len(), summary.finished.len()), (failed, 2 - failed), "{behaviours}: {events:?}");
+        let reasons = returned(&events);
+        assert!(reasons.iter().all(|(_, reason)| reason.contains("the process that it shared")), "{reasons:?}");
+        assert!(processes(&bench, "badnets").len() == 2 && processes(&bench, "blended").len() == 2);
+        if failed == 1 {
+            let failure = bench.store.failure(&key(&plan, "badnets", "none")).unwrap().unwrap();
+            assert!(failure.reason.contains("ended by signal 6"), "{}", failure.reason);
+            assert!(failure.log_tail.iter().any(|line| line == "last words"), "{:?}", failure.log_tail);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_silent_cell_is_killed_with_its_process_and_has_failed_alone() {
+    let bench = Bench::new();
+    let plan = grid(&["badnets", "blended"], &[]);
+    let options = RunOptions {
+        silence_limit: Some(Duration::from_secs(3)),
+        ..options(&bench, "badnets=hang,blended=slow-later", 2)
+    };
+    let (_sender, interrupts) = Interrupts::channel();
+    let start = async {
+        until("the second start", || processes(&bench, "blended").len() == 2).await;
+        go(&bench);
+    };
+    let ((summary, _), ()) = tokio::join!(bench.run_with(&plan, options, interrupts), start);
+    assert_eq!((summary.failed.len(), summary.finished.len()), (1, 1));
+    assert!(summary.failed[0].1.contains("told no progress"), "{:?}", summary.failed);
+    assert_eq!((processes(&bench, "badnets").len(), processes(&bench, "blended").len()), (1, 2));
+}
+
+#[tokio::test]
+async fn an_interrupt_stops_all_cells_of_a_process_and_the_next_run_continues() {
+    let bench = Bench::new();
+    let plan = grid(&["badnets", "blended"], &[]);
+    let (badnets, blended) = (key(&plan, "badnets", "none"), key(&plan, "blended", "none"));
+    let behaviours = "badnets=patient,blended=patient";
+    let (sender, interrupts) = Interrupts::channel();
+    let interrupt = async {
+        until("checkpoints", || has_checkpoint(&bench.store, &badnets) && has_checkpoint(&bench.store, &blended)).await;
+        sender.interrupt();
+    };
+    let options = options(&bench, behaviours, 2);
+    let ((summary, _), ()) = tokio::join!(bench.run_with(&plan, options, interrupts), interrupt);
+    assert_eq!((summary.exit_code(), summary.stopped.len(), summary.failed.len()), (130, 2, 0));
+    let (summary, _) = run_shared(&bench, &plan, behaviours, 2).await;
+    assert_eq!((summary.exit_code(), summary.finished.len()), (0, 2));
+    assert!(bench.record(&badnets).unwrap().facts["first_epoch"].as_u64().unwrap() >= 1);
+}
+
+#[tokio::test]
+async fn a_process_that_cannot_begin_with_a_cell_has_it_tried_alone() {
+    let bench = Bench::new();
+    let plan = grid(&["badnets"], &[]);
+    let program = bench.store.root().with_file_name("no-hosts");
+    let script = format!("#!/bin/sh\ntest \"$1\" = cells && exit 3\nexec {PROGRAM} \"$@\"\n");
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let options = RunOptions { program, ..options(&bench, "", 2) };
+    let (_sender, interrupts) = Interrupts::channel();
+    let (summary, events) = bench.run_with(&plan, options, interrupts).await;
+    assert_eq!((summary.exit_code(), summary.finished.len()), (0, 1));
+    let returned = returned(&events);
+    assert!(returned[0].1.contains("before it began its process ended with exit code 3"), "{returned:?}");
+}
