@@ -51,7 +51,8 @@ pub enum CellsPerGpu {
     /// So many, at least 1.
     Exactly(usize),
     /// As many as it has memory for and as keep it busy, up to 8: a further one is started when the last has run for a while
-    /// and the GPU still has nothing to do for a tenth of the time. One, where nothing can be measured.
+    /// and the GPU still has nothing to do for a tenth of the time, or fewer than 4 compute at the same time. Once so many have
+    /// run together, another one takes the place of each that ends at once. One, where nothing can be measured.
     Auto,
 }
 
@@ -120,6 +121,10 @@ struct Watched {
     read: Option<Instant>,
     /// Its free memory before the first of our cells.
     free_before: Option<u64>,
+    /// The most of its memory that each of our cells has had, on average, once all had settled; none before that.
+    share: Option<f64>,
+    /// The most cells that have settled on it together.
+    proven: usize,
 }
 
 /// A cell that has a place.
@@ -130,6 +135,21 @@ pub(crate) struct Occupant {
     pub since: Instant,
 }
 
+/// Our cells on a GPU at a moment.
+struct Crowd {
+    cells: usize,
+    /// Those that have begun so lately that it is not seen yet what they need.
+    unsettled: usize,
+}
+
+impl Crowd {
+    fn on(gpu: usize, occupants: &[Occupant], now: Instant) -> Self {
+        let here = occupants.iter().filter(|occupant| occupant.gpu == gpu);
+        let is_unsettled = |occupant: &&Occupant| now.saturating_duration_since(occupant.since) < Places::SETTLING;
+        Self { cells: here.clone().count(), unsettled: here.filter(is_unsettled).count() }
+    }
+}
+
 impl Places {
     /// Most cells that share a GPU with [`CellsPerGpu::Auto`].
     const MOST: usize = 8;
@@ -138,9 +158,12 @@ impl Places {
     /// Loads are read so often, and so many are looked back on.
     const INTERVAL: Duration = Duration::from_secs(1);
     const LOADS: usize = 10;
-    /// A GPU that computes for more of the time has enough to do.
+    /// A GPU that computes for more of the time has enough to do where cells take turns.
     const BUSY: f64 = 0.9;
-    /// A further cell may need so many times what those at work need on average.
+    /// Where they compute at the same time, so many share it though it computes all the time: that some kernel runs does not
+    /// say that there is no room for others. One model's steps keep a large GPU busy, and four have 1.4 times its speed.
+    const AT_ONCE: usize = 4;
+    /// A further cell may need so many times what the others needed on average.
     const MARGIN: f64 = 2.0;
 
     pub fn new(devices: Devices) -> Self {
@@ -180,15 +203,22 @@ impl Places {
 
     /// Whether a GPU of a run with [`CellsPerGpu::Auto`] would do with one cell more.
     fn admits(&self, gpu: usize, occupants: &[Occupant], now: Instant) -> bool {
-        let here: Vec<&Occupant> = occupants.iter().filter(|occupant| occupant.gpu == gpu).collect();
-        let Some(youngest) = here.iter().map(|occupant| occupant.since).max() else { return true };
-        let Watched { loads, free_before, .. } = &self.watched[gpu];
-        let (Some(last), Some(before)) = (loads.back(), free_before) else { return false };
-        let settled = now.saturating_duration_since(youngest) >= Self::SETTLING && loads.len() == Self::LOADS;
+        let Crowd { cells, unsettled } = Crowd::on(gpu, occupants, now);
+        if cells == 0 {
+            return true;
+        }
+        let Watched { loads, share, proven, .. } = &self.watched[gpu];
+        let (Some(last), Some(share)) = (loads.back(), share) else { return false };
+        // What those need that have just begun is not seen yet.
+        let fits = last.free_bytes as f64 >= Self::MARGIN * share * (unsettled + 1) as f64;
         let busy = loads.iter().map(|load| load.busy).sum::<f64>() / loads.len() as f64;
-        let share = before.saturating_sub(last.free_bytes) as f64 / here.len() as f64;
-        let fits = last.free_bytes as f64 >= Self::MARGIN * share;
-        here.len() < Self::MOST && settled && busy < Self::BUSY && fits
+        let has_time = busy < Self::BUSY || (cells < Self::AT_ONCE && self.compute_at_once());
+        let takes_more = unsettled == 0 && loads.len() == Self::LOADS && has_time;
+        cells < Self::MOST && fits && (cells < *proven || takes_more)
+    }
+
+    fn compute_at_once(&self) -> bool {
+        !matches!(self.devices, Devices::Gpus { sharing: GpuSharing::Turns, .. })
     }
 
     fn watch(&mut self, occupants: &[Occupant], now: Instant) {
@@ -202,8 +232,14 @@ impl Places {
                 watched.loads.clear();
                 continue;
             };
-            if occupants.iter().all(|occupant| occupant.gpu != gpu) {
-                watched.free_before = Some(load.free_bytes);
+            match (Crowd::on(gpu, occupants, now), watched.free_before) {
+                (Crowd { cells: 0, .. }, _) => watched.free_before = Some(load.free_bytes),
+                (Crowd { cells, unsettled: 0 }, Some(before)) => {
+                    let share = before.saturating_sub(load.free_bytes) as f64 / cells as f64;
+                    watched.share = Some(watched.share.map_or(share, |most| most.max(share)));
+                    watched.proven = watched.proven.max(cells);
+                }
+                _ => {}
             }
             watched.loads.push_back(load);
             if watched.loads.len() > Self::LOADS {
@@ -255,15 +291,10 @@ mod tests {
         (0..count).map(gpu).collect()
     }
 
-    fn places(count: usize, cells: CellsPerGpu) -> (Places, Shown) {
+    fn places(count: usize, cells: CellsPerGpu, sharing: GpuSharing) -> (Places, Shown) {
         let shown = Shown(Arc::new(Mutex::new(vec![None; count])));
-        (
-            Places::with_meter(
-                Devices::Gpus { gpus: gpus(count), cells, sharing: GpuSharing::OneProcess },
-                Box::new(shown.clone()),
-            ),
-            shown,
-        )
+        let devices = Devices::Gpus { gpus: gpus(count), cells, sharing };
+        (Places::with_meter(devices, Box::new(shown.clone())), shown)
     }
 
     /// The capacity after as many readings as are looked back on.
@@ -294,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_fixed_number_of_cells_is_spread_evenly() {
-        let (mut places, _) = places(2, CellsPerGpu::Exactly(2));
+        let (mut places, _) = places(2, CellsPerGpu::Exactly(2), GpuSharing::OneProcess);
         let now = Instant::now();
         assert_eq!(places.capacity(&[], now), 4);
         let mut occupants = Vec::new();
@@ -308,8 +339,8 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_gpu_with_memory_takes_a_further_cell_and_a_busy_one_does_not() {
-        let (mut places, shown) = places(2, CellsPerGpu::Auto);
+    fn an_idle_gpu_with_memory_takes_a_further_cell_and_a_busy_one_does_not_where_they_take_turns() {
+        let (mut places, shown) = places(2, CellsPerGpu::Auto, GpuSharing::Turns);
         let start = Instant::now();
         shown.show(0, 79 * GIB, 0.);
         shown.show(1, 79 * GIB, 0.);
@@ -326,8 +357,39 @@ mod tests {
     }
 
     #[test]
+    fn four_compute_at_once_on_a_busy_gpu_and_each_that_ends_is_replaced_at_once() {
+        let (mut places, shown) = places(1, CellsPerGpu::Auto, GpuSharing::OneProcess);
+        let mut now = Instant::now();
+        shown.show(0, 79 * GIB, 0.);
+        let mut occupants = Vec::new();
+        for cells in 1..=4 {
+            assert_eq!(places.capacity(&occupants, now), cells);
+            occupants.push(Occupant { gpu: 0, since: now });
+            shown.show(0, (79 - 4 * cells as u64) * GIB, 1.0);
+            assert_eq!(places.capacity(&occupants, now + Duration::from_secs(1)), cells, "the new one settles first");
+            now = settled(&mut places, &occupants, now).1;
+        }
+        assert_eq!(places.capacity(&occupants, now), 4, "a busy GPU takes no more");
+        // Three end soon after one another.
+        occupants.truncate(1);
+        shown.show(0, 75 * GIB, 1.0);
+        for cells in 2..=4 {
+            now += Duration::from_secs(1);
+            assert_eq!(places.capacity(&occupants, now), cells);
+            occupants.push(Occupant { gpu: 0, since: now });
+        }
+        assert_eq!(places.capacity(&occupants, now), 4);
+        // Somebody else takes memory: each of those that have just begun may still need twice 4 GiB, as may one more.
+        occupants.truncate(3);
+        shown.show(0, 23 * GIB, 1.0);
+        assert_eq!(places.capacity(&occupants, now + Duration::from_secs(1)), 3);
+        shown.show(0, 25 * GIB, 1.0);
+        assert_eq!(places.capacity(&occupants, now + Duration::from_secs(2)), 4);
+    }
+
+    #[test]
     fn a_gpu_without_memory_for_one_more_takes_none() {
-        let (mut places, shown) = places(1, CellsPerGpu::Auto);
+        let (mut places, shown) = places(1, CellsPerGpu::Auto, GpuSharing::OneProcess);
         let start = Instant::now();
         shown.show(0, 79 * GIB, 0.);
         assert_eq!(places.capacity(&[], start), 1);
@@ -341,7 +403,7 @@ mod tests {
 
     #[test]
     fn no_more_than_eight_share_a_gpu_and_one_has_it_alone_where_nothing_is_measured() {
-        let (mut places, shown) = places(1, CellsPerGpu::Auto);
+        let (mut places, shown) = places(1, CellsPerGpu::Auto, GpuSharing::OneProcess);
         let start = Instant::now();
         let alone = [Occupant { gpu: 0, since: start }];
         assert_eq!(places.capacity(&[], start), 1);
