@@ -1,9 +1,10 @@
-//! The nearest published numbers, beside an experiment's own.
+//! The nearest published numbers, below an experiment's own.
 
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
-use crate::table::{Entry, Line, Table, Value};
+use crate::metric::Metric;
+use crate::table::{Column, Entry, Line, Table, Value};
 
 /// Percent by data set, attack and defense.
 type Numbers = BTreeMap<String, BTreeMap<String, BTreeMap<String, Vec<f64>>>>;
@@ -21,11 +22,11 @@ fn source(dataset: &str) -> String {
 }
 
 impl Table {
-    /// The same table of published numbers, those rows and columns of it that have any.
+    /// The same table with the published numbers of each line below it, as far as there are any.
     ///
     /// # Errors
     /// Rows are not attacks and columns not defenses, or nothing of the data set, or of its attacks and defenses, is published.
-    pub fn published(&self) -> Result<Table> {
+    pub fn with_published(mut self) -> Result<Table> {
         let numbers: Numbers =
             toml::from_str(include_str!("published.toml")).map_err(|error| Error::Published(error.to_string()))?;
         if (self.row_axis.as_str(), self.column_axis.as_str()) != ("attack", "defense") {
@@ -40,65 +41,45 @@ impl Table {
             let known: Vec<&str> = numbers.keys().map(String::as_str).collect();
             Error::Published(format!("there are none of {dataset}, but of {}", known.join(" and ")))
         })?;
-        let number = |attack: &str, defense: &str, metric: &str| {
-            let place = ["acc", "asr", "der"].iter().position(|name| *name == metric)?;
-            of_dataset.get(attack)?.get(defense)?.get(place).copied()
+        let number = |attack: &str, column: &Column, metric: &Metric| {
+            let place = ["acc", "asr", "der"].iter().position(|name| *name == metric.name)?;
+            of_dataset.get(attack)?.get(column.name.as_deref()?)?.get(place).copied()
         };
-        let mut table = self.clone();
-        let known = |attack: &str, defense: &str| of_dataset.get(attack).is_some_and(|of| of.contains_key(defense));
-        let attacks: Vec<&str> = of_dataset.keys().map(String::as_str).collect();
-        table.columns.retain(|column| {
-            column.name.as_deref().is_some_and(|defense| attacks.iter().any(|attack| known(attack, defense)))
-        });
-        let columns = &table.columns;
-        let of_attack = |line: &Line| {
-            let attack = line.name.as_deref().filter(|attack| of_dataset.contains_key(*attack))?;
-            let entries = columns.iter().map(|column| {
-                let entry = |metric: &crate::Metric| {
-                    let mean = number(attack, column.name.as_deref().unwrap_or_default(), &metric.name);
-                    let value = mean.map_or(Value::Undefined, |mean| Value::Measured {
-                        mean,
-                        deviation: None,
-                        seeds: 1,
-                        of: 1,
-                    });
-                    Entry { value, best: false }
-                };
-                column.metrics.iter().map(entry).collect()
-            });
-            Some(Line { name: line.name.clone(), title: line.title.clone(), entries: entries.collect() })
-        };
-        table.panels.truncate(1);
-        for panel in &mut table.panels {
-            panel.choice.clear();
-            panel.lines = panel.lines.iter().filter_map(of_attack).collect();
-            panel.average = average(&panel.lines);
+        for panel in &mut self.panels {
+            let ours = std::mem::take(&mut panel.lines);
+            let attacks: Vec<&str> =
+                ours.iter().filter_map(|line| line.name.as_deref()).filter(|name| *name != "none").collect();
+            // Of our attacks, all or none.
+            let average = |column: &Column, metric: &Metric| {
+                let sum: f64 = attacks.iter().map(|attack| number(attack, column, metric)).sum::<Option<f64>>()?;
+                Some(sum / attacks.len() as f64)
+            };
+            panel.averages.extend(published(&self.columns, "average", average).filter(|_| !panel.averages.is_empty()));
+            for line in &ours {
+                panel.lines.push(line.clone());
+                let attack = line.name.as_deref().unwrap_or_default();
+                panel.lines.extend(published(&self.columns, attack, |column, metric| number(attack, column, metric)));
+            }
         }
-        if table.columns.is_empty() || table.panels.iter().all(|panel| panel.lines.is_empty()) {
+        if self.panels.iter().all(|panel| panel.lines.iter().all(|line| !line.is_published)) {
             return Err(Error::Published(format!("of {dataset}, there are none of these attacks and defenses")));
         }
-        table.title = "Nearest published numbers".to_owned();
-        table.source = Some(source(dataset));
-        table.failed.clear();
-        Ok(table)
+        self.source = Some(source(dataset));
+        Ok(self)
     }
 }
 
-/// The average of several attacks, where all have a number.
-fn average(lines: &[Line]) -> Option<Line> {
-    let [first, _, ..] = lines else { return None };
-    let entry = |column: usize, metric: usize| {
-        let numbers = lines.iter().map(|line| match line.entries[column][metric].value {
-            Value::Measured { mean, .. } => Some(mean),
-            Value::Missing | Value::Failed | Value::Undefined => None,
-        });
-        let sum: Option<f64> = numbers.sum();
-        let measured = |sum: f64| Value::Measured { mean: sum / lines.len() as f64, deviation: None, seeds: 1, of: 1 };
-        Entry { value: sum.map_or(Value::Undefined, measured), best: false }
+/// The line below that of `name`; `None` if nothing in it is published.
+fn published(columns: &[Column], name: &str, number: impl Fn(&Column, &Metric) -> Option<f64>) -> Option<Line> {
+    let entry = |column: &Column, metric: &Metric| {
+        let measured = |mean| Value::Measured { mean, deviation: None, seeds: 1, of: 1 };
+        Entry { value: number(column, metric).map_or(Value::Undefined, measured), best: false }
     };
-    let entries = (0..first.entries.len())
-        .map(|column| (0..first.entries[column].len()).map(|metric| entry(column, metric)).collect());
-    Some(Line { name: Some("average".into()), title: "Average".into(), entries: entries.collect() })
+    let entries = columns.iter().map(|column| column.metrics.iter().map(|metric| entry(column, metric)).collect());
+    let entries: Vec<Vec<Entry>> = entries.collect();
+    let is_any = entries.iter().flatten().any(|entry| entry.value != Value::Undefined);
+    let line = Line { name: Some(name.to_owned()), title: "  published".to_owned(), entries, is_published: true };
+    is_any.then_some(line)
 }
 
 #[cfg(test)]
@@ -113,40 +94,77 @@ mod tests {
             row.dataset = dataset.to_owned();
             row
         });
-        table(&rows, &experiment(), &titles()).unwrap().published()
+        table(&rows, &experiment(), &titles()).unwrap().with_published()
     }
 
-    #[test]
-    fn published_numbers_stand_in_the_same_form_and_name_their_source() {
-        let text = of("cifar10").unwrap().render(Format::Text, Emphasis::Star).unwrap();
-        let text = String::from_utf8(text).unwrap();
-        for part in ["Nearest published numbers", "Zhu et al.", "91.82", "93.79", "0.84", "96.45"] {
-            assert!(text.contains(part), "{part}: {text}");
-        }
-        // Nothing of TSBD is published, and nothing of ours is among them.
-        let titles = of("cifar10").unwrap().columns.into_iter().map(|column| column.title);
-        assert_eq!(titles.collect::<Vec<_>>(), ["No defense", "FT", "FP"]);
-        assert!(!text.contains("90.00") && !text.contains("cells done"), "{text}");
+    fn text(table: &Table) -> String {
+        String::from_utf8(table.render(Format::Text, Emphasis::Star).unwrap()).unwrap()
     }
 
-    #[test]
-    fn the_average_of_the_published_attacks_is_that_of_the_source() {
-        let attacks = ["badnets", "blended", "input-aware", "lf", "sig", "ssba", "trojan", "wanet"];
-        let rows = attacks.into_iter().flat_map(|attack| {
+    fn all_attacks() -> Vec<tsbd_experiment::ResultRow> {
+        let attacks = ["none", "badnets", "blended", "input-aware", "lf", "sig", "ssba", "trojan", "wanet"];
+        let of = |attack| {
             ["none", "anp", "ft-sam"].map(|defense| {
                 let row = done(attack, defense, 0, &[("acc", 0.9), ("asr", 0.5), ("der", 0.7)]);
                 tsbd_experiment::ResultRow { dataset: "cifar10".into(), ..row }
             })
-        });
-        let rows: Vec<_> = rows.collect();
-        let published = table(&rows, &experiment(), &titles()).unwrap().published().unwrap();
+        };
+        attacks.into_iter().flat_map(of).collect()
+    }
+
+    #[test]
+    fn published_numbers_stand_below_ours_and_name_their_source() {
+        let text = text(&of("cifar10").unwrap());
+        let published = text.lines().find(|line| line.contains("  published")).unwrap();
+        // In the order of our columns; nothing of TSBD is published.
+        let numbers: Vec<&str> = published.split_whitespace().filter(|word| word.contains(['.', '–'])).collect();
+        assert_eq!(numbers[..2], ["91.82", "93.79"]);
+        assert_eq!(numbers[numbers.len() - 3..], ["–"; 3]);
+        assert!(!published.contains('*'), "it does not compete");
+        assert!(
+            text.contains("BadNets") && text.contains("90.00") && text.contains("\nPublished: Zhu et al."),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_average_of_the_published_attacks_is_that_of_the_source() {
+        let rows = all_attacks();
+        let published = table(&rows, &experiment(), &titles()).unwrap().with_published().unwrap();
         let text = String::from_utf8(published.render(Format::Csv, Emphasis::Star).unwrap()).unwrap();
-        let average = text.lines().find(|line| line.to_lowercase().contains("average")).unwrap();
+        let averages: Vec<&str> = text.lines().filter(|line| line.contains("average,")).collect();
+        assert!(averages[0].contains("average,false") && averages[1].contains("average,true"), "{averages:?}");
         // As the source prints them.
         for mean in ["91.99", "97.84", "91.64", "37.31", "92.30", "2.51", "97.37"] {
-            assert!(average.contains(mean), "{mean}: {average}");
+            assert!(averages[1].contains(mean), "{mean}: {averages:?}");
         }
+        // The clean model has no published line.
+        assert_eq!(text.lines().filter(|line| line.contains(",true,")).count(), 9);
         assert!(published.source.unwrap().contains("Table 1:"));
+    }
+
+    #[test]
+    fn every_format_with_published_numbers_is_one_file() {
+        let published = table(&all_attacks(), &experiment(), &titles()).unwrap().with_published().unwrap();
+        let rendered = |format| published.render(format, Emphasis::Star).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&rendered(Format::Json)).unwrap();
+        assert_eq!(json["panels"][0]["rows"][2]["published"], true);
+        assert_eq!(json["panels"][0]["averages"].as_array().unwrap().len(), 2);
+        assert!(json["published"].as_str().unwrap().contains("Zhu et al."));
+        let csv = String::from_utf8(rendered(Format::Csv)).unwrap();
+        let columns = |line: &str| line.matches(',').count();
+        assert!(csv.lines().all(|line| columns(line) == columns(csv.lines().next().unwrap())), "{csv}");
+        let latex = String::from_utf8(rendered(Format::Latex)).unwrap();
+        assert_eq!((latex.matches("begin{table}").count(), latex.matches("published &").count()), (1, 9), "{latex}");
+    }
+
+    #[test]
+    fn an_average_over_other_attacks_than_the_published_has_no_published_one() {
+        let mut rows = all_attacks();
+        rows.iter_mut().filter(|row| row.attack == "lf").for_each(|row| row.attack = "another".into());
+        let published = table(&rows, &experiment(), &titles()).unwrap().with_published().unwrap();
+        assert_eq!(published.panels[0].averages.len(), 1);
+        assert_eq!(published.panels[0].lines.iter().filter(|line| line.is_published).count(), 7);
     }
 
     #[test]
@@ -156,22 +174,10 @@ mod tests {
     }
 
     #[test]
-    fn published_numbers_are_no_means_over_our_seeds() {
-        let rows = [0, 1].map(|seed| {
-            let row = done("badnets", "ft", seed, &[("acc", 0.9)]);
-            tsbd_experiment::ResultRow { dataset: "cifar10".into(), ..row }
-        });
-        let own = table(&rows, &experiment(), &titles()).unwrap();
-        let text = |table: &Table| String::from_utf8(table.render(Format::Text, Emphasis::Star).unwrap()).unwrap();
-        assert!(text(&own).contains("standard deviation"));
-        assert!(!text(&own.published().unwrap()).contains("standard deviation"));
-    }
-
-    #[test]
     fn a_table_of_which_nothing_is_published_is_refused() {
         let row = done("badnets", "tsbd", 0, &[("acc", 0.9)]);
         let row = tsbd_experiment::ResultRow { dataset: "cifar10".into(), ..row };
-        let error = table(&[row], &experiment(), &titles()).unwrap().published().unwrap_err().to_string();
+        let error = table(&[row], &experiment(), &titles()).unwrap().with_published().unwrap_err().to_string();
         assert!(error.contains("none of these attacks and defenses"), "{error}");
     }
 

@@ -44,7 +44,7 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// One panel for each choice of the remaining axes; nearly always one without a name.
     pub panels: Vec<Panel>,
-    /// Where the numbers are from, if not from cells.
+    /// Where the numbers of the published lines are from, if there are such lines: [`Table::with_published`].
     pub source: Option<String>,
 }
 
@@ -101,9 +101,9 @@ pub struct Panel {
     pub choice: Vec<(String, String)>,
     /// One line per value of the row axis.
     pub lines: Vec<Line>,
-    /// Mean over the attacks, the line without attack left out; present when rows are attacks and at least two of
-    /// them remain. An entry is given only where all entries above it are complete.
-    pub average: Option<Line>,
+    /// Mean over the attacks, the line without attack left out, and below it perhaps that of the published numbers; present
+    /// when rows are attacks and at least two of them remain. An entry is given only where all entries above it are complete.
+    pub averages: Vec<Line>,
 }
 
 /// A line of the table.
@@ -115,6 +115,8 @@ pub struct Line {
     pub title: String,
     /// One entry per metric of each column.
     pub entries: Vec<Vec<Entry>>,
+    /// Whether these are published numbers, of the line above.
+    pub is_published: bool,
 }
 
 /// What stands in one place of the table.
@@ -168,9 +170,9 @@ impl Table {
         self.columns.iter().enumerate().flat_map(metrics)
     }
 
-    /// All lines of a panel, the average last.
+    /// All lines of a panel, averages last.
     pub(crate) fn lines<'a>(&self, panel: &'a Panel) -> impl Iterator<Item = &'a Line> {
-        panel.lines.iter().chain(&panel.average)
+        panel.lines.iter().chain(&panel.averages)
     }
 }
 
@@ -245,6 +247,7 @@ pub fn table(rows: &[ResultRow], experiment: &Experiment, titles: &Titles) -> Re
                 .enumerate()
                 .map(|(c, column)| entries(groups.get(&(r, c)), column, &metrics))
                 .collect(),
+            is_published: false,
         });
         let mut lines: Vec<Line> = lines.collect();
         let attacked = |line: &&Line| line.name.as_deref() != Some("none");
@@ -253,7 +256,7 @@ pub fn table(rows: &[ResultRow], experiment: &Experiment, titles: &Titles) -> Re
             average = Some(average_line(&lines, &columns, &metrics, &averages));
         }
         mark_best(&mut lines, average.as_mut(), &columns, &spec.rows, &spec.columns);
-        panels.push(Panel { choice: choice.into_iter().collect(), lines, average });
+        panels.push(Panel { choice: choice.into_iter().collect(), lines, averages: average.into_iter().collect() });
     }
 
     let text = |axis: &str| axis::distinct(rows, axis).into_iter().flatten().collect::<Vec<_>>();
@@ -337,7 +340,7 @@ fn average_line(lines: &[Line], columns: &[Column], metrics: &[Metric], means: &
         .iter()
         .enumerate()
         .map(|(c, column)| column.metrics.iter().enumerate().map(|(m, metric)| entry(c, m, metric)).collect());
-    Line { name: Some("average".into()), title: "Average".into(), entries: entries.collect() }
+    Line { name: Some("average".into()), title: "Average".into(), entries: entries.collect(), is_published: false }
 }
 
 /// Counts every cell once, and lists those that failed.

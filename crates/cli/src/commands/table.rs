@@ -22,7 +22,7 @@ use crate::{planning, terminal};
     "tsbd table experiments/demo.toml                           on the terminal"
     "tsbd table experiments/table1.toml --format tex --out table1.tex"
     "tsbd table experiments/table1.toml --profile paper --format md"
-    "tsbd table experiments/table1.toml --compare published     with the nearest published numbers below"
+    "tsbd table experiments/table1.toml --compare published     with the nearest published numbers below each line"
     "tsbd table experiments/table1.toml --long --format csv     one row per finished cell, for other programs"
     "tsbd table experiments/table1.toml --long --format parquet --out table1.parquet"
     "tsbd table nwc.toml --neurons --format parquet --out nwc.parquet    what measurements found of each neuron"
@@ -44,7 +44,7 @@ pub struct Arguments {
     #[arg(long, conflicts_with = "long")]
     neurons: bool,
 
-    /// Add the nearest published numbers, with their source, in the same form
+    /// Add the nearest published numbers below each line, and their source
     #[arg(long, value_name = "WHAT", value_parser = ["published"], conflicts_with_all = ["long", "neurons"])]
     compare: Option<String>,
 
@@ -89,22 +89,17 @@ pub fn run(arguments: Arguments) -> Outcome {
         tsbd_report::long(&rows).and_then(|table| table.render(format))
     } else {
         let table = tsbd_report::table(&rows, &plan.experiment, &titles());
-        table.and_then(|table| {
-            let render = |table: &Table| match format {
-                Format::Text if out.is_none() => Ok(table.text(emphasis, terminal::width_of_stdout()).into_bytes()),
-                _ => table.render(format, emphasis),
-            };
-            let mut bytes = render(&table)?;
-            match compare.as_ref().map(|_| table.published()) {
+        table.and_then(|mut table| {
+            match compare.as_ref().map(|_| table.clone().with_published()) {
                 None => {}
-                Some(Ok(published)) => {
-                    bytes.push(b'\n');
-                    bytes.extend(render(&published)?);
-                }
+                Some(Ok(published)) => table = published,
                 // Our own numbers are there all the same.
                 Some(Err(error)) => without_comparison = Some(error),
             }
-            Ok(bytes)
+            match format {
+                Format::Text if out.is_none() => Ok(table.text(emphasis, terminal::width_of_stdout()).into_bytes()),
+                _ => table.render(format, emphasis),
+            }
         })
     };
     let bytes = bytes.map_err(|error| {

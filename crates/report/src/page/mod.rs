@@ -289,8 +289,10 @@ fn wide(table: &Table, panel: &Panel, id: &str) -> Markup {
                 tbody {
                     @for line in &panel.lines { tr { th scope="row" { (line.title) } (entries(&line.entries)) } }
                 }
-                @if let Some(average) = &panel.average {
-                    tfoot { tr { th scope="row" { (average.title) } (entries(&average.entries)) } }
+                @if !panel.averages.is_empty() {
+                    tfoot {
+                        @for line in &panel.averages { tr { th scope="row" { (line.title) } (entries(&line.entries)) } }
+                    }
                 }
             }
         },

@@ -11,7 +11,7 @@ pub(super) fn render(table: &Table) -> Result<Vec<u8>> {
         json!({
             "axes": choice,
             "rows": panel.lines.iter().map(|row| line(table, row)).collect::<Vec<_>>(),
-            "average": panel.average.as_ref().map(|row| line(table, row)),
+            "averages": panel.averages.iter().map(|row| line(table, row)).collect::<Vec<_>>(),
         })
     });
     let columns = table.columns.iter().map(|column| {
@@ -46,6 +46,7 @@ pub(super) fn render(table: &Table) -> Result<Vec<u8>> {
         "column_axis": table.column_axis,
         "columns": columns.collect::<Vec<_>>(),
         "panels": panels.collect::<Vec<_>>(),
+        "published": table.source,
     });
     let mut bytes = serde_json::to_vec_pretty(&value)?;
     bytes.push(b'\n');
@@ -59,7 +60,7 @@ fn line(table: &Table, line: &Line) -> Json {
         let entries: Map<String, Json> = entries.map(|(metric, shown)| (metric.name.clone(), entry(shown))).collect();
         columns.insert(column.name.clone().unwrap_or_else(|| "any".into()), Json::Object(entries));
     }
-    json!({ "name": line.name, "title": line.title, "columns": columns })
+    json!({ "name": line.name, "title": line.title, "published": line.is_published, "columns": columns })
 }
 
 fn entry(entry: &Entry) -> Json {

@@ -44,9 +44,11 @@ pub(super) fn render(table: &Table) -> String {
         for row in &panel.lines {
             text += &line(&escaped(&row.title), table.slots().map(|(c, m, _, _)| value(&row.entries[c][m])));
         }
-        if let Some(average) = &panel.average {
+        if !panel.averages.is_empty() {
             text += "    \\cmidrule(l){1-1}\n";
-            text += &line("Average", table.slots().map(|(c, m, _, _)| value(&average.entries[c][m])));
+        }
+        for row in &panel.averages {
+            text += &line(&escaped(&row.title), table.slots().map(|(c, m, _, _)| value(&row.entries[c][m])));
         }
     }
     text + "    \\bottomrule\n  \\end{tabular}\n\\end{table}\n"

@@ -38,9 +38,6 @@ impl Table {
 
     /// `profile quick, training.epochs = 5 · data CIFAR-10 · model PreAct-ResNet18, width 16 · seed 0 · 8 of 8 cells`.
     pub(crate) fn summary(&self) -> String {
-        if let Some(source) = &self.source {
-            return source.clone();
-        }
         let count = self.count;
         let mut cells = format!("{} of {} cells done", count.done, count.cells);
         if count.missing > 0 {
@@ -77,7 +74,7 @@ impl Table {
             Unit::Mixed => "Rates in percent, numbers of measurements as they are",
         }
         .to_owned();
-        if self.seeds.len() > 1 && self.source.is_none() {
+        if self.seeds.len() > 1 {
             values += ", mean ± sample standard deviation over the seeds";
         }
         if entries().any(|entry| entry.best) {
@@ -90,9 +87,10 @@ impl Table {
         if has(|value| matches!(value, Value::Measured { seeds, of, .. } if seeds < of)) {
             notes.push("(k/n): only k of n seeds are done; such values enter no average.".into());
         }
-        if self.panels.iter().any(|panel| panel.average.is_some()) {
+        if self.panels.iter().any(|panel| !panel.averages.is_empty()) {
             notes.push("Average: over the attacks (not the clean model), only where all of them are done.".into());
         }
+        notes.extend(self.source.as_ref().map(|source| format!("Published: {source}.")));
         notes
     }
 }

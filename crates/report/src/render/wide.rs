@@ -106,5 +106,9 @@ fn heading(table: &Table) -> Vec<Column> {
     }
     let names: Vec<Option<String>> = lines(table).map(|(_, line)| line.name.clone()).collect();
     columns.push(Column::new(table.row_axis.as_str().into(), names));
+    if table.source.is_some() {
+        let published: Vec<bool> = lines(table).map(|(_, line)| line.is_published).collect();
+        columns.push(Column::new("published".into(), published));
+    }
     columns
 }

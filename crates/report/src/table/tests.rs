@@ -52,7 +52,7 @@ fn the_average_leaves_the_clean_model_out_and_wants_every_attack() {
 #[test]
 fn one_attack_has_no_average() {
     let table = made(&[done("none", "ft", 0, &[("acc", 0.9)]), done("badnets", "ft", 0, &[("acc", 0.9)])]);
-    assert_eq!(table.panels[0].average, None);
+    assert_eq!(table.panels[0].averages, []);
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn settings_of_a_defense_as_rows_compete_down_the_column() {
     let table = table(&rows, &experiment, &titles()).unwrap();
     let best: Vec<bool> = table.panels[0].lines.iter().map(|line| line.entries[0][1].best).collect();
     assert_eq!(best, [false, true]);
-    assert_eq!(table.panels[0].average, None);
+    assert_eq!(table.panels[0].averages, []);
 }
 
 #[test]
