@@ -35,13 +35,13 @@ pub enum Place {
 pub struct RunOptions {
     /// Where.
     pub place: Place,
-    /// The program whose subcommand `cell` runs a cell; usually this program.
+    /// The program whose subcommands `cell` and `cells` run cells; usually this program.
     pub program: PathBuf,
     /// Folder with the data sets, if the user named one.
     pub data: Option<PathBuf>,
-    /// Threads that are divided among the cells at work.
+    /// Threads that are divided among the children at work.
     pub threads: usize,
-    /// A child that says nothing for so long is taken for hanging: it is killed and has failed. Never, if `None`.
+    /// A cell that says nothing for so long is taken for hanging: its child is killed and it has failed. Never, if `None`.
     pub silence_limit: Option<Duration>,
     /// Variables added to the children's environment.
     pub environment: Vec<(String, String)>,
