@@ -19,7 +19,7 @@ impl Table {
         let scale = if logarithmic { Scale::Logarithmic } else { Scale::Around };
         let scale = scale(numbers.clone());
         let x = Axis { label: axis_label(&self.row_axis), scale };
-        for (panel, metric, title) in self.facets() {
+        for (panel, metric) in self.facets() {
             let mut order: Vec<usize> = (0..panel.lines.len()).collect();
             order.sort_by(|a, b| numbers[*a].total_cmp(&numbers[*b]));
             let point = |column: usize, line: usize| {
@@ -33,8 +33,10 @@ impl Table {
                 stretches.into_iter().map(move |points| Mark::Line { series, points })
             };
             let marks = self.drawn_columns().into_iter().enumerate().flat_map(curve).collect();
-            let scale = if self.unit == Unit::Percent { Scale::Percent } else { Scale::Linear };
-            let y = Axis { label: self.label(metric), scale };
+            // One scale for the panels of a metric, which are there to be compared.
+            let scale = if self.unit == Unit::Percent { Scale::Percent } else { Scale::Around };
+            let y = Axis { label: self.label(metric), scale: scale(self.extent(metric)) };
+            let title = panel.title.clone();
             chart.panels.push(Panel { title, x: x.clone(), y, marks, remarks: Vec::new() });
         }
         chart.columns = self.metrics().len().clamp(1, 3);
@@ -44,7 +46,7 @@ impl Table {
     /// A group of bars for each row, a bar for each column. Standard deviations over seeds are lines on the bars.
     pub fn bars(&self) -> Chart {
         let mut chart = self.chart(Shape::Bar, (760, 190));
-        for (panel, metric, title) in self.facets() {
+        for (panel, metric) in self.facets() {
             let lines: Vec<&Line> = self.lines(panel).collect();
             let names = lines.iter().map(|line| line.title.clone()).collect();
             let mark = |(series, column): (usize, usize)| Mark::Bars {
@@ -55,6 +57,7 @@ impl Table {
             let x = Axis { label: String::new(), scale: Scale::Names(names) };
             let scale = if self.unit == Unit::Percent { Scale::Within(0.0, 100.0) } else { Scale::Linear };
             let y = Axis { label: self.label(metric), scale };
+            let title = panel.title.clone();
             chart.panels.push(Panel { title, x, y, marks, remarks: Vec::new() });
         }
         let mut bars = chart.panels.iter().flat_map(|panel| &panel.marks);
@@ -111,16 +114,18 @@ impl Table {
         metrics
     }
 
-    /// What each panel of the figure shows, and its title: the choice of what else varies.
-    fn facets(&self) -> Vec<(&crate::table::Panel, &Metric, String)> {
-        let title = |panel: &crate::table::Panel| {
-            let choice = panel.choice.iter().map(|(axis, value)| format!("{} {value}", axis_title(axis)));
-            choice.collect::<Vec<_>>().join(", ")
-        };
+    /// What each panel of the figure shows.
+    fn facets(&self) -> Vec<(&crate::table::Panel, &Metric)> {
         let metrics = self.metrics();
-        let facets =
-            self.panels.iter().flat_map(|panel| metrics.iter().map(move |metric| (panel, *metric, title(panel))));
-        facets.collect()
+        self.panels.iter().flat_map(|panel| metrics.iter().map(move |metric| (panel, *metric))).collect()
+    }
+
+    /// What an axis has to show for all curves of a metric to lie between its ends, their spreads included.
+    fn extent(&self, metric: &Metric) -> Vec<f64> {
+        let lines = self.panels.iter().flat_map(|panel| &panel.lines);
+        let measured =
+            |line| self.drawn_columns().into_iter().filter_map(move |column| self.measured(line, column, metric));
+        lines.flat_map(measured).flat_map(Mean::ends).collect()
     }
 
     /// Mean and deviation in percent, where there is a result.
@@ -174,15 +179,11 @@ const NAMED: [(&str, &str); 6] = [
     ("weight_ratio", "weight ratio m"),
 ];
 
-/// What stands at the horizontal axis.
+/// What stands at the horizontal axis: a name of its own, or the last part of its key as words.
 fn axis_label(axis: &str) -> String {
-    let named = NAMED.iter().find(|(key, _)| axis.rsplit('.').next() == Some(key));
-    named.map_or_else(|| axis_title(axis), |(_, label)| (*label).to_owned())
-}
-
-/// A setting: the last part of its key, as words.
-fn axis_title(axis: &str) -> String {
-    axis.rsplit('.').next().unwrap_or(axis).replace('_', " ")
+    let last = axis.rsplit('.').next().unwrap_or(axis);
+    let named = NAMED.iter().find(|(key, _)| last == *key);
+    named.map_or_else(|| last.replace('_', " "), |(_, label)| (*label).to_owned())
 }
 
 #[cfg(test)]
@@ -235,6 +236,27 @@ mod tests {
         assert!((badnets[2].y.value - 91.0).abs() < 1e-9 && (badnets[2].y.spread.unwrap() - 2f64.sqrt()).abs() < 1e-9);
         assert!(chart.notes.iter().any(|note| note.starts_with("10 of 12 cells")), "{:?}", chart.notes);
         chart.draw().unwrap();
+    }
+
+    #[test]
+    fn panels_of_one_metric_are_named_and_have_one_scale() {
+        let mut rows = Vec::new();
+        for (defense, asr) in [("none", 0.95), ("tsbd", 0.02)] {
+            for ratio in ["0.05", "0.1"] {
+                let mut row = done("badnets", defense, 0, &[("asr", asr)]);
+                row.key = key("badnets", defense, ratio.len() as u64);
+                row.axes.insert(RATIO.into(), ratio.into());
+                rows.push(row);
+            }
+        }
+        let spec = TableSpec { rows: RATIO.into(), columns: "attack".into(), metrics: vec!["asr".into()] };
+        let titles = titles().defenses([("tsbd", "TSBD")]);
+        let chart = table(&rows, &Experiment { table: spec, ..experiment() }, &titles).unwrap().curves(false).unwrap();
+        assert_eq!(chart.panels.iter().map(|panel| panel.title.as_str()).collect::<Vec<_>>(), ["No defense", "TSBD"]);
+        for panel in &chart.panels {
+            let Scale::Percent(among) = &panel.y.scale else { panic!("{:?}", panel.y) };
+            assert!(among.contains(&95.0) && among.contains(&2.0), "{among:?}");
+        }
     }
 
     #[test]

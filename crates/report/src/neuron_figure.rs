@@ -212,7 +212,7 @@ fn coverage(chart: &mut Chart, measured: &[&NeuronRows], asked: &[&ResultRow], t
                 curves.entry(method).or_default().entry(ratio).or_default().push(*value);
             }
         }
-        let mut marks = Vec::with_capacity(curves.len());
+        let mut marks = vec![Mark::Guide { points: vec![(0.0, 0.0), (1.0, 1.0)] }];
         for (method, ratios) in curves {
             let point = |(ratio, values): (&str, Vec<f64>)| {
                 let (value, spread) = aggregate::mean(&values)?;
@@ -227,7 +227,8 @@ fn coverage(chart: &mut Chart, measured: &[&NeuronRows], asked: &[&ResultRow], t
             });
             marks.push(Mark::Line { series, points });
         }
-        let (x, y) = (linear("neuron ratio"), Axis { label, scale: Scale::Within(0.0, 1.0) });
+        let share = |label| Axis { label, scale: Scale::Within(0.0, 1.0) };
+        let (x, y) = (share("neuron ratio".to_owned()), share(label));
         chart.panels.push(Panel { title: place, x, y, marks, remarks: Vec::new() });
     }
     let rankings: BTreeSet<&str> = measured.iter().filter_map(|cell| cell.row.facts.get("ranking")?.as_str()).collect();
@@ -237,7 +238,7 @@ fn coverage(chart: &mut Chart, measured: &[&NeuronRows], asked: &[&ResultRow], t
         _ => "Neurons of layers that every method scores",
     };
     chart.notes =
-        vec![format!("By chance the coverage is the neuron ratio. {ranked}; those with equal scores share places.")];
+        vec![format!("Grey: what chance covers, the neuron ratio. {ranked}; those with equal scores share places.")];
     let marks = || chart.panels.iter().flat_map(|panel| &panel.marks);
     let points = || marks().flat_map(|mark| if let Mark::Line { points, .. } = mark { &points[..] } else { &[] });
     let spread = points().any(|point| point.y.spread.is_some());
@@ -319,7 +320,8 @@ mod tests {
         ];
         let chart = chart(NeuronFigure::Coverage, &[cell("coverage", "badnets", &metrics, &[])]).unwrap();
         assert_eq!(chart.legend.iter().map(|series| series.name.as_str()).collect::<Vec<_>>(), ["FP", "NWC"]);
-        let Mark::Line { points, .. } = &chart.panels[0].marks[1] else { panic!("a line") };
+        assert_eq!(chart.panels[0].marks[0], Mark::Guide { points: vec![(0.0, 0.0), (1.0, 1.0)] });
+        let Mark::Line { points, .. } = &chart.panels[0].marks[2] else { panic!("a line") };
         assert_eq!(points.iter().map(|point| (point.x, point.y.value)).collect::<Vec<_>>(), [(0.1, 0.6), (0.5, 0.9)]);
     }
 
@@ -339,7 +341,7 @@ mod tests {
         let titles: Vec<&str> = chart.panels.iter().map(|panel| panel.title.as_str()).collect();
         assert_eq!(titles, ["BadNets", "Blended"]);
         assert_eq!(chart.panels[0].y.label, "coverage of TAC (clp)");
-        let means = chart.panels.iter().map(|panel| match &panel.marks[0] {
+        let means = chart.panels.iter().map(|panel| match &panel.marks[1] {
             Mark::Line { points, .. } => points[0].y,
             other => panic!("{other:?}"),
         });

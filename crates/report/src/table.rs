@@ -99,6 +99,8 @@ pub struct Column {
 pub struct Panel {
     /// The choice, as `(axis, value)`; empty for the only panel of a plain grid.
     pub choice: Vec<(String, String)>,
+    /// The same for people: `No defense`, `attack.poisoning_ratio = 0.05`; empty for the only panel of a plain grid.
+    pub title: String,
     /// One line per value of the row axis.
     pub lines: Vec<Line>,
     /// Mean over the attacks, the line without attack left out, and below it perhaps that of the published numbers; present
@@ -256,7 +258,9 @@ pub fn table(rows: &[ResultRow], experiment: &Experiment, titles: &Titles) -> Re
             average = Some(average_line(&lines, &columns, &metrics, &averages));
         }
         mark_best(&mut lines, average.as_mut(), &columns, &spec.rows, &spec.columns);
-        panels.push(Panel { choice: choice.into_iter().collect(), lines, averages: average.into_iter().collect() });
+        let title = choice.iter().map(|(axis, value)| titles.choice(axis, value)).collect::<Vec<_>>().join(", ");
+        let averages = average.into_iter().collect();
+        panels.push(Panel { choice: choice.into_iter().collect(), title, lines, averages });
     }
 
     let text = |axis: &str| axis::distinct(rows, axis).into_iter().flatten().collect::<Vec<_>>();

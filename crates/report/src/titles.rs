@@ -76,8 +76,20 @@ impl Titles {
                 }
                 None => title(&self.models, "none"),
             },
-            _ => self.choices.get(&(axis.to_owned(), value.to_owned())).map_or(value, String::as_str).to_owned(),
+            _ => self.titled(axis, value).unwrap_or(value).to_owned(),
         }
+    }
+
+    /// What a value of an axis is called where no axis stands beside it: a number needs its key.
+    pub(crate) fn choice(&self, axis: &str, value: &str) -> String {
+        match axis {
+            "attack" | "defense" | "measure" | "dataset" | "model" => self.of(axis, value),
+            _ => self.titled(axis, value).map_or_else(|| format!("{axis} = {value}"), str::to_owned),
+        }
+    }
+
+    fn titled(&self, axis: &str, value: &str) -> Option<&str> {
+        self.choices.get(&(axis.to_owned(), value.to_owned())).map(String::as_str)
     }
 }
 
@@ -105,6 +117,9 @@ mod tests {
         assert_eq!(titles.of("defenses.fp.order", "nwc"), "NWC-FP");
         assert_eq!(titles.of("defenses.fp.order", "activation"), "activation");
         assert_eq!(titles.of("measures.coverage.methods", "nwc"), "nwc");
+        assert_eq!(titles.choice("defenses.fp.order", "nwc"), "NWC-FP");
+        assert_eq!(titles.choice("attack.poisoning_ratio", "0.05"), "attack.poisoning_ratio = 0.05");
+        assert_eq!(titles.choice("defense", "none"), "No defense");
     }
 
     #[test]

@@ -20,9 +20,9 @@ pub enum Scale {
     Linear,
     /// The same, as if these were among the data: what is still missing has its place.
     Around(Vec<f64>),
-    /// In proportion, percentages: as [`Scale::Linear`], but over at least five points, so that a difference that means
-    /// nothing does not fill the axis, and within 0 and 100 as far as the data are.
-    Percent,
+    /// The same, percentages: over at least five points, so that a difference that means nothing does not fill the axis,
+    /// and within 0 and 100 as far as the data are.
+    Percent(Vec<f64>),
     /// In proportion, between these two.
     Within(f64, f64),
     /// By their logarithm, with these ticks; all positive.
@@ -48,7 +48,8 @@ pub(super) struct Layout {
 impl Layout {
     /// The layout of an axis for these data.
     pub(super) fn of(scale: &Scale, data: impl Iterator<Item = f64>) -> Layout {
-        let data: Vec<f64> = data.filter(|value| value.is_finite()).collect();
+        let more = if let Scale::Around(more) | Scale::Percent(more) = scale { &more[..] } else { &[] };
+        let data: Vec<f64> = data.chain(more.iter().copied()).filter(|value| value.is_finite()).collect();
         let smallest = data.iter().copied().fold(f64::INFINITY, f64::min);
         let largest = data.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         match scale {
@@ -77,10 +78,11 @@ impl Layout {
                 Layout { low: low / room, high: high * room, ticks, logarithmic: true }
             }
             Scale::Within(low, high) => Layout::round(*low, *high, false),
-            Scale::Around(more) => Layout::of(&Scale::Linear, data.iter().chain(more).copied()),
-            Scale::Linear | Scale::Percent if smallest > largest => Layout::round(0.0, 1.0, false),
-            Scale::Linear => Layout::round(smallest, largest, true),
-            Scale::Percent => {
+            Scale::Linear | Scale::Around(_) | Scale::Percent(_) if smallest > largest => {
+                Layout::round(0.0, 1.0, false)
+            }
+            Scale::Linear | Scale::Around(_) => Layout::round(smallest, largest, true),
+            Scale::Percent(_) => {
                 let room = (LEAST_POINTS - (largest - smallest)).max(0.0) / 2.0;
                 let (low, high) = (smallest - room, largest + room);
                 // Room that there is not below is above.
@@ -187,7 +189,7 @@ mod tests {
     #[test]
     fn percentages_that_hardly_differ_do_not_fill_the_axis() {
         let ends = |data: &[f64]| {
-            let layout = Layout::of(&Scale::Percent, data.iter().copied());
+            let layout = Layout::of(&Scale::Percent(Vec::new()), data.iter().copied());
             (layout.low, layout.high)
         };
         assert_eq!(ends(&[90.01, 90.04]), (87.0, 93.0));
@@ -197,6 +199,8 @@ mod tests {
         assert_eq!(ends(&[]), (0.0, 1.0));
         // A band may leave 0 and 100.
         assert!(ends(&[-2.0, 8.0]).0 <= -2.0);
+        let beside = Layout::of(&Scale::Percent(vec![40.0]), [2.0, 4.0].into_iter());
+        assert_eq!((beside.low, beside.high), (0.0, 40.0));
     }
 
     #[test]

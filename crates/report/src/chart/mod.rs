@@ -91,6 +91,11 @@ pub enum Mark {
         /// `None` where there is no result, which is marked.
         heights: Vec<Option<Mean>>,
     },
+    /// A thin grey line of no series, which data are compared with: what chance gives. The notes say what it is.
+    Guide {
+        /// By ascending `x`.
+        points: Vec<(f64, f64)>,
+    },
 }
 
 /// A point of a line.
@@ -111,6 +116,13 @@ pub struct Mean {
     pub spread: Option<f64>,
     /// Whether every seed that was asked for is there. If not, the mark is hollow.
     pub complete: bool,
+}
+
+impl Mean {
+    /// The ends of its spread; twice the mean where none is known.
+    pub(crate) fn ends(self) -> [f64; 2] {
+        [-1.0, 1.0].map(|sign| self.value + sign * self.spread.unwrap_or(0.0))
+    }
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ type Axes<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<Layout, Layout>>;
 
 /// Draws a panel into an area of its own.
 pub(super) fn draw(area: &Area, panel: &Panel, legend: &[Series]) -> Result<()> {
-    if let Some(series) = panel.marks.iter().map(Mark::series).find(|series| *series >= legend.len()) {
+    if let Some(series) = panel.marks.iter().filter_map(Mark::series).find(|series| *series >= legend.len()) {
         return Err(failed(format!("panel '{}': the legend has no series {series}", panel.title)));
     }
     let x = Layout::of(&panel.x.scale, panel.marks.iter().flat_map(Mark::xs));
@@ -73,26 +73,31 @@ pub(super) fn draw(area: &Area, panel: &Panel, legend: &[Series]) -> Result<()> 
                 frame.bars(heights, slot, bars, style(*series))?;
                 slot += 1;
             }
+            Mark::Guide { points } => {
+                let places = points.iter().map(|(x, y)| frame.place(*x, *y)).collect();
+                frame.stroke(places, RGBColor(150, 150, 150).stroke_width(FINE as u32 * 3 / 2))?;
+            }
         }
     }
     frame.remarks(panel, (columns, rows))
 }
 
 impl Mark {
-    fn series(&self) -> usize {
+    fn series(&self) -> Option<usize> {
         match self {
-            Mark::Line { series, .. } | Mark::Dots { series, .. } | Mark::Bars { series, .. } => *series,
+            Mark::Line { series, .. } | Mark::Dots { series, .. } | Mark::Bars { series, .. } => Some(*series),
+            Mark::Guide { .. } => None,
         }
     }
 
-    /// The points of lines and dots.
+    /// The points of lines and dots, which are data.
     fn points(&self) -> Vec<(f64, f64)> {
         match self {
             Mark::Line { points, .. } => points.iter().map(|point| (point.x, point.y.value)).collect(),
             Mark::Dots { points, .. } => {
                 points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect()
             }
-            Mark::Bars { .. } => Vec::new(),
+            Mark::Bars { .. } | Mark::Guide { .. } => Vec::new(),
         }
     }
 
@@ -103,11 +108,11 @@ impl Mark {
 
     /// Everything that the vertical axis has to show, with spreads.
     fn ys(&self) -> Vec<f64> {
-        let around = |mean: &Mean| [-1.0, 1.0].map(|sign| mean.value + sign * mean.spread.unwrap_or(0.0));
         match self {
-            Mark::Line { points, .. } => points.iter().flat_map(|point| around(&point.y)).collect(),
+            Mark::Line { points, .. } => points.iter().flat_map(|point| point.y.ends()).collect(),
             Mark::Dots { points, .. } => points.iter().map(|(_, y)| *y).collect(),
-            Mark::Bars { heights, .. } => heights.iter().flatten().flat_map(around).chain([0.0]).collect(),
+            Mark::Bars { heights, .. } => heights.iter().flatten().flat_map(|mean| mean.ends()).chain([0.0]).collect(),
+            Mark::Guide { .. } => Vec::new(),
         }
     }
 }

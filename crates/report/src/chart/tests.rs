@@ -37,7 +37,10 @@ fn everything() -> Chart {
                 title: "dots".into(),
                 x: axis("x", Scale::Linear),
                 y: axis("y", Scale::Linear),
-                marks: vec![Mark::Dots { series: 0, points: dots.collect() }],
+                marks: vec![
+                    Mark::Guide { points: vec![(0.0, 0.0), (200.0, 97.0)] },
+                    Mark::Dots { series: 0, points: dots.collect() },
+                ],
                 remarks: vec!["r = 0.5".into()],
             },
             Panel {
@@ -62,7 +65,7 @@ fn a_chart_is_always_drawn_with_the_same_bytes() {
     // Other machines draw the same.
     let pixels = image::load_from_memory(&first.png(1.0).unwrap()).unwrap().to_rgba8().into_raw();
     let digests = [first.svg.as_bytes(), &pixels].map(|bytes| blake3::hash(bytes).to_hex()[..16].to_owned());
-    assert_eq!(digests, ["c2d940d4a76d93ce", "1cbc72b43f67ae8f"]);
+    assert_eq!(digests, ["7307ed4e1f872207", "d7205b5f3453eaf6"]);
 }
 
 #[test]
@@ -138,7 +141,7 @@ fn curve(spreads: &[Option<f64>]) -> Chart {
         y: Mean { value: 90.0, spread: *spread, complete: spread.is_some() },
     };
     let points = spreads.iter().enumerate().map(point).collect();
-    let (x, y) = (axis("x", Scale::Linear), axis("ACC (%)", Scale::Percent));
+    let (x, y) = (axis("x", Scale::Linear), axis("ACC (%)", Scale::Percent(Vec::new())));
     let panel =
         Panel { title: String::new(), x, y, marks: vec![Mark::Line { series: 0, points }], remarks: Vec::new() };
     Chart { legend: series(&["s"], Shape::Line), panels: vec![panel], columns: 1, ..everything() }

@@ -12,7 +12,7 @@ use tsbd_experiment::{CellKey, CellRecord, Failure, ResultRow, RowState};
 
 use crate::chart::Drawing;
 use crate::metric::Metric;
-use crate::render::{panel_title, printed, row_head};
+use crate::render::{printed, row_head};
 use crate::table::{Entry, Panel, Table, Value};
 use curves::curves;
 
@@ -262,12 +262,12 @@ fn scrolling(name: &str, content: Markup) -> Markup {
 
 /// The table of the experiment.
 fn wide(table: &Table, panel: &Panel, id: &str) -> Markup {
-    let caption = if panel.choice.is_empty() { table.title.clone() } else { panel_title(panel) };
+    let caption = if panel.title.is_empty() { &table.title } else { &panel.title };
     let entries = |entries: &[Vec<Entry>]| {
         html! { @for (c, m, _, _) in table.slots() { (value(&entries[c][m])) } }
     };
     scrolling(
-        &caption,
+        caption,
         html! {
             table.sortable id=(id) {
                 caption { (caption) }

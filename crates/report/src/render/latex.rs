@@ -1,6 +1,6 @@
 //! A `table` environment with booktabs rules, to be taken into a paper by `\input`.
 
-use super::{panel_title, printed, row_head};
+use super::{printed, row_head};
 use crate::table::{Column, Entry, Table, Value};
 
 pub(super) fn render(table: &Table) -> String {
@@ -37,8 +37,8 @@ pub(super) fn render(table: &Table) -> String {
 
     for panel in &table.panels {
         text += "    \\midrule\n";
-        if !panel.choice.is_empty() {
-            let title = escaped(&panel_title(panel));
+        if !panel.title.is_empty() {
+            let title = escaped(&panel.title);
             text += &format!("    \\multicolumn{{{}}}{{l}}{{\\emph{{{title}}}}} \\\\\n", slots + 1);
         }
         for row in &panel.lines {

@@ -1,14 +1,14 @@
 //! A Markdown table, readable as it stands and in any renderer.
 
-use super::{panel_title, printed, row_head};
+use super::{printed, row_head};
 use crate::table::{Entry, Table};
 
 pub(super) fn render(table: &Table) -> String {
     let mut text = format!("**{}**\n\n{}\n", table.title, table.summary());
     for panel in &table.panels {
         text.push('\n');
-        if !panel.choice.is_empty() {
-            text += &format!("*{}*\n\n", escaped(&panel_title(panel)));
+        if !panel.title.is_empty() {
+            text += &format!("*{}*\n\n", escaped(&panel.title));
         }
         let heads = table.slots().map(|(_, _, column, metric)| format!("{} {}", column.title, metric.title));
         text += &row(&row_head(&table.row_axis), heads);

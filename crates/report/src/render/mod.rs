@@ -14,7 +14,7 @@ use tsbd_experiment::Setting;
 
 use crate::error::Result;
 use crate::format::{Emphasis, Format};
-use crate::table::{Panel, Table, Unit, Value};
+use crate::table::{Table, Unit, Value};
 
 impl Table {
     /// The table for a terminal. Columns that do not fit beside each other in `width` letters make blocks below each other;
@@ -111,12 +111,6 @@ pub(crate) fn named_seeds(seeds: &[u64]) -> String {
         [seed] => format!("seed {seed}"),
         seeds => format!("seeds {}", seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")),
     }
-}
-
-/// `neuron_ratio = 0.05, learning_rate = 0.1`, the last parts of the dotted keys; empty for the only panel.
-pub(crate) fn panel_title(panel: &Panel) -> String {
-    let parts = panel.choice.iter().map(|(axis, value)| format!("{axis} = {value}"));
-    parts.collect::<Vec<_>>().join(", ")
 }
 
 /// A value with two decimals; `±` stands between mean and deviation.

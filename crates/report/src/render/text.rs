@@ -3,7 +3,7 @@
 
 use comfy_table::{Cell, presets};
 
-use super::{panel_title, printed, row_head};
+use super::{printed, row_head};
 use crate::format::Emphasis;
 use crate::table::{Entry, Panel, Table};
 
@@ -13,8 +13,8 @@ const BEST: (char, char) = ('\u{e000}', '\u{e001}');
 pub(super) fn render(table: &Table, emphasis: Emphasis, width: Option<usize>) -> String {
     let mut text = format!("{}\n{}\n", table.title, table.summary());
     for panel in &table.panels {
-        if !panel.choice.is_empty() {
-            text += &format!("\n{}\n", panel_title(panel));
+        if !panel.title.is_empty() {
+            text += &format!("\n{}\n", panel.title);
         }
         let (before, behind) = match emphasis {
             Emphasis::Star => (" ", "*"),

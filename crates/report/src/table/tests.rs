@@ -181,6 +181,8 @@ fn an_axis_beside_rows_and_columns_makes_panels() {
     let table = made(&rows);
     let choices: Vec<&str> = table.panels.iter().map(|panel| panel.choice[0].1.as_str()).collect();
     assert_eq!(choices, ["0.1", "0.01"]);
+    let titles: Vec<&str> = table.panels.iter().map(|panel| panel.title.as_str()).collect();
+    assert_eq!(titles, ["attack.poisoning_ratio = 0.1", "attack.poisoning_ratio = 0.01"]);
     let means: Vec<Option<f64>> =
         table.panels.iter().map(|panel| panel.lines[0].entries[0][1].value.complete()).collect();
     assert_eq!(means, [Some(90.0), Some(30.0)]);
