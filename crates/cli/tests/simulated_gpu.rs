@@ -543,6 +543,21 @@ fn a_gpu_without_enough_memory_ends_the_cell_with_a_way_out() {
 }
 
 #[test]
+fn cells_without_memory_beside_others_go_on_when_fewer_share_the_gpu() {
+    let Some(simulator) = simulator() else { return };
+    let bench = Bench::new("attack = [\"badnets\", \"blended\"]\ndefense = [\"none\"]\n");
+    assert_done(&bench.run(simulator, &[], &["cuda", "--cells-per-gpu", "1"], "roomy"));
+    let peak = |record: &Value| record["provenance"]["peak_gpu_memory_bytes"].as_u64();
+    let most = records(&bench.results("roomy")).iter().filter_map(peak).max().unwrap();
+    // Enough for either of them.
+    let memory = (most + most / 10).to_string();
+    let output = bench.run(simulator, &[("TSBD_SIMULATED_MEMORY", &memory)], &["cuda", "--cells-per-gpu", "2"], "full");
+    assert_done(&output);
+    assert_contains(&stderr(&output), &["waits again, because others left it too little of the GPU's memory"]);
+    assert_eq!(bench.models("full"), bench.models("roomy"));
+}
+
+#[test]
 fn a_gpu_that_is_not_there_is_refused_with_what_there_is() {
     let Some(simulator) = simulator() else { return };
     let bench = Bench::new(REPAIRS);

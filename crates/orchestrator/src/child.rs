@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
@@ -16,6 +17,7 @@ use tokio::process::{Child, ChildStdin};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tsbd_experiment::CellKey;
+use tsbd_tensor::lacks_gpu_memory;
 
 use crate::devices::Occupant;
 use crate::executor::{End, Order, Report};
@@ -29,19 +31,46 @@ pub(crate) enum Told {
     Order(Order),
 }
 
+/// The place of a cell.
+pub(crate) struct Seat {
+    pub occupant: Occupant,
+    /// Whether others have shared its GPU since it has it.
+    pub had_company: AtomicBool,
+}
+
+/// What the end of a cell says about where others, or it itself, should begin.
+pub(crate) enum Lesson {
+    /// It shared a process that ended, and is to have one of its own.
+    Alone(CellKey),
+    /// The memory of this GPU was not enough for it and those that are there.
+    Full { gpu: usize },
+}
+
 /// A cell in a child.
 pub(crate) struct AtWork {
     log: File,
     /// Its place, which is free when this is dropped.
-    _place: Arc<Occupant>,
+    place: Arc<Seat>,
     /// When it said something; at first, when it was given to the child.
     heard: Instant,
     has_begun: bool,
+    /// The reason it gave for its failure, if that was the memory which others left it.
+    crowded_out: Option<String>,
 }
 
 impl AtWork {
-    pub fn new(log: File, place: Arc<Occupant>) -> Self {
-        Self { log, _place: place, heard: Instant::now(), has_begun: false }
+    pub fn new(log: File, place: Arc<Seat>) -> Self {
+        Self { log, place, heard: Instant::now(), has_begun: false, crowded_out: None }
+    }
+
+    fn hear(&mut self, event: &CellEvent) {
+        (self.heard, self.has_begun) = (Instant::now(), true);
+        if let CellEvent::Failed { reason } = event
+            && self.place.had_company.load(Ordering::Relaxed)
+            && lacks_gpu_memory(reason)
+        {
+            self.crowded_out = Some(reason.clone());
+        }
     }
 
     /// A log that cannot be written (a full disk) must not end the cell.
@@ -60,8 +89,7 @@ pub(crate) struct Watch {
     /// The only cell that it ever has; `None` of a host.
     pub own: Option<CellKey>,
     pub reports: mpsc::Sender<Report>,
-    /// Where cells are told of that are to have a process of their own.
-    pub lost: mpsc::UnboundedSender<CellKey>,
+    pub lessons: mpsc::UnboundedSender<Lesson>,
     pub silence_limit: Option<Duration>,
     /// The cell that said nothing for too long.
     pub silent: Option<CellKey>,
@@ -154,7 +182,7 @@ impl Watch {
             }
             Some(HostEvent::Said { key, event }) => {
                 let Some(cell) = self.cells.get_mut(&key) else { return };
-                (cell.heard, cell.has_begun) = (Instant::now(), true);
+                cell.hear(&event);
                 let end = match &event {
                     // The end of its own process says more.
                     _ if self.own.is_some() => None,
@@ -215,7 +243,7 @@ impl Watch {
                     // One that has not begun after a fault of others can have others again.
                     if has_begun || self.fault.is_none() {
                         // Nobody hears of it when the run is over.
-                        let _ = self.lost.send(key.clone());
+                        let _ = self.lessons.send(Lesson::Alone(key.clone()));
                     }
                     End::Again(match (&self.fault, &self.silent) {
                         (Some(reason), _) => format!("the GPU failed while others shared its process: {reason}"),
@@ -230,9 +258,13 @@ impl Watch {
         }
     }
 
-    async fn end(&mut self, key: CellKey, end: End) {
+    async fn end(&mut self, key: CellKey, mut end: End) {
         // Whoever hears of the end finds the place free.
-        self.cells.remove(&key);
+        let crowded_out = self.cells.remove(&key).and_then(|cell| Some((cell.place.occupant.gpu, cell.crowded_out?)));
+        if let Some((gpu, reason)) = crowded_out {
+            let _ = self.lessons.send(Lesson::Full { gpu });
+            end = End::Again(format!("others left it too little of the GPU's memory: {reason}"));
+        }
         let _ = self.reports.send(Report::Ended { key, end }).await;
     }
 }

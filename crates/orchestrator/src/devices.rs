@@ -125,6 +125,8 @@ struct Watched {
     share: Option<f64>,
     /// The most cells that have settled on it together.
     proven: usize,
+    /// The most cells that it has memory for, once that was not enough.
+    most: Option<usize>,
 }
 
 /// A cell that has a place.
@@ -148,6 +150,10 @@ impl Crowd {
         let is_unsettled = |occupant: &&Occupant| now.saturating_duration_since(occupant.since) < Places::SETTLING;
         Self { cells: here.clone().count(), unsettled: here.filter(is_unsettled).count() }
     }
+}
+
+fn count(gpu: usize, occupants: &[Occupant]) -> usize {
+    occupants.iter().filter(|occupant| occupant.gpu == gpu).count()
 }
 
 impl Places {
@@ -184,7 +190,10 @@ impl Places {
     pub fn capacity(&mut self, occupants: &[Occupant], now: Instant) -> usize {
         match &self.devices {
             Devices::Cpu { workers } => (*workers).max(1),
-            Devices::Gpus { gpus, cells: CellsPerGpu::Exactly(cells), .. } => gpus.len() * (*cells).max(1),
+            Devices::Gpus { cells: CellsPerGpu::Exactly(cells), .. } => {
+                let room = |gpu| self.limit(gpu, (*cells).max(1)).saturating_sub(count(gpu, occupants));
+                occupants.len() + (0..self.watched.len()).map(room).sum::<usize>()
+            }
             Devices::Gpus { cells: CellsPerGpu::Auto, .. } => {
                 self.watch(occupants, now);
                 occupants.len() + (0..self.watched.len()).filter(|&gpu| self.admits(gpu, occupants, now)).count()
@@ -192,12 +201,24 @@ impl Places {
         }
     }
 
+    /// The memory of a GPU was not enough for a cell beside these: no more than those share it from now on.
+    pub fn is_full(&mut self, gpu: usize, occupants: &[Occupant]) {
+        self.watched[gpu].most = Some(self.limit(gpu, count(gpu, occupants).max(1)));
+    }
+
+    /// How many cells may share a GPU that may have so many otherwise.
+    fn limit(&self, gpu: usize, cells: usize) -> usize {
+        self.watched[gpu].most.map_or(cells, |most| most.min(cells))
+    }
+
     /// The device of a further cell: where the fewest are, of those that would take one.
     pub fn next(&self, occupants: &[Occupant], now: Instant) -> (usize, String) {
         let Devices::Gpus { gpus, cells, .. } = &self.devices else { return (0, "cpu".to_owned()) };
-        let crowd = |gpu: usize| occupants.iter().filter(|occupant| occupant.gpu == gpu).count();
-        let is_closed = |gpu: usize| *cells == CellsPerGpu::Auto && !self.admits(gpu, occupants, now);
-        let gpu = (0..gpus.len()).min_by_key(|&gpu| (is_closed(gpu), crowd(gpu))).unwrap_or(0);
+        let is_closed = |gpu: usize| match *cells {
+            CellsPerGpu::Exactly(cells) => count(gpu, occupants) >= self.limit(gpu, cells.max(1)),
+            CellsPerGpu::Auto => !self.admits(gpu, occupants, now),
+        };
+        let gpu = (0..gpus.len()).min_by_key(|&gpu| (is_closed(gpu), count(gpu, occupants))).unwrap_or(0);
         (gpu, format!("cuda:{}", gpus[gpu].ordinal))
     }
 
@@ -214,7 +235,7 @@ impl Places {
         let busy = loads.iter().map(|load| load.busy).sum::<f64>() / loads.len() as f64;
         let has_time = busy < Self::BUSY || (cells < Self::AT_ONCE && self.compute_at_once());
         let takes_more = unsettled == 0 && loads.len() == Self::LOADS && has_time;
-        cells < Self::MOST && fits && (cells < *proven || takes_more)
+        cells < self.limit(gpu, Self::MOST) && fits && (cells < *proven || takes_more)
     }
 
     fn compute_at_once(&self) -> bool {
@@ -399,6 +420,32 @@ mod tests {
         assert_eq!(settled(&mut places, &occupants, start).0, 2);
         shown.show(0, 61 * GIB, 0.3);
         assert_eq!(settled(&mut places, &occupants, start + Duration::from_secs(60)).0, 3);
+    }
+
+    #[test]
+    fn a_gpu_that_was_full_takes_no_more_than_it_had_memory_for() {
+        for cells in [CellsPerGpu::Exactly(4), CellsPerGpu::Auto] {
+            let (mut places, shown) = places(2, cells, GpuSharing::OneProcess);
+            let start = Instant::now();
+            shown.show(0, 79 * GIB, 0.);
+            shown.show(1, 79 * GIB, 0.);
+            places.capacity(&[], start);
+            let two_each = [0, 0, 1, 1].map(|gpu| Occupant { gpu, since: start });
+            let (before, now) = settled(&mut places, &two_each, start);
+            let further = before - two_each.len();
+            assert_eq!(further, if cells == CellsPerGpu::Auto { 2 } else { 4 });
+            // A third was on the first one, and has ended.
+            places.is_full(0, &two_each);
+            assert_eq!(places.capacity(&two_each, now), two_each.len() + further / 2, "{cells:?}");
+            assert_eq!(places.next(&two_each, now).1, "cuda:1");
+            // The other GPU takes as many as before, however full this one is.
+            places.is_full(0, &two_each[1..]);
+            assert_eq!(places.capacity(&two_each, now), two_each.len() + further / 2);
+            let others = &two_each[2..];
+            assert_eq!(places.capacity(others, now), others.len() + 1 + further / 2, "it has one place at last");
+            places.is_full(0, others);
+            assert_eq!(places.capacity(others, now), others.len() + 1 + further / 2, "and never none");
+        }
     }
 
     #[test]

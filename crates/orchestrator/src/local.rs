@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -18,7 +19,7 @@ use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, oneshot};
 use tsbd_experiment::{CellKey, Store};
 
-use crate::child::{AtWork, Told, Watch};
+use crate::child::{AtWork, Lesson, Seat, Told, Watch};
 use crate::devices::mps::Sharing;
 use crate::devices::{Devices, Occupant, Places};
 use crate::dispatcher::{RunError, RunOptions};
@@ -42,11 +43,11 @@ pub(crate) struct Local {
     /// The host of each GPU, if the cells there share a process.
     hosts: BTreeMap<usize, Handle>,
     /// The places that cells have.
-    occupied: Vec<Weak<Occupant>>,
+    occupied: Vec<Weak<Seat>>,
     /// Cells that a host lost: they get a process of their own.
     alone: BTreeSet<CellKey>,
-    lost: mpsc::UnboundedReceiver<CellKey>,
-    lose: mpsc::UnboundedSender<CellKey>,
+    lessons: mpsc::UnboundedReceiver<Lesson>,
+    teach: mpsc::UnboundedSender<Lesson>,
 }
 
 /// What a child begins with.
@@ -67,6 +68,7 @@ impl Executor for Local {
     const KEEPS_ORDER: bool = false;
 
     fn capacity(&mut self) -> usize {
+        self.learn();
         let occupants = self.occupants();
         self.places.capacity(&occupants, Instant::now())
     }
@@ -102,7 +104,7 @@ impl Local {
             }
         })?;
         let (sender, reports) = mpsc::channel(256);
-        let (lose, lost) = mpsc::unbounded_channel();
+        let (teach, lessons) = mpsc::unbounded_channel();
         let executor = Self {
             spawner,
             reports: sender,
@@ -116,15 +118,36 @@ impl Local {
             hosts: BTreeMap::new(),
             occupied: Vec::new(),
             alone: BTreeSet::new(),
-            lost,
-            lose,
+            lessons,
+            teach,
         };
         Ok((executor, reports))
     }
 
     fn occupants(&mut self) -> Vec<Occupant> {
         self.occupied.retain(|place| place.strong_count() > 0);
-        self.occupied.iter().filter_map(Weak::upgrade).map(|place| *place).collect()
+        self.occupied.iter().filter_map(Weak::upgrade).map(|place| place.occupant).collect()
+    }
+
+    fn learn(&mut self) {
+        while let Ok(lesson) = self.lessons.try_recv() {
+            match lesson {
+                Lesson::Alone(key) => drop(self.alone.insert(key)),
+                Lesson::Full { gpu } => {
+                    let occupants = self.occupants();
+                    self.places.is_full(gpu, &occupants);
+                }
+            }
+        }
+    }
+
+    /// A place on a GPU, whose other cells have company now.
+    fn seat(&mut self, gpu: usize, since: Instant) -> Arc<Seat> {
+        let others: Vec<_> = self.occupied.iter().filter_map(Weak::upgrade).collect();
+        let others: Vec<_> = others.iter().filter(|other| other.occupant.gpu == gpu).collect();
+        others.iter().for_each(|other| other.had_company.store(true, Ordering::Relaxed));
+        let had_company = AtomicBool::new(!others.is_empty());
+        Arc::new(Seat { occupant: Occupant { gpu, since }, had_company })
     }
 
     /// Lets the cells of a GPU compute at the same time, before the first is started; a sentence for people if they cannot.
@@ -153,9 +176,7 @@ impl Local {
 
     /// Begins with a cell, in an attempt to continue or in a new one: in the host of its GPU, or in a child of its own.
     async fn launch(&mut self, key: &CellKey) -> Result<Start, RunError> {
-        while let Ok(lost) = self.lost.try_recv() {
-            self.alone.insert(lost);
-        }
+        self.learn();
         let attempt = self.store.prepare_attempt(key)?;
         let continues = self.store.checkpointed(key, &attempt).is_some();
         let log_path = self.store.attempt_directory(key, &attempt).join("log");
@@ -163,7 +184,7 @@ impl Local {
         let since = Instant::now();
         let occupants = self.occupants();
         let (gpu, device) = self.places.next(&occupants, since);
-        let place = Arc::new(Occupant { gpu, since });
+        let place = self.seat(gpu, since);
         let occupied = Arc::downgrade(&place);
         let log = fs::OpenOptions::new().create(true).append(true).open(&log_path)?.into_parts().0;
         let pid = if self.places.have_hosts() && !self.alone.contains(key) {
@@ -252,7 +273,7 @@ impl Local {
             cells,
             own,
             reports: self.reports.clone(),
-            lost: self.lose.clone(),
+            lessons: self.teach.clone(),
             silence_limit: self.options.silence_limit,
             silent: None,
             fault: None,

@@ -82,6 +82,17 @@ fn ordinal(name: &str) -> Option<usize> {
     if name == "cuda" { Some(0) } else { name.strip_prefix("cuda:")?.parse().ok() }
 }
 
+/// Whether an error of CUDA, whose text is `reason`, says that the GPU has no memory left.
+pub fn lacks_gpu_memory(reason: &str) -> bool {
+    const CODES: [&str; 4] = [
+        "CUDA_ERROR_OUT_OF_MEMORY",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    ];
+    CODES.iter().any(|code| reason.contains(code))
+}
+
 /// What to do about an error of CUDA, whose text is `reason`; `None` if it is none that can be helped by the user.
 pub fn gpu_way_out(reason: &str) -> Option<&'static str> {
     Some(if reason.contains("CUDA_ERROR_STUB_LIBRARY") {
@@ -90,7 +101,7 @@ pub fn gpu_way_out(reason: &str) -> Option<&'static str> {
         "the driver sees no GPU (CUDA_VISIBLE_DEVICES hides some): use `cpu`"
     } else if reason.contains("CUDA_ERROR_INVALID_DEVICE") {
         "there are fewer GPUs, counted from 0: nvidia-smi lists them"
-    } else if reason.contains("CUDA_ERROR_OUT_OF_MEMORY") {
+    } else if lacks_gpu_memory(reason) {
         "the GPU's memory is full: run fewer cells on it (--cells-per-gpu), use a smaller batch, or a GPU with more; nvidia-smi \
          says who else uses it"
     } else if reason.contains("CUDA_ERROR_MPS_") {
@@ -207,6 +218,8 @@ mod tests {
         let full = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
         assert!(gpu_way_out(full).unwrap().contains("--cells-per-gpu"));
         assert_eq!(gpu_way_out("the loss is not finite"), None);
+        assert!(lacks_gpu_memory(full) && lacks_gpu_memory("CublasError(CUBLAS_STATUS_ALLOC_FAILED)"));
+        assert!(!lacks_gpu_memory("CUDA_ERROR_ILLEGAL_ADDRESS"));
     }
 
     #[cfg(feature = "cuda")]

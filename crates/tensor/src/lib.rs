@@ -82,7 +82,10 @@ mod tape;
 pub mod workload;
 
 pub use adam::{Adam, adam_step, amsgrad_step};
-pub use device::{GpuFacts, device, forget_peak_gpu_memory, give_back_gpu_memory, gpu_way_out, gpus, peak_gpu_memory};
+pub use device::{
+    GpuFacts, device, forget_peak_gpu_memory, give_back_gpu_memory, gpu_way_out, gpus, lacks_gpu_memory,
+    peak_gpu_memory,
+};
 pub use error::{Error, Result};
 pub use estimates::move_estimates;
 pub use kernels::peak::{MachinePeak, machine_peak};

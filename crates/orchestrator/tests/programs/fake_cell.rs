@@ -78,6 +78,17 @@ fn coordinate(results: &Path) -> ExitCode {
     }
 }
 
+/// A share of the memory of a GPU that has so many, until it is dropped.
+fn room_on_the_gpu(results: &Path, shares: usize) -> Result<std::fs::File, CellError> {
+    for share in 0..shares {
+        let file = std::fs::File::create(results.join(format!("memory-{share}")))?;
+        if file.try_lock().is_ok() {
+            return Ok(file);
+        }
+    }
+    Err("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".into())
+}
+
 fn work(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
     let label = workspace.cell().label().replace(" + ", "+");
     let results = &workspace.arguments().results;
@@ -90,6 +101,10 @@ fn work(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
         // Held until the process ends.
         std::mem::forget(gpu);
     }
+    let _room = match std::env::var(support::ROOM) {
+        Ok(room) => Some(room_on_the_gpu(results, room.parse()?)?),
+        Err(_) => None,
+    };
     for parent in &workspace.cell().parents {
         workspace.parent(parent)?;
     }

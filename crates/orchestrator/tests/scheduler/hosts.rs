@@ -89,6 +89,38 @@ async fn a_fault_of_a_gpu_costs_the_cell_that_causes_it_and_no_other() {
 }
 
 #[tokio::test]
+async fn cells_without_memory_beside_others_go_on_when_fewer_share_the_gpu() {
+    for sharing in [GpuSharing::OneProcess, GpuSharing::Turns] {
+        let bench = Bench::new();
+        let plan = grid(&["badnets", "blended", "none"], &["ft"]);
+        let mut options = options(&bench, "badnets=patient,blended=patient,none=patient", 3);
+        options.environment.push((ROOM.into(), "1".into()));
+        if let Place::Local(Devices::Gpus { sharing: of_place, .. }) = &mut options.place {
+            *of_place = sharing;
+        }
+        let (_sender, interrupts) = Interrupts::channel();
+        let (summary, events) = bench.run_with(&plan, options, interrupts).await;
+        assert_eq!((summary.finished.len(), summary.failed.len()), (6, 0), "{sharing:?}: {:?}", summary.failed);
+        let returned = returned(&events);
+        assert!((1..=3).contains(&returned.len()), "one at a time after that: {returned:?}");
+        assert!(returned.iter().all(|(_, reason)| reason.contains("others left it too little")), "{returned:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_cell_that_has_a_gpu_for_itself_and_too_little_memory_has_failed() {
+    let bench = Bench::new();
+    let plan = grid(&["badnets", "blended"], &[]);
+    let mut options = options(&bench, "", 2);
+    options.environment.push((ROOM.into(), "0".into()));
+    let (_sender, interrupts) = Interrupts::channel();
+    let (summary, _) = bench.run_with(&plan, options, interrupts).await;
+    assert_eq!((summary.finished.len(), summary.failed.len()), (0, 2));
+    assert!(summary.failed.iter().all(|(_, reason)| reason.contains("OUT_OF_MEMORY")), "{:?}", summary.failed);
+    assert!((3..=4).contains(&bench.starts().len()), "each was tried alone: {:?}", bench.starts());
+}
+
+#[tokio::test]
 async fn a_fault_with_one_cell_at_work_costs_that_one_and_the_next_begin_in_a_new_process() {
     let bench = Bench::new();
     let plan = grid(&["badnets", "blended"], &["ft"]);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{ALONE, BEHAVIOURS, GO, grid};
+use support::{ALONE, BEHAVIOURS, GO, ROOM, grid};
 use tokio::sync::mpsc;
 use tsbd_experiment::{CellKey, CellRecord, Found, Plan, Store, Verification};
 use tsbd_orchestrator::{

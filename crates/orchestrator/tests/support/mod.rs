@@ -17,6 +17,9 @@ pub const GO: &str = "go";
 /// Variable that makes a cell fail that finds another process on its GPU.
 pub const ALONE: &str = "FAKE_ALONE_ON_A_GPU";
 
+/// Variable with how many cells its GPU has memory for: another one that is there at the same time fails.
+pub const ROOM: &str = "FAKE_ROOM_ON_A_GPU";
+
 /// Epochs of the behaviour `patient`.
 pub const EPOCHS: usize = 20;
 
