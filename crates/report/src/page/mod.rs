@@ -8,7 +8,7 @@ use std::collections::HashSet;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
-use tsbd_experiment::{CellKey, CellRecord, Failure, ResultRow, RowState};
+use tsbd_experiment::{CellKey, CellRecord, Failure, Provenance, ResultRow, RowState};
 
 use crate::chart::Drawing;
 use crate::metric::Metric;
@@ -344,7 +344,10 @@ fn long(rows: &[ResultRow], index: usize) -> Markup {
         }
         (scrolling("Every point that was run", html! {
             table.sortable id={ "long-" (index) } {
-                caption { "Every point of the grid that was run; rates in percent, numbers of measurements as they are" }
+                caption {
+                    "Every point of the grid that was run; rates in percent, numbers of measurements as they are, memory of the \
+                     process, which cells on a GPU may share"
+                }
                 thead { tr {
                     @for (column, head) in heads.iter().enumerate() { th scope="col" data-column=(column) { (sorting(head)) } }
                 } }
@@ -374,7 +377,7 @@ impl CellSheet {
             details id={ "cell-" (self.key) } {
                 summary { (self.label) " " span.key { (self.key.short()) } " " (self.result()) }
                 @if let CellState::Done { record, log } = &self.state {
-                    (cost(record))
+                    (cost(&record.key, &record.provenance))
                     @if detail >= Detail::Curves { (curves(&record.trace)) }
                     @if detail == Detail::Everything && !record.trace.is_empty() { (trace(record)) }
                     @if detail >= Detail::Configurations && !record.facts.is_empty() {
@@ -420,17 +423,24 @@ fn shortened(text: &str) -> String {
     format!("{} …", text.chars().take(LONGEST).collect::<String>())
 }
 
-fn cost(record: &CellRecord) -> Markup {
-    let provenance = &record.provenance;
+fn cost(key: &CellKey, provenance: &Provenance) -> Markup {
     let versions = &provenance.versions;
+    let megabytes = |bytes: u64| format!("{:.0} MB", bytes as f64 / 1e6);
+    let of_several = match provenance.other_cells {
+        0 => String::new(),
+        others => format!(", of its process, in which up to {others} other cells were computed"),
+    };
     html! {
         dl {
             dt { "seconds" } dd { (format!("{:.1}", provenance.seconds)) }
-            dt { "peak memory" } dd { (format!("{:.0} MB", provenance.peak_memory_bytes as f64 / 1e6)) }
+            dt { "peak memory" } dd { (megabytes(provenance.peak_memory_bytes)) (of_several) }
+            @if let Some(bytes) = provenance.peak_gpu_memory_bytes {
+                dt { "peak GPU memory" } dd { (megabytes(bytes)) (of_several) }
+            }
             dt { "device" } dd { (provenance.device) ", " (provenance.threads) " threads, " (provenance.kernels) }
             @if let Some(job) = &provenance.job { dt { "job" } dd { (job) " on " (provenance.host) } }
             dt { "program" } dd { "tsbd " (versions.tsbd) " (" (versions.revision) "), Candle " (versions.candle) }
-            dt { "key" } dd { code { (record.key) } }
+            dt { "key" } dd { code { (key) } }
         }
     }
 }

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use tsbd_experiment::TracePoint;
+use tsbd_experiment::{Provenance, TracePoint};
 
 use super::*;
 use crate::sample::{experiment, grid, key, titles};
@@ -70,6 +70,16 @@ fn everything_is_on_the_page_and_nothing_comes_from_elsewhere() {
     }
     // The only address is that of the SVG name space.
     assert_eq!(html.matches("http").count(), html.matches("http://www.w3.org/2000/svg").count());
+}
+
+#[test]
+fn memory_that_cells_share_is_said_to_be_that_of_all() {
+    let own =
+        Provenance { peak_memory_bytes: 2_000_000_000, peak_gpu_memory_bytes: Some(500_000_000), ..Default::default() };
+    let html = |provenance: &Provenance| cost(&key("badnets", "tsbd", 0), provenance).into_string();
+    assert!(html(&own).contains("<dd>2000 MB</dd><dt>peak GPU memory</dt><dd>500 MB</dd>"), "{}", html(&own));
+    let shared = html(&Provenance { other_cells: 3, ..own });
+    assert_eq!(shared.matches("MB, of its process, in which up to 3 other cells were computed").count(), 2, "{shared}");
 }
 
 #[test]
