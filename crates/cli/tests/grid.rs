@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use common::{Bench, GRID, assert_contains, stderr, stdout, tsbd, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tsbd_experiment::Store;
 
 impl Bench {
     fn start(&self) -> Child {
@@ -150,6 +151,41 @@ fn a_comparison_without_published_numbers_prints_our_own_and_says_why_and_hints_
         &stderr(&output),
         &["no comparison", "none of shapes", "hint: tsbd run", &format!("--results {results}")],
     );
+}
+
+#[test]
+fn costs_are_those_on_a_cpu_or_those_on_a_gpu_as_the_newest_was_computed() {
+    let bench = Bench::new(GRID);
+    let grid = ["--set", "grid.attack=[\"badnets\"]", "--set", "grid.defense=[\"ft\"]"];
+    assert!(bench.command("run").args(grid).status().unwrap().success());
+    // Seconds or estimates of training and repair: those of seed 0, then those of seed 1.
+    let costs = |more: &[&str]| -> Vec<Option<f64>> {
+        let output =
+            bench.command("plan").args(grid).args(["--set", "seeds=[0, 1]", "--json"]).args(more).output().unwrap();
+        let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let cells = |state: &str| {
+            let cells = plan["cells"].as_array().unwrap().iter().filter(|cell| cell["state"] == state);
+            let seconds = |cell: &serde_json::Value| cell["seconds"].as_f64().or(cell["estimated_seconds"].as_f64());
+            cells.map(seconds).collect::<Vec<_>>()
+        };
+        [cells("done"), cells("to do")].concat()
+    };
+    let [Some(training), Some(repair), of_next @ ..] = &costs(&[])[..] else { panic!("two are done") };
+    assert_eq!(of_next, [Some(*training), Some(*repair)]);
+    // As if the repair had been computed on a GPU.
+    let store = Store::new(bench.results());
+    let is_repair = |path: &PathBuf| std::fs::read_to_string(path).unwrap().contains("\"kind\": \"defend\"");
+    let path = bench.records().into_keys().find(is_repair).unwrap();
+    let key = path.parent().unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
+    let mut record = store.result(&key).unwrap();
+    record.provenance.device = "cuda:0".into();
+    record.provenance.seconds = 0.001;
+    record.provenance.started_unix += 3600;
+    std::fs::write(&path, record.to_json().unwrap()).unwrap();
+    assert_eq!(costs(&[]), [Some(*training), Some(0.001), None, Some(0.001)], "no training on a GPU is known");
+    let measured = costs(&["--measure"]);
+    assert_eq!(measured[..3], [Some(*training), Some(0.001), Some(*training)]);
+    assert!(measured[3].unwrap() > 0.001, "it is counted from the speed of the training on the CPU");
 }
 
 /// One cell that trains for a while.

@@ -56,12 +56,18 @@ pub struct RecordSummary {
     pub seconds: f64,
     /// Largest resident memory of the process.
     pub peak_memory_bytes: u64,
+    /// Whether a GPU computed it.
+    pub on_gpu: bool,
+    /// Start of the attempt that finished, in seconds since 1970.
+    pub started_unix: u64,
 }
 
 impl From<CellRecord> for RecordSummary {
     fn from(record: CellRecord) -> Self {
-        let CellRecord { metrics, facts, provenance: Provenance { seconds, peak_memory_bytes, .. }, .. } = record;
-        Self { metrics, facts, seconds, peak_memory_bytes }
+        let CellRecord { metrics, facts, provenance, .. } = record;
+        let Provenance { seconds, peak_memory_bytes, started_unix, .. } = provenance;
+        let on_gpu = provenance.device != "cpu";
+        Self { metrics, facts, seconds, peak_memory_bytes, on_gpu, started_unix }
     }
 }
 

@@ -22,9 +22,9 @@ use crate::{labels, planning, terminal};
 /// Show what an experiment would run, what is done already, and what the rest will cost
 ///
 /// The experiment file is checked as `tsbd run` does; nothing is trained. Data sets that a run in this results folder has
-/// noted are not opened again: `tsbd run` does that. Costs are those of similar cells that this results folder holds. Where
-/// there is none, the images that go through the network are counted, and the speed is that of trainings of the same network,
-/// or what --measure finds.
+/// noted are not opened again: `tsbd run` does that. Costs are those of similar cells that this results folder holds, of those
+/// on a CPU or of those on a GPU, as the newest was computed. Where there is none, the images that go through the network are
+/// counted, and the speed is that of trainings of the same network, or what --measure finds.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd plan experiments/table1.toml"
@@ -37,8 +37,8 @@ pub struct Arguments {
     /// Experiment file
     file: PathBuf,
 
-    /// Time a few training steps here of each network that no finished cell has trained; with --measure=cuda on a GPU, of
-    /// every network
+    /// Time a few training steps here of each network that no finished cell has trained on a CPU; with --measure=cuda, on a
+    /// GPU
     #[arg(long, value_name = "DEVICE", num_args = 0..=1, require_equals = true, default_missing_value = "cpu")]
     measure: Option<String>,
 
@@ -120,7 +120,10 @@ impl State {
 /// Looks every cell up. Networks that no finished cell has trained are timed on the device that `measure` names, if it does.
 pub fn survey(plan: &Plan, store: &Store, measure: Option<&str>) -> Result<Vec<Line>, Failure> {
     let keep = |found: Found<RecordSummary>| match found {
-        Found::Done(record) => (State::Done, Some(record.seconds)),
+        Found::Done(record) => {
+            let RecordSummary { seconds, on_gpu, started_unix, .. } = *record;
+            (State::Done, Some(Took { seconds, on_gpu, started_unix }))
+        }
         Found::Failed(failure) => (State::Failed(failure.reason), None),
         Found::Damaged(damage) => (State::Damaged(damage.to_string()), None),
         Found::Nothing => (State::ToDo, None),
@@ -130,12 +133,15 @@ pub fn survey(plan: &Plan, store: &Store, measure: Option<&str>) -> Result<Vec<L
     let done: BTreeMap<CellKey, OutcomeKind> = done.map(|(key, _)| (key.clone(), OutcomeKind::Done)).collect();
     let wanted: HashSet<CellKey> = outstanding(plan, &done).into_iter().collect();
     let mut labels = labels::of(plan);
-    let mut costs = Costs::of(plan, found.iter().filter_map(|(key, (_, seconds))| Some((key, (*seconds)?))));
+    let took = || found.iter().filter_map(|(key, (_, took))| Some((key, took.as_ref()?)));
+    let newest = || took().max_by_key(|(_, took)| took.started_unix).is_some_and(|(_, took)| took.on_gpu);
+    let on_gpu = measure.map_or_else(newest, |device| device != "cpu");
+    let mut costs = Costs::of(plan, took().filter(|(_, took)| took.on_gpu == on_gpu));
     if let Some(device) = measure {
         costs.measure(device, wanted.iter().map(|key| &plan.cells[key]))?;
     }
     let mut lines = Vec::with_capacity(found.len());
-    for ((key, cell), (_, (mut state, seconds))) in plan.cells.iter().zip(found) {
+    for ((key, cell), (_, (mut state, took))) in plan.cells.iter().zip(found) {
         if state != State::Done && !wanted.contains(key) {
             state = State::NotNeeded;
         }
@@ -145,7 +151,7 @@ pub fn survey(plan: &Plan, store: &Store, measure: Option<&str>) -> Result<Vec<L
             label: labels.remove(key).expect("every cell has a label"),
             kind: cell.kind,
             state,
-            seconds: seconds.or_else(|| costs.estimate(cell)),
+            seconds: took.map(|took| took.seconds).or_else(|| costs.estimate(cell)),
             passes: costs.passes(cell),
             images: images.map(|(training, images)| training.epochs * images),
         });
@@ -153,7 +159,14 @@ pub fn survey(plan: &Plan, store: &Store, measure: Option<&str>) -> Result<Vec<L
     Ok(lines)
 }
 
-/// What cells cost.
+/// What a finished cell cost.
+struct Took {
+    seconds: f64,
+    on_gpu: bool,
+    started_unix: u64,
+}
+
+/// What cells cost on a CPU, or on a GPU.
 struct Costs<'a> {
     plan: &'a Plan,
     /// Seconds of all finished cells that do the same work, and how many these are.
@@ -165,9 +178,9 @@ struct Costs<'a> {
 }
 
 impl<'a> Costs<'a> {
-    fn of<'k>(plan: &'a Plan, took: impl Iterator<Item = (&'k CellKey, f64)>) -> Self {
+    fn of<'k>(plan: &'a Plan, took: impl Iterator<Item = (&'k CellKey, &'k Took)>) -> Self {
         let mut costs = Self { plan, took: HashMap::new(), speeds: BTreeMap::new(), passes: HashMap::new() };
-        for (key, seconds) in took {
+        for (key, Took { seconds, .. }) in took {
             let cell = &plan.cells[key];
             let work = costs.work(cell);
             let (all, count) = costs.took.entry(work).or_default();
@@ -184,15 +197,10 @@ impl<'a> Costs<'a> {
         costs
     }
 
-    /// Times the networks of these cells whose speed is not known, on this device. Of a GPU all are timed: records may be those of a
-    /// CPU.
+    /// Times the networks of these cells whose speed is not known, on this device.
     fn measure<'c>(&mut self, device: &str, cells: impl Iterator<Item = &'c Cell>) -> Result<(), Failure> {
         let trained = self.plan.cells.values().find_map(|cell| cell.training.as_ref());
         let batch = trained.map_or(128, |training| training.batch_size);
-        if device != "cpu" {
-            self.took.clear();
-            self.speeds.clear();
-        }
         for cell in cells {
             let (Some(name), Some(network)) = (self.network(cell), self.network_parameters(cell)) else { continue };
             let precision = cell.precision();

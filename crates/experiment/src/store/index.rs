@@ -20,7 +20,7 @@ use crate::cell::CellKey;
 use crate::record::RecordSummary;
 
 /// First words of the file, with the version of what follows.
-const HEAD: &str = "tsbd index 1 ";
+const HEAD: &str = "tsbd index 2 ";
 
 /// How many records somebody must have had to read for the index to be written: few are read in no time.
 const MANY: usize = 1000;
@@ -154,7 +154,8 @@ mod tests {
 
     fn summary(acc: f64) -> RecordSummary {
         let metrics = BTreeMap::from([("acc".to_owned(), acc)]);
-        RecordSummary { metrics, facts: serde_json::Map::new(), seconds: 1.0, peak_memory_bytes: 2 }
+        let facts = serde_json::Map::new();
+        RecordSummary { metrics, facts, seconds: 1.0, peak_memory_bytes: 2, on_gpu: true, started_unix: 3 }
     }
 
     /// Lines of records that are nowhere, as many as it takes for an index to be written.
