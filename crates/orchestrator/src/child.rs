@@ -42,8 +42,11 @@ pub(crate) struct Seat {
 pub(crate) enum Lesson {
     /// It shared a process that ended, and is to have one of its own.
     Alone(CellKey),
-    /// The memory of this GPU was not enough for it and those that are there.
-    Full { gpu: usize },
+    /// The others on its GPU left it too little memory, and it is to begin again. Its place is free when this is learnt, so that
+    /// nobody takes it for room.
+    CrowdedOut(CellKey, Arc<Seat>),
+    /// It will not begin again.
+    Ended { key: CellKey, has_result: bool },
 }
 
 /// A cell in a child.
@@ -54,17 +57,19 @@ pub(crate) struct AtWork {
     /// When it said something; at first, when it was given to the child.
     heard: Instant,
     has_begun: bool,
+    has_result: bool,
     /// The reason it gave for its failure, if that was the memory which others left it.
     crowded_out: Option<String>,
 }
 
 impl AtWork {
     pub fn new(log: File, place: Arc<Seat>) -> Self {
-        Self { log, place, heard: Instant::now(), has_begun: false, crowded_out: None }
+        Self { log, place, heard: Instant::now(), has_begun: false, has_result: false, crowded_out: None }
     }
 
     fn hear(&mut self, event: &CellEvent) {
         (self.heard, self.has_begun) = (Instant::now(), true);
+        self.has_result = matches!(event, CellEvent::Finished { .. });
         if let CellEvent::Failed { reason } = event
             && self.place.had_company.load(Ordering::Relaxed)
             && lacks_gpu_memory(reason)
@@ -89,6 +94,7 @@ pub(crate) struct Watch {
     /// The only cell that it ever has; `None` of a host.
     pub own: Option<CellKey>,
     pub reports: mpsc::Sender<Report>,
+    /// Where lessons are learnt.
     pub lessons: mpsc::UnboundedSender<Lesson>,
     pub silence_limit: Option<Duration>,
     /// The cell that said nothing for too long.
@@ -242,7 +248,6 @@ impl Watch {
                 None if !is_silent && (is_shared || !has_begun) => {
                     // One that has not begun after a fault of others can have others again.
                     if has_begun || self.fault.is_none() {
-                        // Nobody hears of it when the run is over.
                         let _ = self.lessons.send(Lesson::Alone(key.clone()));
                     }
                     End::Again(match (&self.fault, &self.silent) {
@@ -260,10 +265,16 @@ impl Watch {
 
     async fn end(&mut self, key: CellKey, mut end: End) {
         // Whoever hears of the end finds the place free.
-        let crowded_out = self.cells.remove(&key).and_then(|cell| Some((cell.place.occupant.gpu, cell.crowded_out?)));
-        if let Some((gpu, reason)) = crowded_out {
-            let _ = self.lessons.send(Lesson::Full { gpu });
-            end = End::Again(format!("others left it too little of the GPU's memory: {reason}"));
+        if let Some(AtWork { crowded_out, place, has_result, .. }) = self.cells.remove(&key) {
+            let mut lesson = None;
+            if let Some(reason) = crowded_out {
+                end = End::Again(format!("others left it too little of the GPU's memory: {reason}"));
+                lesson = Some(Lesson::CrowdedOut(key.clone(), place));
+            } else if !matches!(end, End::Again(_)) {
+                lesson = Some(Lesson::Ended { key: key.clone(), has_result });
+            }
+            // Nobody hears of it when the run is over.
+            lesson.into_iter().for_each(|lesson| drop(self.lessons.send(lesson)));
         }
         let _ = self.reports.send(Report::Ended { key, end }).await;
     }

@@ -8,9 +8,10 @@ pub(crate) mod mps;
 #[cfg(feature = "cuda")]
 mod nvml;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use tsbd_experiment::CellKey;
 use tsbd_tensor::GpuFacts;
 
 /// What the cells of a run compute on.
@@ -48,11 +49,11 @@ pub enum GpuSharing {
 /// How many cells share a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CellsPerGpu {
-    /// So many, at least 1.
+    /// So many, at least 1; fewer where the GPU has too little memory for them.
     Exactly(usize),
     /// As many as it has memory for and as keep it busy, up to 8: a further one is started when the last has run for a while
     /// and the GPU still has nothing to do for a tenth of the time, or fewer than 4 compute at the same time. Once so many have
-    /// run together, another one takes the place of each that ends at once. One, where nothing can be measured.
+    /// run together, another one takes the place of each that ends at once. Fewer where memory was too little after all; one, where nothing can be measured.
     Auto,
 }
 
@@ -111,6 +112,8 @@ pub(crate) struct Places {
     meter: Box<dyn Meter>,
     /// One for each GPU.
     watched: Vec<Watched>,
+    /// Of the cells that have not ended since.
+    shortages: BTreeMap<CellKey, Shortage>,
 }
 
 /// What is known of a GPU while a run goes on.
@@ -125,8 +128,17 @@ struct Watched {
     share: Option<f64>,
     /// The most cells that have settled on it together.
     proven: usize,
-    /// The most cells that it has memory for, once that was not enough.
+    /// The most cells that it has memory for, once it was seen that it has too little for one more.
     most: Option<usize>,
+}
+
+/// What is known of a cell that others left too little memory.
+struct Shortage {
+    /// Where that was first, and how many others were there.
+    gpu: usize,
+    others: usize,
+    /// So many cells may share a GPU, itself included, until it has ended: fewer each time.
+    most: usize,
 }
 
 /// A cell that has a place.
@@ -178,7 +190,8 @@ impl Places {
 
     fn with_meter(devices: Devices, meter: Box<dyn Meter>) -> Self {
         let count = if let Devices::Gpus { gpus, .. } = &devices { gpus.len() } else { 0 };
-        Self { devices, meter, watched: (0..count).map(|_| Watched::default()).collect() }
+        let watched = (0..count).map(|_| Watched::default()).collect();
+        Self { devices, meter, watched, shortages: BTreeMap::new() }
     }
 
     /// Whether the cells of a GPU are computed in one process.
@@ -201,14 +214,25 @@ impl Places {
         }
     }
 
-    /// The memory of a GPU was not enough for a cell beside these: no more than those share it from now on.
-    pub fn is_full(&mut self, gpu: usize, occupants: &[Occupant]) {
-        self.watched[gpu].most = Some(self.limit(gpu, count(gpu, occupants).max(1)));
+    /// The others on its GPU left a cell too little memory. Until it has ended, no more share a GPU than were there.
+    pub fn was_crowded_out(&mut self, key: CellKey, gpu: usize, occupants: &[Occupant]) {
+        let others = count(gpu, occupants).max(1);
+        let shortage = self.shortages.entry(key).or_insert(Shortage { gpu, others, most: others });
+        shortage.most = shortage.most.min(others);
     }
 
-    /// How many cells may share a GPU that may have so many otherwise.
+    /// A cell has ended. If it had too little memory beside others and has a result now, its GPU takes no more than those from
+    /// now on; what it needed further room for was its own size, or, if it failed, no fault of the others.
+    pub fn has_ended(&mut self, key: &CellKey, has_result: bool) {
+        let Some(Shortage { gpu, others, .. }) = self.shortages.remove(key) else { return };
+        if let (true, Some(watched)) = (has_result, self.watched.get_mut(gpu)) {
+            watched.most = Some(watched.most.map_or(others, |most| most.min(others)));
+        }
+    }
+
+    /// How many cells may share a GPU that may have so many as far as memory goes.
     fn limit(&self, gpu: usize, cells: usize) -> usize {
-        self.watched[gpu].most.map_or(cells, |most| most.min(cells))
+        self.shortages.values().map(|shortage| shortage.most).chain(self.watched[gpu].most).fold(cells, usize::min)
     }
 
     /// The device of a further cell: where the fewest are, of those that would take one.
@@ -423,28 +447,37 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_that_was_full_takes_no_more_than_it_had_memory_for() {
+    fn while_a_cell_has_too_little_memory_fewer_share_and_afterwards_no_more_than_were_beside_it() {
+        let [x, y] = ["0", "1"].map(|digit| digit.repeat(CellKey::DIGITS).parse::<CellKey>().unwrap());
         for cells in [CellsPerGpu::Exactly(4), CellsPerGpu::Auto] {
             let (mut places, shown) = places(2, cells, GpuSharing::OneProcess);
             let start = Instant::now();
             shown.show(0, 79 * GIB, 0.);
             shown.show(1, 79 * GIB, 0.);
             places.capacity(&[], start);
-            let two_each = [0, 0, 1, 1].map(|gpu| Occupant { gpu, since: start });
-            let (before, now) = settled(&mut places, &two_each, start);
-            let further = before - two_each.len();
-            assert_eq!(further, if cells == CellsPerGpu::Auto { 2 } else { 4 });
-            // A third was on the first one, and has ended.
-            places.is_full(0, &two_each);
-            assert_eq!(places.capacity(&two_each, now), two_each.len() + further / 2, "{cells:?}");
-            assert_eq!(places.next(&two_each, now).1, "cuda:1");
-            // The other GPU takes as many as before, however full this one is.
-            places.is_full(0, &two_each[1..]);
-            assert_eq!(places.capacity(&two_each, now), two_each.len() + further / 2);
-            let others = &two_each[2..];
-            assert_eq!(places.capacity(others, now), others.len() + 1 + further / 2, "it has one place at last");
-            places.is_full(0, others);
-            assert_eq!(places.capacity(others, now), others.len() + 1 + further / 2, "and never none");
+            let occupants = [0, 0, 1, 1].map(|gpu| Occupant { gpu, since: start });
+            let (before, now) = settled(&mut places, &occupants, start);
+            let further = (before - 4) / 2;
+            assert_eq!(further, if cells == CellsPerGpu::Auto { 1 } else { 2 }, "on each");
+            // It was a third one on the first GPU. Nowhere is there a third one until it has ended.
+            places.was_crowded_out(x.clone(), 0, &occupants[..2]);
+            assert_eq!(places.capacity(&occupants, now), 4);
+            // It was the second one there.
+            places.was_crowded_out(x.clone(), 0, &occupants[1..2]);
+            assert_eq!(places.capacity(&occupants, now), 4);
+            assert_eq!(places.capacity(&occupants[2..], now), 3, "a GPU without cells always takes one");
+            places.was_crowded_out(x.clone(), 1, &[]);
+            assert_eq!(places.capacity(&[], now), 2);
+            // It failed on a GPU that it had to itself: that says nothing about others.
+            places.has_ended(&x, false);
+            assert_eq!(places.capacity(&occupants, now), before);
+            places.was_crowded_out(y.clone(), 0, &occupants[..2]);
+            places.was_crowded_out(y.clone(), 0, &occupants[..1]);
+            places.has_ended(&y, true);
+            assert_eq!(places.capacity(&occupants, now), 4 + further, "with it three were too many on the first one");
+            assert_eq!(places.next(&occupants, now).1, "cuda:1");
+            places.has_ended(&x, true);
+            assert_eq!(places.capacity(&occupants, now), 4 + further, "it had lacked nothing since");
         }
     }
 

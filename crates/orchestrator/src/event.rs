@@ -42,7 +42,8 @@ pub enum RunEvent {
         /// Whether it has a checkpoint to continue from.
         continues: bool,
     },
-    /// A cell waits again, and runs later: it was lost, or its cluster put it back into the queue.
+    /// A cell waits again, and runs later: it was lost, others left it too little memory, or its cluster put it back into the
+    /// queue.
     CellReturned {
         /// The cell.
         key: CellKey,

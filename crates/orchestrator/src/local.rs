@@ -133,10 +133,13 @@ impl Local {
         while let Ok(lesson) = self.lessons.try_recv() {
             match lesson {
                 Lesson::Alone(key) => drop(self.alone.insert(key)),
-                Lesson::Full { gpu } => {
+                Lesson::CrowdedOut(key, place) => {
+                    let gpu = place.occupant.gpu;
+                    drop(place);
                     let occupants = self.occupants();
-                    self.places.is_full(gpu, &occupants);
+                    self.places.was_crowded_out(key, gpu, &occupants);
                 }
+                Lesson::Ended { key, has_result } => self.places.has_ended(&key, has_result),
             }
         }
     }

@@ -55,7 +55,10 @@ impl Table {
             };
             let marks = self.drawn_columns().into_iter().enumerate().map(mark).collect();
             let x = Axis { label: String::new(), scale: Scale::Names(names) };
-            let scale = if self.unit == Unit::Percent { Scale::Within(0.0, 100.0) } else { Scale::Linear };
+            let scale = match self.unit {
+                Unit::Percent => Scale::Within(0.0, 100.0),
+                _ => Scale::Around(self.extent(metric)),
+            };
             let y = Axis { label: self.label(metric), scale };
             let title = panel.title.clone();
             chart.panels.push(Panel { title, x, y, marks, remarks: Vec::new() });
@@ -120,9 +123,9 @@ impl Table {
         self.panels.iter().flat_map(|panel| metrics.iter().map(move |metric| (panel, *metric))).collect()
     }
 
-    /// What an axis has to show for all curves of a metric to lie between its ends, their spreads included.
+    /// What an axis has to show for all panels of a metric to have the same: every value, with its spread.
     fn extent(&self, metric: &Metric) -> Vec<f64> {
-        let lines = self.panels.iter().flat_map(|panel| &panel.lines);
+        let lines = self.panels.iter().flat_map(|panel| self.lines(panel));
         let measured =
             |line| self.drawn_columns().into_iter().filter_map(move |column| self.measured(line, column, metric));
         lines.flat_map(measured).flat_map(Mean::ends).collect()

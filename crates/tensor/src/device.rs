@@ -87,7 +87,7 @@ pub fn lacks_gpu_memory(reason: &str) -> bool {
     const CODES: [&str; 4] = [
         "CUDA_ERROR_OUT_OF_MEMORY",
         "CUBLAS_STATUS_ALLOC_FAILED",
-        "CUDNN_STATUS_ALLOC_FAILED",
+        "CURAND_STATUS_ALLOCATION_FAILED",
         "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     ];
     CODES.iter().any(|code| reason.contains(code))

@@ -428,6 +428,7 @@ fn cost(key: &CellKey, provenance: &Provenance) -> Markup {
     let megabytes = |bytes: u64| format!("{:.0} MB", bytes as f64 / 1e6);
     let of_several = match provenance.other_cells {
         0 => String::new(),
+        1 => ", of its process, in which another cell was computed, too".to_owned(),
         others => format!(", of its process, in which up to {others} other cells were computed"),
     };
     html! {

@@ -381,8 +381,10 @@ fn is_on_tensor_cores(math: sys::cudnnMathType_t) -> bool {
 
 /// Whether cuDNN says that it does not, or cannot, do what it is asked for, and has done nothing.
 fn is_refusal(CudnnError(status): CudnnError) -> bool {
-    // CUDNN_STATUS_BAD_PARAM, NOT_SUPPORTED, INTERNAL_ERROR, and their kinds; not EXECUTION_FAILED.
-    (2000..5000).contains(&(status as u32))
+    // CUDNN_STATUS_BAD_PARAM, NOT_SUPPORTED, INTERNAL_ERROR, and their kinds; not EXECUTION_FAILED, nor INTERNAL_ERROR for want of
+    // memory: another algorithm would have other bits.
+    const ALLOCATION_FAILED: [u32; 2] = [4003, 4004];
+    (2000..5000).contains(&(status as u32)) && !ALLOCATION_FAILED.contains(&(status as u32))
 }
 
 /// Says something about convolutions on standard error, if the environment variable `TSBD_CUDA_DEBUG` is set.
