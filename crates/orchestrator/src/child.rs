@@ -273,8 +273,10 @@ impl Watch {
             } else if !matches!(end, End::Again(_)) {
                 lesson = Some(Lesson::Ended { key: key.clone(), has_result });
             }
-            // Nobody hears of it when the run is over.
-            lesson.into_iter().for_each(|lesson| drop(self.lessons.send(lesson)));
+            if let Some(lesson) = lesson {
+                // Nobody hears of it when the run is over.
+                let _ = self.lessons.send(lesson);
+            }
         }
         let _ = self.reports.send(Report::Ended { key, end }).await;
     }

@@ -119,7 +119,7 @@ pub struct Mean {
 }
 
 impl Mean {
-    /// The ends of its spread; twice the mean where none is known.
+    /// The ends of its spread; where none is known, both are the mean.
     pub(crate) fn ends(self) -> [f64; 2] {
         [-1.0, 1.0].map(|sign| self.value + sign * self.spread.unwrap_or(0.0))
     }
