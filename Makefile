@@ -16,7 +16,7 @@ CUDA_ENV ?= $(or $(CARGO_TARGET_DIR),target)/cuda
 # Always the whole workspace: cargo compiles dependencies once for each set of packages that it is asked for.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 table3 table4 fig1 fig3 fig4 fig6 fig8 ablations report check-report data test test-cuda check check-cuda audit bench bench-cpu bench-gpu build build-cuda
+.PHONY: help demo table1 table3 table4 fig1 fig3 fig4 fig6 fig8 ablations report check-report data test test-cuda check check-cuda audit bench bench-cpu bench-gpu bench-sharing build build-cuda
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -93,6 +93,9 @@ bench-cpu: build ## the same beside PyTorch's on this CPU; TSBD_PYTHON=a Python 
 
 bench-gpu: ## the same on a GPU, with a binary of build-cuda; TSBD_PYTHON=a Python that has PyTorch for CUDA
 	@TSBD=$(TSBD) tools/bench_gpu.sh $(ARGS)
+
+bench-sharing: ## trainings that share a GPU, in each way there is, with a binary of build-cuda
+	@TSBD=$(TSBD) tools/bench_sharing.sh $(ARGS)
 
 build: ## compile the binary, target/release/tsbd
 	cargo build --release --workspace $(CARGO_ARGS)
