@@ -181,7 +181,22 @@ pub(super) struct Choice<'a> {
     pub values: Vec<(&'a str, &'a Node)>,
 }
 
+/// The name of a method, and where it stands in the grid.
+pub(super) type Named<'a> = (&'a str, &'a Place);
+
 impl Grid {
+    /// Every attack with every defense and every measurement, attacks outermost.
+    pub fn methods(&self) -> impl Iterator<Item = (Named<'_>, Named<'_>, Named<'_>)> {
+        fn named((name, place): &(String, Place)) -> Named<'_> {
+            (name, place)
+        }
+        self.attacks.iter().flat_map(move |attack| {
+            self.defenses.iter().flat_map(move |defense| {
+                self.measures.iter().map(move |measure| (named(attack), named(defense), named(measure)))
+            })
+        })
+    }
+
     /// Every choice, the first axis outermost; one empty choice without axes.
     pub fn choices(&self) -> Vec<Choice<'_>> {
         let mut choices = vec![Choice { values: Vec::new() }];

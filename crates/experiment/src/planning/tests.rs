@@ -2,12 +2,14 @@ mod measurements;
 
 use std::collections::BTreeMap;
 
-use serde_json::json;
-use tsbd_data::DataRoot;
+use serde_json::{Value, json};
+use tsbd_attack::DatasetFacts;
+use tsbd_data::{DataRoot, DatasetParameters};
 
 use super::*;
+use crate::cell::CellKey;
 use crate::diagnostic::Diagnostic;
-use crate::plan::outstanding;
+use crate::plan::{GridPoint, outstanding};
 use crate::store::Store;
 
 /// A grid on a few tiny drawn images: it needs no files and is planned in milliseconds.
