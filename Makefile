@@ -4,6 +4,7 @@
 #   ARGS="..."                   flags for `tsbd run`, `table` and `figure`: --set a.b=c, --results DIR, --data DIR
 #   RUN_ARGS="..."               flags for `tsbd run` alone: --workers N, --device cpu
 #   CARGO_ARGS="..."             flags for cargo, for example --locked
+#   WITH_CUDA=1                  the program that these targets build computes on GPUs, too, as that of build-cuda
 #   CUDA_ENV=DIR                 where the builds for GPUs lay out their compiler and libraries
 
 PROFILE ?= quick
@@ -16,10 +17,10 @@ CUDA_ENV ?= $(or $(CARGO_TARGET_DIR),target)/cuda
 # Always the whole workspace: cargo compiles dependencies once for each set of packages that it is asked for.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 table3 table4 fig1 fig3 fig4 fig6 fig8 ablations report check-report data test test-cuda check check-cuda audit bench bench-cpu bench-gpu bench-sharing build build-cuda
+.PHONY: help demo table1 table3 table4 fig1 fig3 fig4 fig6 fig8 ablations report check-report data test test-cuda check check-cuda audit bench bench-cpu bench-gpu bench-sharing build build-cpu build-cuda
 
 help: ## list these targets
-	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 demo: build ## a small Table 1 on drawn images: no download, minutes; again: only prints
 	@$(call run-and-print,experiments/demo.toml,)
@@ -97,7 +98,9 @@ bench-gpu: ## the same on a GPU, with a binary of build-cuda; TSBD_PYTHON=a Pyth
 bench-sharing: ## trainings that share a GPU, in each way there is, with a binary of build-cuda
 	@TSBD=$(TSBD) tools/bench_sharing.sh $(ARGS)
 
-build: ## compile the binary, target/release/tsbd
+build: $(if $(WITH_CUDA),build-cuda,build-cpu) ## compile the binary, target/release/tsbd
+
+build-cpu:
 	cargo build --release --workspace $(CARGO_ARGS)
 
 build-cuda: ## the same with --device cuda, on any x86-64 Linux: fetches the compiler, needs no GPU (docs/cuda.md)

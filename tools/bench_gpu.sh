@@ -25,7 +25,7 @@ environment
 It begins with `tsbd selftest --device cuda`. If an operation is wrong it measures all the same, says so at the end, and fails:
 what computes wrong numbers has no speed. Each run is printed when it is done, and the table at the end, however that comes.
 All of it takes a quarter of an hour or more, most of it PyTorch's starts: `--only bf16 --batches 128` took two minutes on an H200.
-The ratio of a line is its images per second in those of one model of tsbd in the same precision: above 1, tsbd is slower than
+The ratio of a line is its images per second divided by those of one model of tsbd in the same precision: above 1, tsbd is slower than
 that variant. Steps are done again from a CUDA graph, except those called launched. Four models at once are four in one process;
 their images per second are added.
 TEXT

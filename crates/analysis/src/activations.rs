@@ -24,7 +24,8 @@ pub fn mean_activations(
         for (layer, sums) in sums.iter_mut().enumerate() {
             for position in batch.layers[layer].chunks_exact(sums.len()) {
                 for (sum, value) in sums.iter_mut().zip(position) {
-                    *sum += f64::from(value.max(0.0));
+                    // Not `max`, which makes 0 of what is not a number.
+                    *sum += f64::from(if *value < 0.0 { 0.0 } else { *value });
                 }
                 positions[layer] += 1;
             }
@@ -48,6 +49,16 @@ mod tests {
             let found = mean_activations(&golden::model("backdoored"), &source, &mut |_| Ok(())).unwrap();
             assert_close(&found, &expected, 1e-5);
         }
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_no_activation_of_0() {
+        let mut model = golden::model("backdoored");
+        let filters = model.state.filter_rows("conv1.weight").unwrap();
+        let spoiled: Vec<Vec<f32>> = filters.iter().map(|filter| vec![f32::NAN; filter.len()]).collect();
+        model.state.set_filter_rows("conv1.weight", &spoiled).unwrap();
+        let means = mean_activations(&model, &golden::loader("images", 24), &mut |_| Ok(())).unwrap();
+        assert!(means[..spoiled.len()].iter().all(|mean| mean.is_nan()), "{means:?}");
     }
 
     #[test]

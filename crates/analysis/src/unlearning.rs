@@ -188,10 +188,11 @@ impl Unlearning {
         watcher: &mut Watcher,
     ) -> Result<(), Error> {
         let stage = self.of.stage();
-        let summary = train_with(rule, model, source, config, resume, watcher).map_err(|error| match error {
-            error @ tsbd_nn::Error::NonFiniteLoss { .. } => Error::Diverged { stage, source: Box::new(error) },
-            error => Error::Network(error),
-        })?;
+        let summary =
+            train_with(rule, model, source, config, resume, watcher).map_err(|error| match error.is_divergence() {
+                true => Error::Diverged { stage, source: Box::new(error) },
+                false => Error::Network(error),
+            })?;
         match summary.outcome {
             Outcome::Interrupted => Err(Error::Stopped { stage }),
             Outcome::Completed | Outcome::Stopped => Ok(()),

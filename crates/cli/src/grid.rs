@@ -117,7 +117,10 @@ fn show(event: RunEvent, progress: Option<&mut Progress>, labels: &HashMap<CellK
                 RunEvent::CellStopped { key } => progress.stopped(&key),
                 RunEvent::Interrupted { kill, running } => progress.note(&match (place, kill) {
                     (Place::Local(_), false) => {
-                        format!("stopping {}; again to kill, which loses the epoch at work", cells(running))
+                        format!(
+                            "stopping {}; again to kill, which loses what came after the last checkpoint",
+                            cells(running)
+                        )
                     }
                     (Place::Local(_), true) => format!("killing {}", cells(running)),
                     (Place::Slurm, false) => {

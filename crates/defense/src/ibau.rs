@@ -209,7 +209,7 @@ impl Defense for Ibau {
                 }
                 adam.step(&mut model.state, &found.gradients)?;
                 // The last step of a round has no loss after it that would tell.
-                if !is_finite(&model)? {
+                if model.state.non_finite()?.is_some() {
                     return Err(diverged(step, f64::NAN, "learning_rate", batch));
                 }
                 done.equations += 1;
@@ -411,14 +411,6 @@ fn outer_gradients(
         });
     }
     Ok((value, direct.unwrap_or_default(), through))
-}
-
-fn is_finite(model: &Model) -> Result<bool, Error> {
-    let sum = |(_, parameter): (_, &Tensor)| Ok(Var::constant(parameter.clone()).sum()?.tensor().clone());
-    let sums = model.state.parameters().map(sum).collect::<Result<Vec<_>, Error>>()?;
-    // Read together: a GPU is waited for once.
-    let sums = Tensor::stack(&sums, 0)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-    Ok(sums.iter().all(|sum| sum.is_finite()))
 }
 
 fn norm(tensor: &Tensor) -> Result<f64, Error> {

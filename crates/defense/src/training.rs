@@ -62,13 +62,13 @@ impl Stage {
         }
         let (start, earlier) = (Instant::now(), notes.seconds);
         let mut watcher = Watcher { stage: self, run, notes, start, earlier, context, trace, measure };
-        let summary =
-            train_with(rule, model, source, &self.config, resume, &mut watcher).map_err(|error| match error {
-                error @ tsbd_nn::Error::NonFiniteLoss { .. } => {
-                    Error::Diverged { stage: self.name, parameter: self.rate_parameter, source: Box::new(error) }
-                }
-                error => Error::Network(error),
-            })?;
+        let summary = train_with(rule, model, source, &self.config, resume, &mut watcher).map_err(|error| {
+            if error.is_divergence() {
+                Error::Diverged { stage: self.name, parameter: self.rate_parameter, source: Box::new(error) }
+            } else {
+                Error::Network(error)
+            }
+        })?;
         match summary.outcome {
             Outcome::Interrupted => Err(Error::Stopped { stage: self.name }),
             Outcome::Completed | Outcome::Stopped => Ok(watcher.seconds()),

@@ -133,6 +133,14 @@ pub enum Error {
     /// A second derivative was asked of a loss that does not depend on the input.
     #[error("the loss does not depend on the input: compute it from the `Var` that the closure is given, undetached")]
     InputUnused,
+    /// The last step of an epoch, whose loss was finite, made a weight or a running estimate that is not.
+    #[error("after epoch {epoch} (counted from 0) `{name}` holds numbers that are not finite: lower the learning rate")]
+    NonFiniteState {
+        /// The epoch, from 0.
+        epoch: usize,
+        /// The tensor.
+        name: String,
+    },
     /// The loss became infinite or not a number.
     #[error(
         "the loss is {loss} in epoch {epoch}, step {step} (counted from 0); the batch holds {}: lower the learning rate, or look at these images",
@@ -185,6 +193,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a training has left the finite numbers: a smaller learning rate may help.
+    pub fn is_divergence(&self) -> bool {
+        matches!(self, Error::NonFiniteLoss { .. } | Error::NonFiniteState { .. })
+    }
+
     /// Wraps an error of a [`crate::BatchSource`].
     pub fn source(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         Error::Source(error.into())

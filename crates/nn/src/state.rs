@@ -3,7 +3,7 @@
 use crate::module::BATCH_NORM_MOMENTUM;
 use crate::{Error, Layout, Module, ParameterGradients, Result, Role, Slot, Statistics};
 use indexmap::IndexMap;
-use tsbd_tensor::{DType, Device, Tensor};
+use tsbd_tensor::{DType, Device, Tensor, Var};
 
 /// A tensor of a state dict.
 #[derive(Debug)]
@@ -81,6 +81,16 @@ impl StateDict {
 
     fn with_role(&self, role: Role) -> impl Iterator<Item = (&str, &Tensor)> {
         self.entries().filter(move |(_, entry)| entry.role == role).map(|(name, entry)| (name, &entry.tensor))
+    }
+
+    /// The first of the trainable tensors and running estimates that holds a number which is infinite or none at all.
+    pub fn non_finite(&self) -> Result<Option<&str>> {
+        let floats = || self.parameters().chain(self.buffers());
+        let sum = |(_, tensor): (_, &Tensor)| Ok(Var::constant(tensor.clone()).sum()?.tensor().clone());
+        let sums = floats().map(sum).collect::<Result<Vec<_>>>()?;
+        // Read together: a GPU is waited for once.
+        let sums = Tensor::stack(&sums, 0)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+        Ok(floats().zip(sums).find(|(_, sum)| !sum.is_finite()).map(|((name, _), _)| name))
     }
 
     /// How many numbers the trainable tensors hold.

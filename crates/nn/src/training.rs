@@ -230,7 +230,8 @@ pub fn train(
 /// Trains `model` with the gradients that `rule` gives.
 ///
 /// With `resume` the model's weights are replaced by the checkpoint's, and the result has the same bits as if training
-/// had never stopped. A loss that is not finite is an error, before it reaches the weights.
+/// had never stopped. A loss that is not finite is an error, before it reaches the weights, and so are weights that are not
+/// finite after an epoch.
 pub fn train_with(
     rule: &mut dyn StepRule,
     model: &mut Model,
@@ -281,6 +282,10 @@ fn train_at_its_precision(
         let Some(report) = report else {
             return Ok(TrainingSummary { outcome: Outcome::Interrupted, history });
         };
+        // The last step has no loss after it that would tell.
+        if let Some(name) = model.state.non_finite()? {
+            return Err(Error::NonFiniteState { epoch, name: name.to_owned() });
+        }
         history.push(report);
         if epoch >= preparation {
             schedule.step(&config.schedule, report.mean_loss);

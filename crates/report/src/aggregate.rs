@@ -15,8 +15,8 @@ pub(crate) struct Group {
     pub(crate) points: usize,
     pub(crate) done: usize,
     pub(crate) failed: usize,
-    /// Per metric of the table, over the points that are done.
-    pub(crate) metrics: Vec<Option<Mean>>,
+    /// Per metric of the table, over the points that have it, and how many these are.
+    pub(crate) metrics: Vec<Option<(Mean, usize)>>,
     /// Per metric, whether it can exist for these points.
     pub(crate) defined: Vec<bool>,
 }
@@ -62,7 +62,7 @@ pub(crate) fn aggregate<'a>(
         }
     }
     let finish = |(at, (mut group, values)): (_, Part)| {
-        group.metrics = values.iter().map(|values| mean(values)).collect();
+        group.metrics = values.iter().map(|values| Some((mean(values)?, values.len()))).collect();
         (at, group)
     };
     Aggregate { groups: parts.into_iter().map(finish).collect(), averages: over_attacks.means() }

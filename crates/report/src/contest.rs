@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::axis;
 use crate::metric::Better;
+use crate::render::decimals;
 use crate::table::{Column, Line, Value};
 
 /// Marks the best entries. Values are compared as they are printed, so that equal numbers are equally bold.
@@ -49,11 +50,12 @@ fn winners(values: &[Value], better: Option<Better>) -> Vec<usize> {
     if values.iter().any(|value| *value != Value::Undefined && value.complete().is_none()) {
         return Vec::new();
     }
-    let printed = |value: &Value| value.complete().map(|mean| (mean * 100.0).round() as i64);
+    // Through the text, which rounds halves by the bits below them.
+    let printed = |value: &Value| decimals(value.complete()?).parse::<f64>().ok();
     let all = || values.iter().filter_map(printed);
     let best = match better {
-        Some(Better::Higher) => all().max(),
-        Some(Better::Lower) => all().min(),
+        Some(Better::Higher) => all().reduce(f64::max),
+        Some(Better::Lower) => all().reduce(f64::min),
         None => None,
     };
     if best.is_none() || all().count() < 2 {

@@ -44,7 +44,11 @@ pub const COLUMNS: &[ColumnDescription] = &[
     column("ra", "double", "the same images classified as what they show, in percent"),
     column("der", "double", "defense effectiveness rating against the model before repair, in percent"),
     column("seconds", "double", "wall-clock seconds the cell took"),
-    column("peak_memory_mb", "double", "largest resident memory of the cell's process, in MB (10^6 bytes)"),
+    column(
+        "peak_memory_mb",
+        "double",
+        "largest resident memory of the cell's process, in MB (10^6 bytes); on a GPU other cells may share it",
+    ),
     column("key", "string", "the cell's key: its folder under `results/cells`"),
     column("acc_before", "double", "accuracy of the model before repair, in percent"),
     column("asr_before", "double", "attack success rate of the model before repair, in percent"),

@@ -188,6 +188,49 @@ fn activations(chart: &mut Chart, cell: &NeuronRows, title: &str) -> Result<()> 
     Ok(())
 }
 
+/// What the coverages of these rows are of, in a sentence for each kind there is.
+pub(crate) fn coverages<'a>(rows: impl Iterator<Item = &'a ResultRow>) -> BTreeSet<String> {
+    let sentence = |row: &ResultRow| {
+        let text = |name| row.facts.get(name)?.as_str();
+        let (form, neurons) = (text("tac")?, row.facts.get("neurons")?.as_u64()?);
+        let convolutions = match row.facts.get("layers")?.as_array()?.len() {
+            1 => "1 convolution".to_owned(),
+            count => format!("{count} convolutions"),
+        };
+        let ranked = if text("ranking")? == "network" { "together" } else { "within their layer" };
+        Some(format!(
+            "Coverage is that of TAC in the form {form}: {neurons} neurons of {convolutions}, ranked {ranked}."
+        ))
+    };
+    rows.filter(|row| row.measure == NeuronFigure::Coverage.measure()).filter_map(sentence).collect()
+}
+
+/// The sizes of the groups within which a cell of `coverage` ranks neurons: layers, or the network.
+fn ranked(cell: &NeuronRows) -> Vec<usize> {
+    let scores = cell.vectors.iter().find(|(name, _)| name.starts_with("score_"));
+    let layers: Vec<usize> =
+        scores.into_iter().flat_map(|(_, vector)| vector.layers()).map(|(_, of)| of.len()).collect();
+    match cell.row.facts.get("ranking").and_then(serde_json::Value::as_str) {
+        Some("network") => vec![layers.iter().sum()],
+        _ => layers,
+    }
+}
+
+/// What neurons in any order cover on average: a little less than the ratio, of which whole neurons are taken.
+fn chance(sizes: &[usize], ratios: &BTreeSet<&str>) -> Vec<(f64, f64)> {
+    let at = |ratio: f64| {
+        // Of n neurons k are taken, and each is one of k wanted ones with probability k / n.
+        let taken = sizes.iter().map(|&size| (size as f64, (size as f64 * ratio).floor()));
+        let (covered, taken) =
+            taken.fold((0.0, 0.0), |(covered, all), (size, taken)| (covered + taken * taken / size, all + taken));
+        (taken > 0.0).then(|| (ratio, covered / taken))
+    };
+    let ratios = ratios.iter().filter_map(|ratio| ratio.parse().ok());
+    let mut points: Vec<(f64, f64)> = [(0.0, 0.0), (1.0, 1.0)].into_iter().chain(ratios.filter_map(at)).collect();
+    points.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+    points
+}
+
 /// A panel for each attack and choice of the grid, over its seeds.
 fn coverage(chart: &mut Chart, measured: &[&NeuronRows], asked: &[&ResultRow], titles: &Titles) {
     let mut places: Vec<String> = Vec::new();
@@ -212,7 +255,9 @@ fn coverage(chart: &mut Chart, measured: &[&NeuronRows], asked: &[&ResultRow], t
                 curves.entry(method).or_default().entry(ratio).or_default().push(*value);
             }
         }
-        let mut marks = vec![Mark::Guide { points: vec![(0.0, 0.0), (1.0, 1.0)] }];
+        let ratios: BTreeSet<&str> = curves.values().flat_map(BTreeMap::keys).copied().collect();
+        let sizes = measured.iter().find(|cell| title(&cell.row, titles, false) == place).map(|cell| ranked(cell));
+        let mut marks = vec![Mark::Guide { points: chance(&sizes.unwrap_or_default(), &ratios) }];
         for (method, ratios) in curves {
             let point = |(ratio, values): (&str, Vec<f64>)| {
                 let (value, spread) = aggregate::mean(&values)?;
@@ -231,14 +276,8 @@ fn coverage(chart: &mut Chart, measured: &[&NeuronRows], asked: &[&ResultRow], t
         let (x, y) = (share("neuron ratio".to_owned()), share(label));
         chart.panels.push(Panel { title: place, x, y, marks, remarks: Vec::new() });
     }
-    let rankings: BTreeSet<&str> = measured.iter().filter_map(|cell| cell.row.facts.get("ranking")?.as_str()).collect();
-    let ranked = match rankings.into_iter().collect::<Vec<_>>()[..] {
-        ["layer"] => "Neurons are ranked within their layer",
-        ["network"] => "Neurons of all layers are ranked together",
-        _ => "Neurons of layers that every method scores",
-    };
-    chart.notes =
-        vec![format!("Grey: what chance covers, the neuron ratio. {ranked}; those with equal scores share places.")];
+    chart.notes = vec!["Grey: what chance covers. Neurons of equal score share places.".to_owned()];
+    chart.notes.extend(coverages(measured.iter().map(|cell| &cell.row)));
     let marks = || chart.panels.iter().flat_map(|panel| &panel.marks);
     let points = || marks().flat_map(|mark| if let Mark::Line { points, .. } = mark { &points[..] } else { &[] });
     let spread = points().any(|point| point.y.spread.is_some());
@@ -323,6 +362,27 @@ mod tests {
         assert_eq!(chart.panels[0].marks[0], Mark::Guide { points: vec![(0.0, 0.0), (1.0, 1.0)] });
         let Mark::Line { points, .. } = &chart.panels[0].marks[2] else { panic!("a line") };
         assert_eq!(points.iter().map(|point| (point.x, point.y.value)).collect::<Vec<_>>(), [(0.1, 0.6), (0.5, 0.9)]);
+    }
+
+    #[test]
+    fn chance_takes_whole_neurons() {
+        let ratios = BTreeSet::from(["0.5", "0.3"]);
+        // Of three neurons one and none, of ten five and three.
+        let points = chance(&[3, 10], &ratios);
+        assert_eq!(points.iter().map(|(ratio, _)| *ratio).collect::<Vec<_>>(), [0.0, 0.3, 0.5, 1.0]);
+        assert_eq!((points[1].1, points[2].1), (0.9 / 3.0, (1.0 / 3.0 + 2.5) / 6.0));
+        let mut cell = cell("coverage", "badnets", &[("coverage_nwc_at_0.5", 0.9)], &[("score_nwc", [3.0, 1.0, 2.0])]);
+        assert_eq!(ranked(&cell), [3]);
+        for (name, value) in [("ranking", json!("network")), ("tac", json!("clp")), ("neurons", json!(3))] {
+            cell.row.facts.insert(name.to_owned(), value);
+        }
+        cell.row.facts.insert("layers".to_owned(), json!(["conv2"]));
+        let chart = chart(NeuronFigure::Coverage, &[cell]).unwrap();
+        assert_eq!(chart.panels[0].marks[0], Mark::Guide { points: vec![(0.0, 0.0), (0.5, 1.0 / 3.0), (1.0, 1.0)] });
+        assert_eq!(
+            chart.notes[1],
+            "Coverage is that of TAC in the form clp: 3 neurons of 1 convolution, ranked together."
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::axis::{self, Positions};
 use crate::contest::mark_best;
 use crate::error::{Error, Result};
 use crate::metric::Metric;
+use crate::neuron_figure;
 use crate::titles::Titles;
 
 /// A table of an experiment's results, complete or not.
@@ -46,6 +47,8 @@ pub struct Table {
     pub panels: Vec<Panel>,
     /// Where the numbers of the published lines are from, if there are such lines: [`Table::with_published`].
     pub source: Option<String>,
+    /// What numbers of measurements are of, in sentences.
+    pub definitions: Vec<String>,
 }
 
 /// What the numbers of a table are.
@@ -139,7 +142,7 @@ pub enum Value {
         mean: f64,
         /// Sample standard deviation over the seeds in the same unit; `None` with one seed.
         deviation: Option<f64>,
-        /// Seeds with a result.
+        /// Seeds that have the value.
         seeds: usize,
         /// Seeds asked for.
         of: usize,
@@ -294,6 +297,7 @@ pub fn table(rows: &[ResultRow], experiment: &Experiment, titles: &Titles) -> Re
         columns,
         panels,
         source: None,
+        definitions: neuron_figure::coverages(rows.iter()).into_iter().collect(),
     })
 }
 
@@ -310,7 +314,7 @@ fn entries(group: Option<&Group>, column: &Column, metrics: &[Metric]) -> Vec<En
         let Some(group) = group else { return Value::Undefined };
         let Some(position) = metrics.iter().position(|other| other == metric) else { return Value::Undefined };
         match group.metrics[position] {
-            Some((mean, deviation)) => Value::Measured { mean, deviation, seeds: group.done, of: group.points },
+            Some(((mean, deviation), seeds)) => Value::Measured { mean, deviation, seeds, of: group.points },
             None if group.done > 0 || !group.defined[position] => Value::Undefined,
             None if group.failed > 0 => Value::Failed,
             None => Value::Missing,

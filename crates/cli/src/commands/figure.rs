@@ -36,7 +36,7 @@ use crate::workbench::{self, Workbench};
 #[command(after_help = examples!(
     "tsbd figure experiments/fig6.toml                          figures/fig6-quick.svg and figures/fig6-quick.png"
     "tsbd figure experiments/triggers.toml                      figures/triggers-quick.png"
-    "tsbd figure experiments/triggers.toml --set figure.image=7 another image"
+    "tsbd figure experiments/triggers.toml --set figure.image=7    another image"
     "tsbd figure experiments/triggers.toml --profile smoke --set 'grid.attack=[\"badnets\", \"sig\"]'"
 ))]
 pub struct Arguments {

@@ -22,8 +22,8 @@ use crate::{labels, planning, terminal};
 /// Show what an experiment would run, what is done already, and what the rest will cost
 ///
 /// The experiment file is checked as `tsbd run` does; nothing is trained. Data sets that a run in this results folder has
-/// noted are not opened again: `tsbd run` does that. Costs are those of similar cells that this results folder holds, of those
-/// on a CPU or of those on a GPU, as the newest was computed. Where there is none, the images that go through the network are
+/// noted are not opened again: `tsbd run` does that. Costs are those of similar cells that this results folder holds: of
+/// those that a CPU computed, or of those of a GPU, whichever computed the newest. Where there is none, the images that go through the network are
 /// counted, and the speed is that of trainings of the same network, or what --measure finds.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(

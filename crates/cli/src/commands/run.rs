@@ -16,7 +16,8 @@ use crate::{grid, planning};
 ///
 /// The whole file is checked before anything is trained. Each model is trained, or repaired, in a process of its own, or on a
 /// GPU in one with others; a backdoored model is trained once for all its defenses. Stop it at any time (Ctrl-C, a kill, a power cut): the same
-/// command continues from the last checkpoint, after each epoch or, where epochs take seconds, some. Results that are there are never changed.
+/// command continues from the last checkpoint; one is written after each epoch, or after several where they are short. Results that
+/// are there are never changed.
 ///
 /// With --executor slurm the cells become job arrays of the cluster that this machine submits to; the section `[slurm]` of the
 /// file says what each job asks for (partition, time, memory, cpus, ...). The command follows them until all are done, and
@@ -45,7 +46,8 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     device: String,
 
-    /// Cells that share a GPU: a number, or auto (as many as it has memory for, until it is busy) [default: auto]
+    /// Cells that share a GPU: a number, or auto (as many as it has memory for, up to 4; up to 8 while it idles; with
+    /// --sharing turns, more than one only while it idles) [default: auto]
     #[arg(long, value_name = "N", value_parser = cells_per_gpu)]
     cells_per_gpu: Option<CellsPerGpu>,
 

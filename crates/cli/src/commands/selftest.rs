@@ -14,7 +14,7 @@ use crate::terminal;
 
 /// Check every operation on a device against f64 on the CPU, forward and backward
 ///
-/// At the shapes of PreAct-ResNet18, VGG19-BN and ViT-B/16 and at odd ones; on a GPU in f32 and in bf16. One line for each
+/// At the shapes of PreAct-ResNet18, VGG19-BN and ViT-B/16 and at odd ones; on a GPU in f32, TF32 and bf16. One line for each
 /// operation and shape: the error of the result and the largest of its gradients, relative to the largest element.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(

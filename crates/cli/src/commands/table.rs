@@ -23,7 +23,7 @@ use crate::{planning, terminal};
     "tsbd table experiments/table1.toml --format tex --out table1.tex"
     "tsbd table experiments/table1.toml --profile paper --format md"
     "tsbd table experiments/table1.toml --compare published     with the nearest published numbers below each line"
-    "tsbd table experiments/table1.toml --long --format csv     one row per finished cell, for other programs"
+    "tsbd table experiments/table1.toml --long --format csv     one row per finished result, for other programs"
     "tsbd table experiments/table1.toml --long --format parquet --out table1.parquet"
     "tsbd table nwc.toml --neurons --format parquet --out nwc.parquet    what measurements found of each neuron"
 ))]
@@ -35,7 +35,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = format_parser())]
     format: Format,
 
-    /// One row per finished cell with every metric, instead of the experiment's own table
+    /// One row per finished model, repair or measurement of the grid with every metric, instead of the experiment's own table
     #[arg(long)]
     long: bool,
 
@@ -66,10 +66,6 @@ fn format_parser() -> impl TypedValueParser<Value = Format> {
 /// Renders and prints, or writes.
 pub fn run(arguments: Arguments) -> Outcome {
     let Arguments { file, format, long, neurons, compare, out, overrides, folders } = arguments;
-    if compare.is_some() && !matches!(format, Format::Text | Format::Markdown) {
-        return Err(Failure::refused(format!("--compare with --format {format}: the file would hold two tables"))
-            .hint("use --format text or md"));
-    }
     if format.is_binary() && out.is_none() {
         return Err(Failure::refused(format!("--format {format}: not for a terminal"))
             .hint(format!("name a file: --out table.{format}")));

@@ -308,6 +308,16 @@ fn a_loss_that_is_not_finite_stops_before_the_weights_with_the_images_named() {
 }
 
 #[test]
+fn a_step_that_leaves_weights_which_are_not_finite_is_noticed_though_no_loss_follows_it() {
+    let mut config = config(1);
+    config.sgd.learning_rate = f64::from(f32::MAX);
+    let mut model = model(0);
+    let error = train(&mut model, &batches(1), &config, None, &mut IgnoreProgress).unwrap_err();
+    let Error::NonFiniteState { epoch: 0, name } = &error else { panic!("{error}") };
+    assert!(error.is_divergence() && model.state.names().any(|known| known == name), "{error}");
+}
+
+#[test]
 fn an_epoch_without_batches_is_an_error() {
     let error = train(&mut model(0), &Vec::new(), &config(1), None, &mut IgnoreProgress).unwrap_err();
     assert!(matches!(error, Error::EmptyEpoch { epoch: 0, images: 0 }));

@@ -85,11 +85,12 @@ impl Table {
         }
         notes.push(values + ".");
         if has(|value| matches!(value, Value::Measured { seeds, of, .. } if seeds < of)) {
-            notes.push("(k/n): only k of n seeds are done; such values enter no average.".into());
+            notes.push("(k/n): only k of n seeds have this value; it enters no average.".into());
         }
         if self.panels.iter().any(|panel| !panel.averages.is_empty()) {
             notes.push("Average: over the attacks (not the clean model), only where all of them are done.".into());
         }
+        notes.extend(self.definitions.iter().cloned());
         notes.extend(self.source.as_ref().map(|source| format!("Published: {source}.")));
         notes
     }
@@ -113,13 +114,18 @@ pub(crate) fn named_seeds(seeds: &[u64]) -> String {
     }
 }
 
+/// A number as every table prints it.
+pub(crate) fn decimals(number: f64) -> String {
+    format!("{number:.2}")
+}
+
 /// A value with two decimals; `±` stands between mean and deviation.
 pub(crate) fn printed(value: &Value, plus_minus: &str) -> String {
     match value {
         Value::Measured { mean, deviation, seeds, of } => {
-            let mut text = format!("{mean:.2}");
+            let mut text = decimals(*mean);
             if let Some(deviation) = deviation {
-                text += &format!("{plus_minus}{deviation:.2}");
+                text += &format!("{plus_minus}{}", decimals(*deviation));
             }
             if seeds < of {
                 text += &format!(" ({seeds}/{of})");

@@ -79,6 +79,17 @@ fn values_that_print_the_same_are_equally_good() {
     ]);
     assert!(entry(&close, "badnets", "ft", "acc").best && entry(&close, "badnets", "fp", "acc").best);
     assert!(!entry(&close, "badnets", "tsbd", "acc").best);
+    // Means of two seeds lie on halves: in binary 85.005 is a little less and is printed as 85.00.
+    let halves = |fp: [f64; 2]| {
+        let of = |defense, [first, second]: [f64; 2]| {
+            [done("badnets", defense, 0, &[("acc", first)]), done("badnets", defense, 1, &[("acc", second)])]
+        };
+        let table = made(&[of("ft", [0.85, 0.85]), of("fp", fp)].concat());
+        [entry(&table, "badnets", "ft", "acc").best, entry(&table, "badnets", "fp", "acc").best]
+    };
+    assert_eq!(format!("{:.2}", (0.85 + 0.8501) / 2.0 * 100.0), "85.00");
+    assert_eq!(halves([0.85, 0.8501]), [true, true]);
+    assert_eq!(halves([0.8501, 0.8501]), [false, true]);
 }
 
 #[test]
