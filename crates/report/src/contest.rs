@@ -52,7 +52,8 @@ fn winners(values: &[Value], better: Option<Better>) -> Vec<usize> {
     }
     // Through the text, which rounds halves by the bits below them.
     let printed = |value: &Value| decimals(value.complete()?).parse::<f64>().ok();
-    let all = || values.iter().filter_map(printed);
+    let printed: Vec<Option<f64>> = values.iter().map(printed).collect();
+    let all = || printed.iter().copied().flatten();
     let best = match better {
         Some(Better::Higher) => all().reduce(f64::max),
         Some(Better::Lower) => all().reduce(f64::min),
@@ -61,5 +62,5 @@ fn winners(values: &[Value], better: Option<Better>) -> Vec<usize> {
     if best.is_none() || all().count() < 2 {
         return Vec::new();
     }
-    (0..values.len()).filter(|&position| printed(&values[position]) == best).collect()
+    (0..values.len()).filter(|&position| printed[position] == best).collect()
 }
