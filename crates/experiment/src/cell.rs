@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::parameters::{DatasetParameters, MethodParameters, ModelParameters, Precision, TrainingParameters};
 
@@ -22,7 +22,11 @@ impl CellKey {
 
     /// The name of the cell that this value describes.
     pub(crate) fn of(cell: &Value) -> Self {
-        let digest = blake3::hash(canonical_json(cell).as_bytes());
+        Self::of_text(&canonical_json(cell))
+    }
+
+    fn of_text(canonical: &str) -> Self {
+        let digest = blake3::hash(canonical.as_bytes());
         digest.to_hex()[..Self::DIGITS].parse().expect("BLAKE3 gives 64 hexadecimal digits")
     }
 
@@ -83,6 +87,18 @@ impl<'de> Deserialize<'de> for CellKey {
 #[error("`{0}` is no cell key: a key has 32 digits out of 0-9 and a-f, as the folders of results/cells have")]
 pub struct InvalidKey(String);
 
+/// A part of what a key is made of.
+enum Part<'a> {
+    Own(&'a Value),
+    Method(&'a MethodParameters),
+}
+
+impl Part<'_> {
+    fn is_null(&self) -> bool {
+        matches!(self, Part::Own(Value::Null))
+    }
+}
+
 /// What a cell does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -142,7 +158,49 @@ pub struct Cell {
 impl Cell {
     /// The cell's name. Depends on the cell's parameters alone.
     pub fn key(&self) -> CellKey {
-        CellKey::of(&self.to_value())
+        CellKey::of_text(&self.canonical())
+    }
+
+    /// [`canonical_json`] of the cell. The parameters of methods, which are most of it, are not copied for that: cells share them.
+    fn canonical(&self) -> String {
+        let Cell {
+            kind,
+            profile,
+            seed,
+            data_digest,
+            parents,
+            dataset,
+            model,
+            training,
+            attack,
+            defense,
+            unlearning,
+            measurement,
+        } = self;
+        let own = json!({
+            "kind": kind, "profile": profile, "seed": seed, "data_digest": data_digest, "dataset": dataset, "model": model,
+            "training": training, "parents": (!parents.is_empty()).then_some(parents),
+        });
+        let methods = [
+            ("attack", Some(attack)),
+            ("defense", defense.as_ref()),
+            ("unlearning", unlearning.as_ref()),
+            ("measurement", measurement.as_ref()),
+        ];
+        let own =
+            own.as_object().expect("it was just made").iter().map(|(name, value)| (name.as_str(), Part::Own(value)));
+        let methods = methods.into_iter().filter_map(|(name, method)| Some((name, Part::Method(method?))));
+        let mut text = Vec::with_capacity(2048);
+        write_object(own.chain(methods).filter(|(_, part)| !part.is_null()), &mut text, |part, text| match part {
+            Part::Own(value) => write_canonical(value, text),
+            Part::Method(method) => {
+                let MethodParameters { name, revision, parameters } = method;
+                let (name, revision) = (json!(name), json!(revision));
+                let fields = [("name", &name), ("revision", &revision), ("parameters", parameters)];
+                write_object(fields.into_iter().filter(|(_, value)| !value.is_null()), text, write_canonical);
+            }
+        });
+        String::from_utf8(text).expect("JSON is text")
     }
 
     /// Name of the defense, `none` for a cell without one.
@@ -210,18 +268,8 @@ pub(crate) fn canonical_json(value: &Value) -> String {
 fn write_canonical(value: &Value, text: &mut Vec<u8>) {
     match value {
         Value::Object(map) => {
-            let mut entries: Vec<_> = map.iter().filter(|(_, value)| !value.is_null()).collect();
-            entries.sort_by_key(|(key, _)| *key);
-            text.push(b'{');
-            for (position, (key, value)) in entries.into_iter().enumerate() {
-                if position > 0 {
-                    text.push(b',');
-                }
-                write_plain(key, text);
-                text.push(b':');
-                write_canonical(value, text);
-            }
-            text.push(b'}');
+            let entries = map.iter().filter(|(_, value)| !value.is_null());
+            write_object(entries.map(|(key, value)| (key.as_str(), value)), text, write_canonical);
         }
         Value::Array(items) => {
             text.push(b'[');
@@ -235,6 +283,26 @@ fn write_canonical(value: &Value, text: &mut Vec<u8>) {
         }
         scalar => write_plain(scalar, text),
     }
+}
+
+/// Entries, of which none is null, in the order of their keys.
+fn write_object<'a, T>(
+    entries: impl Iterator<Item = (&'a str, T)>,
+    text: &mut Vec<u8>,
+    write: impl Fn(T, &mut Vec<u8>),
+) {
+    let mut entries: Vec<_> = entries.collect();
+    entries.sort_by_key(|(key, _)| *key);
+    text.push(b'{');
+    for (position, (key, value)) in entries.into_iter().enumerate() {
+        if position > 0 {
+            text.push(b',');
+        }
+        write_plain(key, text);
+        text.push(b':');
+        write(value, text);
+    }
+    text.push(b'}');
 }
 
 fn write_plain(value: &(impl Serialize + ?Sized), text: &mut Vec<u8>) {
@@ -255,8 +323,6 @@ fn without_nulls(value: Value) -> Value {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::parameters::{Augmentation, Schedule};
 
@@ -317,6 +383,18 @@ pub(crate) mod tests {
         Arc::make_mut(defense).parameters["precision"] = json!("tf32");
         assert_eq!(repair.precision(), Precision::Tf32);
         assert_eq!(Cell { kind: CellKind::Unlearn, ..repair }.precision(), Precision::F32);
+    }
+
+    #[test]
+    fn what_a_key_is_made_of_is_the_whole_cell() {
+        let train = train_cell("badnets", 7);
+        let repair = defend_cell(&train, "ft");
+        let method = || Some(MethodParameters::new("of", 2, json!({"b": {"d": null, "c": [1, null]}, "a": null})));
+        let bare = Cell { kind: CellKind::Prepare, model: None, training: None, ..train.clone() };
+        let full = Cell { kind: CellKind::Measure, unlearning: method(), measurement: method(), ..repair.clone() };
+        for cell in [train, repair, bare, full] {
+            assert_eq!(cell.canonical(), canonical_json(&cell.to_value()));
+        }
     }
 
     #[test]
