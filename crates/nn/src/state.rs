@@ -83,7 +83,8 @@ impl StateDict {
         self.entries().filter(move |(_, entry)| entry.role == role).map(|(name, entry)| (name, &entry.tensor))
     }
 
-    /// The first of the trainable tensors and running estimates that holds a number which is infinite or none at all.
+    /// The first of the trainable tensors and running estimates that holds a number which is infinite or none at all; one whose
+    /// sum overflows counts as such.
     pub fn non_finite(&self) -> Result<Option<&str>> {
         let floats = || self.parameters().chain(self.buffers());
         let sum = |(_, tensor): (_, &Tensor)| Ok(Var::constant(tensor.clone()).sum()?.tensor().clone());
