@@ -76,7 +76,7 @@ check: ## format, lints, documentation, licences, import directions
 
 check-cuda: ## the lints with the feature cuda alone, a part of make check; needs nothing of NVIDIA
 	tools/cuda-env.sh check $(CUDA_ENV)-check
-	. $(CUDA_ENV)-check/env.sh && cargo clippy --release --workspace --lib --bins --features tsbd/cuda $(CARGO_ARGS) -- -D warnings
+	. $(CUDA_ENV)-check/env.sh && cargo clippy --release --workspace --all-targets --features tsbd/cuda $(CARGO_ARGS) -- -D warnings
 
 test-cuda: ## the tests that the feature changes, on a simulated GPU; needs nothing of NVIDIA
 	tools/cuda-env.sh check $(CUDA_ENV)-check

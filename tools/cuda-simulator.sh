@@ -15,9 +15,13 @@ set -euo pipefail
 sources=$(cd "$(dirname "${BASH_SOURCE[0]}")/cuda/simulator" && pwd)
 emulator=$(cd "$sources/../../../crates/tensor/src/kernels/cuda/emulator" && pwd)
 mkdir -p "$1"
-for library in driver:libcuda.so.1 cublas:libcublas.so.13 cudnn:libcudnn.so.9; do
-  g++ -std=c++17 -O2 -fPIC -shared -w -I"$emulator" -o "$1/${library#*:}" "$sources/${library%%:*}.cpp" &
-done
+compile() {
+  g++ -std=c++17 -fPIC -shared -w -I"$emulator" "${@:3}" -o "$1" "$sources/$2.cpp"
+}
+# What the libraries compute is summed in f64, and may be fused; the kernels round as they say.
+compile "$1/libcuda.so.1" driver -O2 &
+compile "$1/libcublas.so.13" cublas -O3 -march=native &
+compile "$1/libcudnn.so.9" cudnn -O3 -march=native &
 for job in $(jobs -p); do wait "$job"; done
 # Asked for by name before cuBLAS; nothing in it is called.
 g++ -shared -o "$1/libcublasLt.so.13" -x c++ /dev/null

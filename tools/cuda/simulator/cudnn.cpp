@@ -80,7 +80,7 @@ int chosen(int algorithm, const void *workspace, size_t bytes, const Tensor *w) 
 }
 
 // The factors at an address, as they are multiplied.
-std::vector<float> factors(const void *at, const Tensor &tensor, const Convolution &c) {
+std::vector<double> factors(const void *at, const Tensor &tensor, const Convolution &c) {
     auto values = numbers(on_host(at), tensor.bf16(), tensor.count());
     if (!tensor.bf16() && c.math != FMA_MATH)
         for (float &value : values) {
@@ -89,23 +89,46 @@ std::vector<float> factors(const void *at, const Tensor &tensor, const Convoluti
             if ((bits >> 23 & 255) != 255) bits = (bits + 0xFFF + (bits >> 13 & 1)) & ~0x1FFFu;
             memcpy(&value, &bits, 4);
         }
-    return values;
+    return {values.begin(), values.end()};
 }
 
-// Calls `visit(x, w, y)` with the places of all products.
-template <typename F> void each_product(const Tensor &x, const Tensor &w, const Tensor &y, const Convolution &c, F visit) {
+// sums[i] += Σ factors[k] · rows[k][i]: factors `apart` from each other, each row `stride` after the last.
+template <size_t COUNT>
+void add_block(double *sums, size_t count, const double *factors, size_t apart, const double *rows, size_t stride) {
+    double block[COUNT];
+    memcpy(block, sums, sizeof block);
+    for (size_t k = 0; k < count; k++)
+        for (size_t i = 0; i < COUNT; i++) block[i] += factors[k * apart] * rows[k * stride + i];
+    memcpy(sums, block, sizeof block);
+}
+
+void add_products(double *sums, size_t width, size_t count, const double *factors, size_t apart, const double *rows,
+                  size_t stride) {
+    size_t i = 0;
+    for (; i + 32 <= width; i += 32) add_block<32>(sums + i, count, factors, apart, rows + i, stride);
+    for (; i + 8 <= width; i += 8) add_block<8>(sums + i, count, factors, apart, rows + i, stride);
+    for (; i < width; i++) add_block<1>(sums + i, count, factors, apart, rows + i, stride);
+}
+
+// Calls `visit(x, tap, y, count)` for all products: with the places of the first pixels of each row of them, `count` in number.
+template <typename F> void each_row(const Tensor &x, const Tensor &w, const Tensor &y, const Convolution &c, F visit) {
     const int inputs = w.sizes[1], outputs = w.sizes[0], height = x.sizes[2], width = x.sizes[3];
     for (int n = 0; n < y.sizes[0]; n++)
         for (int i = 0; i < y.sizes[2]; i++)
-            for (int j = 0; j < y.sizes[3]; j++)
-                for (int p = 0; p < w.sizes[2]; p++)
-                    for (int q = 0; q < w.sizes[3]; q++) {
-                        const int row = i * c.stride[0] + p - c.padding[0], column = j * c.stride[1] + q - c.padding[1];
-                        if (row < 0 || row >= height || column < 0 || column >= width) continue;
-                        const size_t at_x = (((size_t)n * height + row) * width + column) * inputs;
-                        const size_t at_y = (((size_t)n * y.sizes[2] + i) * y.sizes[3] + j) * outputs;
-                        visit(at_x, p * (size_t)w.sizes[3] + q, at_y);
-                    }
+            for (int p = 0; p < w.sizes[2]; p++) {
+                const int row = i * c.stride[0] + p - c.padding[0];
+                if (row < 0 || row >= height) continue;
+                for (int q = 0; q < w.sizes[3]; q++) {
+                    const auto column = [&](int j) { return j * c.stride[1] + q - c.padding[1]; };
+                    int first = 0, end = y.sizes[3];
+                    while (first < end && column(first) < 0) first++;
+                    while (first < end && column(end - 1) >= width) end--;
+                    if (first == end) continue;
+                    const size_t at_x = (((size_t)n * height + row) * width + column(first)) * inputs;
+                    const size_t at_y = (((size_t)n * y.sizes[2] + i) * y.sizes[3] + first) * outputs;
+                    visit(at_x, p * (size_t)w.sizes[3] + q, at_y, (size_t)(end - first));
+                }
+            }
 }
 
 void finish(const std::vector<double> &sums, float alpha, float beta, void *to, bool bf16) {
@@ -166,13 +189,16 @@ int cudnnConvolutionForward(Handle *handle, const float *alpha, Tensor *x, const
     return simulated_work(handle->stream, [=, x = *x, w = *w, y = *y, c = *c, alpha = *alpha, beta = *beta] {
         const auto image = factors(x_at, x, c), filter = factors(w_at, w, c);
         const size_t inputs = w.sizes[1], outputs = w.sizes[0], patch = (size_t)w.sizes[2] * w.sizes[3] * inputs;
-        std::vector<double> sums(y.count());
-        each_product(x, w, y, c, [&](size_t at_x, size_t tap, size_t at_y) {
-            for (size_t out = 0; out < outputs; out++) {
-                double sum = 0;
-                for (size_t in = 0; in < inputs; in++) sum += (double)image[at_x + in] * filter[out * patch + tap * inputs + in];
-                sums[at_y + out] += sum;
-            }
+        // Between the inputs of one output and of the next.
+        const size_t step = c.stride[1] * inputs;
+        // For each element of a patch, its factors for all outputs.
+        std::vector<double> turned(filter.size()), sums(y.count());
+        for (size_t out = 0; out < outputs; out++)
+            for (size_t in = 0; in < patch; in++) turned[in * outputs + out] = filter[out * patch + in];
+        each_row(x, w, y, c, [&](size_t at_x, size_t tap, size_t at_y, size_t pixels) {
+            for (size_t j = 0; j < pixels; j++)
+                add_products(&sums[at_y + j * outputs], outputs, inputs, &image[at_x + j * step], 1,
+                             &turned[tap * inputs * outputs], outputs);
         });
         return finish(sums, alpha, beta, on_host(y_at), x.bf16()), SUCCESS;
     });
@@ -186,12 +212,13 @@ int cudnnConvolutionBackwardData(Handle *handle, const float *alpha, Tensor *w, 
     return simulated_work(handle->stream, [=, x = *x, w = *w, y = *y, c = *c, alpha = *alpha, beta = *beta] {
         const auto gradient = factors(y_at, y, c), filter = factors(w_at, w, c);
         const size_t inputs = w.sizes[1], outputs = w.sizes[0], patch = (size_t)w.sizes[2] * w.sizes[3] * inputs;
+        // Between the inputs of one output and of the next.
+        const size_t step = c.stride[1] * inputs;
         std::vector<double> sums(x.count());
-        each_product(x, w, y, c, [&](size_t at_x, size_t tap, size_t at_y) {
-            for (size_t out = 0; out < outputs; out++) {
-                const double dy = gradient[at_y + out];
-                for (size_t in = 0; in < inputs; in++) sums[at_x + in] += dy * filter[out * patch + tap * inputs + in];
-            }
+        each_row(x, w, y, c, [&](size_t at_x, size_t tap, size_t at_y, size_t pixels) {
+            for (size_t j = 0; j < pixels; j++)
+                add_products(&sums[at_x + j * step], inputs, outputs, &gradient[at_y + j * outputs], 1,
+                             &filter[tap * inputs], patch);
         });
         return finish(sums, alpha, beta, on_host(x_at), x.bf16()), SUCCESS;
     });
@@ -205,12 +232,13 @@ int cudnnConvolutionBackwardFilter(Handle *handle, const float *alpha, Tensor *x
     return simulated_work(handle->stream, [=, x = *x, w = *w, y = *y, c = *c, alpha = *alpha, beta = *beta] {
         const auto image = factors(x_at, x, c), gradient = factors(y_at, y, c);
         const size_t inputs = w.sizes[1], outputs = w.sizes[0], patch = (size_t)w.sizes[2] * w.sizes[3] * inputs;
+        // Between the inputs of one output and of the next.
+        const size_t step = c.stride[1] * inputs;
         std::vector<double> sums(w.count());
-        each_product(x, w, y, c, [&](size_t at_x, size_t tap, size_t at_y) {
-            for (size_t out = 0; out < outputs; out++) {
-                const double dy = gradient[at_y + out];
-                for (size_t in = 0; in < inputs; in++) sums[out * patch + tap * inputs + in] += dy * image[at_x + in];
-            }
+        each_row(x, w, y, c, [&](size_t at_x, size_t tap, size_t at_y, size_t pixels) {
+            for (size_t out = 0; out < outputs; out++)
+                add_products(&sums[out * patch + tap * inputs], inputs, pixels, &gradient[at_y + out], outputs, &image[at_x],
+                             step);
         });
         return finish(sums, alpha, beta, on_host(w_at), x.bf16()), SUCCESS;
     });
