@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tsbd_attack::{Attack, DatasetFacts, Evaluation, Material, Poisoner, Poisoning, TriggeredTest};
 use tsbd_data::{Dataset, ImageSource, Images};
-use tsbd_experiment::{Cell, CellKind, Found, Plan, Store, Verification};
+use tsbd_experiment::{Cell, CellKind, Found, MethodParameters, Plan, Store, Verification};
 use tsbd_nn::{Architecture, Layer, Model, Streams};
 use tsbd_orchestrator::{MATERIAL, Place};
 use tsbd_tensor::Device;
@@ -180,7 +180,11 @@ fn as_safetensors(path: &Path) -> String {
 
 /// The attack of the only point of a plan.
 pub fn attack(plan: &Plan) -> Result<Box<dyn Attack>, Failure> {
-    let named = &plan.cells[&plan.points[0].cell].attack;
+    configured(&plan.cells[&plan.points[0].cell].attack)
+}
+
+/// The attack of a cell.
+pub fn configured(named: &MethodParameters) -> Result<Box<dyn Attack>, Failure> {
     let entry = tsbd_experiment::registry::attack(&named.name)
         .ok_or_else(|| Failure::refused(format!("there is no attack named \"{}\"", named.name)))?;
     entry.from_parameters(&named.parameters).map_err(parameter_failure)

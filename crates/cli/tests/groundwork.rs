@@ -104,6 +104,25 @@ fn two_ratios_share_one_groundwork_on_the_clean_model_and_tables_do_not_show_it(
 }
 
 #[test]
+fn what_an_attack_trains_by_itself_is_timed_for_a_plan_and_a_search_on_a_trained_model_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let grid = "[grid]\nattack = [\"ssba\", \"trojan\"]\ndefense = [\"none\"]\n";
+    let file = experiment(folder.path(), "grid.toml", &format!("{SMALL}{grid}"));
+    let seconds = |flags: &[&str]| -> Vec<(String, Option<f64>)> {
+        let plan = json(&command("plan", &file).arg("--json").args(flags).output().unwrap());
+        let groundworks = plan["cells"].as_array().unwrap().iter().filter(|cell| cell["kind"] == "prepare");
+        groundworks
+            .map(|cell| (cell["label"].as_str().unwrap().to_owned(), cell["estimated_seconds"].as_f64()))
+            .collect()
+    };
+    let [ssba, trojan] = ["ssba groundwork", "trojan groundwork"].map(str::to_owned);
+    assert_eq!(seconds(&[]), [(ssba.clone(), None), (trojan.clone(), None)]);
+    let timed = seconds(&["--measure"]);
+    assert!(matches!(&timed[..], [(_, Some(seconds)), (_, None)] if *seconds > 0.0), "{timed:?}");
+    assert_eq!(plan(&file)[0], "prepare ssba groundwork to do", "beginning it has left nothing");
+}
+
+#[test]
 fn commands_for_one_point_make_the_groundwork_once_and_reuse_it() {
     let folder = tempfile::tempdir().unwrap();
     let results = folder.path().join("results");

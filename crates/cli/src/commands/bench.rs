@@ -1,10 +1,12 @@
 //! `tsbd bench`: how fast this machine trains, classifies, poisons, and does each operation.
 
+mod groundwork;
 mod ops;
 mod poison;
 mod scale;
 mod steps;
 
+pub use groundwork::groundwork_seconds;
 pub use steps::training_images_per_second;
 
 use std::time::Duration;

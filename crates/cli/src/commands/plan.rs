@@ -1,7 +1,6 @@
 //! `tsbd plan`: what would run, what is done, what it will cost.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, btree_map, hash_map};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,13 +10,13 @@ use tsbd_experiment::{
     Cell, CellKey, CellKind, Found, MethodParameters, OutcomeKind, Plan, RecordSummary, Store, outstanding,
 };
 
-use super::bench::training_images_per_second;
+use super::bench::{groundwork_seconds, training_images_per_second};
 use crate::columns::Columns;
 use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::options::{Folders, Overrides};
 use crate::progress::duration;
-use crate::{labels, planning, terminal};
+use crate::{labels, planning, terminal, workbench};
 
 /// Show what an experiment would run, what is done already, and what the rest will cost
 ///
@@ -37,8 +36,8 @@ pub struct Arguments {
     /// Experiment file
     file: PathBuf,
 
-    /// Time a few training steps here of each network that no finished cell has trained on a CPU; with --measure=cuda, on a
-    /// GPU
+    /// Time a few training steps here of each network that no finished cell has trained on a CPU, SSBA's encoder too; with
+    /// --measure=cuda, on a GPU
     #[arg(long, value_name = "DEVICE", num_args = 0..=1, require_equals = true, default_missing_value = "cpu")]
     measure: Option<String>,
 
@@ -117,7 +116,8 @@ impl State {
     }
 }
 
-/// Looks every cell up. Networks that no finished cell has trained are timed on the device that `measure` names, if it does.
+/// Looks every cell up. Networks that no finished cell has trained, and what an attack trains by itself, are timed on the
+/// device that `measure` names, if it does.
 pub fn survey(plan: &Plan, store: &Store, measure: Option<&str>) -> Result<Vec<Line>, Failure> {
     let keep = |found: Found<RecordSummary>| match found {
         Found::Done(record) => {
@@ -197,15 +197,32 @@ impl<'a> Costs<'a> {
         costs
     }
 
-    /// Times the networks of these cells whose speed is not known, on this device.
+    /// Times the networks of these cells whose speed is not known, and the groundworks of unknown cost, on this device.
     fn measure<'c>(&mut self, device: &str, cells: impl Iterator<Item = &'c Cell>) -> Result<(), Failure> {
         let trained = self.plan.cells.values().find_map(|cell| cell.training.as_ref());
         let batch = trained.map_or(128, |training| training.batch_size);
         for cell in cells {
+            if cell.kind == CellKind::Prepare {
+                self.measure_groundwork(device, cell)?;
+                continue;
+            }
             let (Some(name), Some(network)) = (self.network(cell), self.network_parameters(cell)) else { continue };
             let precision = cell.precision();
-            if let Entry::Vacant(unknown) = self.speeds.entry((name, precision.name())) {
+            if let btree_map::Entry::Vacant(unknown) = self.speeds.entry((name, precision.name())) {
                 unknown.insert((training_images_per_second(&network, batch, precision, device)?, 1.0));
+            }
+        }
+        Ok(())
+    }
+
+    fn measure_groundwork(&mut self, device: &str, cell: &Cell) -> Result<(), Failure> {
+        let work = self.work(cell);
+        let attack = workbench::configured(&cell.attack)?;
+        if let (hash_map::Entry::Vacant(unknown), Some(groundwork), Some(facts)) =
+            (self.took.entry(work), attack.groundwork(), self.plan.facts(cell))
+        {
+            if let Some(seconds) = groundwork_seconds(groundwork, facts, device)? {
+                unknown.insert((seconds, 1));
             }
         }
         Ok(())

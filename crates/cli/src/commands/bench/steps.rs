@@ -152,12 +152,41 @@ pub fn inference(Inference { settings }: &Inference) -> Outcome {
     let streams = Streams::new(0);
     use_threads(settings.threads)?;
     let device = settings.computing.device()?;
-    let model = settings.model(&streams, &device)?;
+    let model = initial(&settings.network(), &streams, &device)?;
     let Dataset { train, normalization, .. } = settings.dataset(&streams);
     let stopwatch = Stopwatch::new(Loader::evaluation(train, normalization, settings.batch).on(&device));
     model.predict(&stopwatch).map_err(failed)?;
     let run = Run { parameters: model.state.parameter_count(), measured: stopwatch.measured(settings.warmup) };
     settings.report("inference", Precision::F32, &[run])
+}
+
+/// A network that is not trained.
+fn initial(network: &ModelParameters, streams: &Streams, device: &Device) -> Result<Model, Failure> {
+    let architecture = tsbd_models::build(network).map_err(|error| Failure::from_error(Exit::Refused, error))?;
+    let model = Model::new(architecture, &mut streams.stream("initialisation", 0)).map_err(failed)?;
+    if device.is_cpu() { Ok(model) } else { model.to_device(device).map_err(failed) }
+}
+
+/// Images of random levels and with random labels, for training and test the same: kernels do not care what they see.
+pub fn random_images(count: usize, size: usize, classes: usize, streams: &Streams) -> Dataset {
+    let mut stream = streams.stream("bench images", 0);
+    let length = count * size * size * CHANNELS;
+    let mut pixels = Vec::with_capacity(length + 7);
+    while pixels.len() < length {
+        pixels.extend(&stream.below(1 << 56).to_le_bytes()[..7]);
+    }
+    pixels.truncate(length);
+    let labels = (0..count).map(|_| stream.below(classes as u64) as u32).collect();
+    let images = Arc::new(Images::new(pixels, labels, (size, size), classes));
+    Dataset {
+        name: "random".to_owned(),
+        digest: images.digest().to_owned(),
+        test: Arc::clone(&images),
+        train: images,
+        class_names: (0..classes).map(|class| class.to_string()).collect(),
+        normalization: Normalization { mean: [0.5; CHANNELS], std: [0.25; CHANNELS] },
+        flip: true,
+    }
 }
 
 /// What was measured of one model.
@@ -203,46 +232,24 @@ impl Settings {
     fn prepared(&self) -> Result<(Model, Stopwatch), Failure> {
         let streams = Streams::new(0);
         let device = self.computing.device()?;
-        let model = self.model(&streams, &device)?;
+        let model = initial(&self.network(), &streams, &device)?;
         let dataset = self.dataset(&streams);
         let loader = Loader::training(Arc::clone(&dataset.train) as _, &dataset, self.batch, streams, "bench");
         Ok((model, Stopwatch::new(loader.on(&device))))
     }
 
-    fn model(&self, streams: &Streams, device: &Device) -> Result<Model, Failure> {
-        let parameters = ModelParameters {
+    fn network(&self) -> ModelParameters {
+        ModelParameters {
             name: self.model.clone(),
             width: self.width,
             classes: self.classes,
             image_size: self.image_size,
-        };
-        let architecture =
-            tsbd_models::build(&parameters).map_err(|error| Failure::from_error(Exit::Refused, error))?;
-        let model = Model::new(architecture, &mut streams.stream("initialisation", 0)).map_err(failed)?;
-        if device.is_cpu() { Ok(model) } else { model.to_device(device).map_err(failed) }
+        }
     }
 
-    /// As many images as the steps need, of random levels and with random labels: kernels do not care what they see.
+    /// As many images as the steps need.
     fn dataset(&self, streams: &Streams) -> Dataset {
-        let mut stream = streams.stream("bench images", 0);
-        let count = (self.warmup + self.steps) * self.batch;
-        let length = count * self.image_size * self.image_size * CHANNELS;
-        let mut pixels = Vec::with_capacity(length + 7);
-        while pixels.len() < length {
-            pixels.extend(&stream.below(1 << 56).to_le_bytes()[..7]);
-        }
-        pixels.truncate(length);
-        let labels = (0..count).map(|_| stream.below(self.classes as u64) as u32).collect();
-        let images = Arc::new(Images::new(pixels, labels, (self.image_size, self.image_size), self.classes));
-        Dataset {
-            name: "random".to_owned(),
-            digest: images.digest().to_owned(),
-            test: Arc::clone(&images),
-            train: images,
-            class_names: (0..self.classes).map(|class| class.to_string()).collect(),
-            normalization: Normalization { mean: [0.5; CHANNELS], std: [0.25; CHANNELS] },
-            flip: true,
-        }
+        random_images((self.warmup + self.steps) * self.batch, self.image_size, self.classes, streams)
     }
 
     fn report(&self, work: &str, precision: Precision, runs: &[Run]) -> Outcome {
