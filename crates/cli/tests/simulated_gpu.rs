@@ -481,6 +481,36 @@ fn cells_in_one_process_have_the_bits_of_those_in_processes_of_their_own() {
 }
 
 #[test]
+fn cells_that_begin_and_end_disturb_no_other_ones_recording_and_use_each_others_streams() {
+    let Some(simulator) = simulator() else { return };
+    let bench = Bench::new("attack = [\"badnets\", \"blended\", \"sig\"]\ndefense = [\"none\", \"ft\", \"fp\"]\n");
+    // The host's own, and one for each cell at a time.
+    let settings = [("TSBD_SIMULATED_CAPTURE", "slow"), ("TSBD_SIMULATED_STREAMS", "4")];
+    assert_done(&bench.run(simulator, &settings, &["cuda", "--cells-per-gpu", "3"], "together"));
+    let results = bench.results("together");
+    let log = |record: &Value| {
+        std::fs::read_to_string(results.join("cells").join(record["key"].as_str().unwrap()).join("log")).unwrap()
+    };
+    let logs: Vec<String> = records(&results).iter().map(log).collect();
+    assert_eq!(logs.len(), 9);
+    assert!(logs.iter().any(|log| log.contains("a graph of")), "nothing was recorded");
+    assert!(!logs.iter().any(|log| log.contains("not recorded")), "{logs:?}");
+}
+
+#[test]
+fn a_gpu_or_a_driver_that_is_too_old_is_refused_with_what_is_needed() {
+    let Some(simulator) = simulator() else { return };
+    for (setting, found, needed) in [
+        (("TSBD_SIMULATED_CAPABILITY", "7"), "compute capability 7.0", "8.0"),
+        (("TSBD_SIMULATED_DRIVER", "12080"), "CUDA 12.8", "580"),
+    ] {
+        let output = on(simulator, &[setting], &["selftest", "--device", "cuda"]);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert_contains(&stderr(&output), &[found, needed]);
+    }
+}
+
+#[test]
 fn a_fault_of_the_gpu_costs_one_of_the_cells_that_share_it() {
     let Some(simulator) = simulator() else { return };
     let bench = Bench::new("attack = [\"badnets\"]\ndefense = [\"none\", \"ft\", \"nc\"]\n");
@@ -540,6 +570,10 @@ fn a_gpu_without_enough_memory_ends_the_cell_with_a_way_out() {
         &stderr(&output),
         &["OUT_OF_MEMORY", "the GPU's memory is full", "--cells-per-gpu", "smaller batch"],
     );
+    // A library that says of what it lacks no more than that it is not initialised.
+    let output = on(simulator, &[("TSBD_SIMULATED_MEMORY", "1000")], &["selftest", "--device", "cuda"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert_contains(&stderr(&output), &["NOT_INITIALIZED", "0 MB free", "the GPU's memory is full"]);
 }
 
 #[test]

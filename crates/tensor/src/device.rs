@@ -39,7 +39,14 @@ pub struct GpuFacts {
 /// # Errors
 /// [`Error::NoDevice`], with the reason and what to do, as [`device`].
 pub fn gpus(names: &str) -> Result<Vec<GpuFacts>> {
-    let all = seen(names)?;
+    chosen(names, seen(names)?)
+}
+
+fn chosen(names: &str, all: Vec<GpuFacts>) -> Result<Vec<GpuFacts>> {
+    if all.is_empty() {
+        let reason = "CUDA_ERROR_NO_DEVICE";
+        return Err(none(names, reason.to_owned(), gpu_way_out(reason).unwrap_or_default()));
+    }
     if names == "cuda" {
         return Ok(all);
     }
@@ -107,12 +114,18 @@ pub fn gpu_way_out(reason: &str) -> Option<&'static str> {
     } else if reason.contains("CUDA_ERROR_MPS_") {
         "NVIDIA's Multi-Process Service does not answer, or waits for others after a fault: run the same command again, or \
          without --sharing mps"
-    } else if reason.contains("INSUFFICIENT_DRIVER") || reason.contains("SYSTEM_DRIVER_MISMATCH") {
-        "the driver is older than CUDA 13.0 needs (580)"
+    } else if reason.starts_with(OLD_DRIVER) || reason.contains("SYSTEM_DRIVER_MISMATCH") {
+        "CUDA 13.0 needs a driver of version 580 or newer: nvidia-smi says which this is; or use `cpu`"
+    } else if reason.starts_with(OLD_GPU) {
+        "GPUs from compute capability 8.0 on are supported (A100, RTX 30 and newer): use another, or `cpu`"
     } else {
         return None;
     })
 }
+
+/// How errors about what is too old begin.
+pub(crate) const OLD_DRIVER: &str = "an old driver";
+pub(crate) const OLD_GPU: &str = "an old GPU";
 
 #[cfg(not(feature = "cuda"))]
 fn without_cuda(name: &str) -> Error {
@@ -142,7 +155,7 @@ fn give_back(_ordinal: usize) {}
 
 #[cfg(feature = "cuda")]
 fn gpu(name: &str, ordinal: usize) -> Result<Device> {
-    crate::kernels::cuda::gpu::open(ordinal).map_err(|error| unavailable(name, error))
+    crate::kernels::cuda::devices::open(ordinal).map_err(|error| unavailable(name, error))
 }
 
 #[cfg(feature = "cuda")]
@@ -211,6 +224,19 @@ mod tests {
             assert!(gpus(names).unwrap_err().to_string().contains("built without CUDA"), "{names}");
         }
         assert_eq!(peak_gpu_memory("cuda"), None);
+    }
+
+    #[test]
+    fn gpus_are_chosen_of_those_that_the_driver_lists_and_there_has_to_be_one() {
+        let gpu = |ordinal| GpuFacts { ordinal, name: "GPU".into(), uuid: ordinal.to_string(), memory_bytes: 1 << 30 };
+        for names in ["cuda", "cuda:0"] {
+            let error = chosen(names, vec![]).unwrap_err().to_string();
+            assert!(error.contains("CUDA_ERROR_NO_DEVICE") && error.contains("use `cpu`"), "{error}");
+        }
+        let both = vec![gpu(0), gpu(1)];
+        assert_eq!(chosen("cuda", both.clone()).unwrap(), both);
+        assert_eq!(chosen("cuda:1", both.clone()).unwrap(), [gpu(1)]);
+        assert!(chosen("cuda:2", both).unwrap_err().to_string().contains("the driver sees 2 of them"));
     }
 
     #[test]

@@ -244,7 +244,7 @@ mod tests {
                 assert!(error <= check.tolerance(&Device::Cpu), "{check:?}, {what}: {error:e}");
             }
         }
-        assert_eq!(operations.len(), 44, "{operations:?}");
+        assert_eq!(operations.len(), 47, "{operations:?}");
     }
 
     #[test]

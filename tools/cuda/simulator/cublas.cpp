@@ -34,8 +34,9 @@ struct Handle {
     void *stream = nullptr;
 };
 
-int cublasCreate_v2(Handle **handle) { return *handle = new Handle, 0; }
-int cublasDestroy_v2(Handle *handle) { return delete handle, 0; }
+// As cuBLAS does, of what it lacks it says no more than that it is not initialised (1).
+int cublasCreate_v2(Handle **handle) { return simulated_handle(true) ? 1 : (*handle = new Handle, 0); }
+int cublasDestroy_v2(Handle *handle) { return delete handle, simulated_handle(false) ? 1 : 0; }
 int cublasSetStream_v2(Handle *handle, void *stream) { return handle->stream = stream, 0; }
 
 int cublasGemmStridedBatchedEx(Handle *handle, int ta, int tb, int m, int n, int k, const void *alpha, const void *a, int type_a,

@@ -142,8 +142,9 @@ struct Handle {
     void *stream = nullptr;
 };
 
-int cudnnCreate(Handle **handle) { return *handle = new Handle, 0; }
-int cudnnDestroy(Handle *handle) { return delete handle, 0; }
+// As cuDNN does, of what it lacks it says no more than that it is not initialised (1001).
+int cudnnCreate(Handle **handle) { return simulated_handle(true) ? 1001 : (*handle = new Handle, 0); }
+int cudnnDestroy(Handle *handle) { return delete handle, simulated_handle(false) ? 1001 : 0; }
 int cudnnSetStream(Handle *handle, void *stream) { return handle->stream = stream, 0; }
 const char *cudnnGetErrorString(int) { return "simulated"; }
 void cudnnGetLastErrorString(char *text, size_t size) { snprintf(text, size, "no last error is kept"); }

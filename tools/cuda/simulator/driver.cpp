@@ -8,7 +8,12 @@
 // capture. Numbers for memory of the host that the driver knows come when the host waits for them. What a capture may do is judged more strictly than by CUDA: no number is copied between host and GPU, nothing is
 // freed that was not allocated in it, nothing allocated in it is left; what lies in its memory is gone after each launch. Each
 // launch is told on standard error. With TSBD_SIMULATED_CAPTURE=refused no capture begins, with =broken none ends well; with =halfway one
-// becomes invalid when a kernel is launched, with =large there is no memory for what was captured.
+// becomes invalid when a kernel is launched, with =large there is no memory for what was captured, with =slow each takes so long that
+// other threads meet it. Whoever waits for a context meanwhile, as libraries do when they make or destroy a handle, makes all
+// captures in it invalid.
+//
+// TSBD_SIMULATED_STREAMS: how many streams there can be at a time. TSBD_SIMULATED_DRIVER: the driver's version (13000).
+// TSBD_SIMULATED_CAPABILITY: the major number of the compute capability (9).
 //
 // Faults: launching the kernel TSBD_SIMULATED_FAULT is one. After it the process can ask for nothing any more.
 //
@@ -17,10 +22,12 @@
 // the machine code of kernels.
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <set>
+#include <thread>
 #include <unordered_map>
 #include <utility>
 
@@ -73,7 +80,7 @@ struct Graph {
     std::vector<Work> work;
     // What was allocated, and whether it was freed again.
     std::unordered_map<uint64_t, bool> freed;
-    bool is_valid = true;
+    std::atomic<bool> is_valid{true};
 };
 
 // Numbers on their way to memory of the host that the driver knows: they come when somebody waits for them.
@@ -106,11 +113,24 @@ struct Event {
 // Memory of the host that the driver knows.
 std::set<void *> pinned;
 
+// Streams that there are, and graphs that are being captured.
+std::atomic<size_t> streams{0};
+std::set<Graph *> in_capture;
+
 Graph *captured(void *stream) { return stream ? ((Stream *)stream)->captured : nullptr; }
 
 int invalidate(Graph *graph, const char *what) {
     graph->is_valid = false;
     return complain(CAPTURE_UNSUPPORTED, "while a stream is captured", what);
+}
+
+// Waits for everything in a context, which no capture in it survives.
+int wait_for_context() {
+    if (is_faulty) return ILLEGAL_ADDRESS;
+    const std::lock_guard<std::mutex> guard(lock);
+    if (in_capture.empty()) return SUCCESS;
+    for (Graph *graph : in_capture) graph->is_valid = false;
+    return complain(CAPTURE_UNSUPPORTED, "while a stream is captured", "a context is waited for");
 }
 
 // Nothing can be asked of a stream whose capture has become invalid, but to end it.
@@ -181,10 +201,11 @@ int cuDeviceGetName(char *name, int length, int) { return snprintf(name, length,
 int cuDeviceGetUuid_v2(unsigned char *uuid, int device) { return memset(uuid, device, 16), SUCCESS; }
 int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = setting("TSBD_SIMULATED_MEMORY", 64ull << 30), SUCCESS; }
 int cuDeviceGetAttribute(int *value, int attribute, int) {
-    // Memory pools are supported; the compute capability is 9.0.
-    *value = attribute == 115 ? 1 : attribute == 75 ? 9 : 0;
+    // Memory pools are supported; the minor number of the compute capability is 0.
+    *value = attribute == 115 ? 1 : attribute == 75 ? (int)setting("TSBD_SIMULATED_CAPABILITY", 9) : 0;
     return SUCCESS;
 }
+int cuDriverGetVersion(int *version) { return *version = (int)setting("TSBD_SIMULATED_DRIVER", 13000), SUCCESS; }
 // Memory of graphs is counted with the rest.
 int cuDeviceGetGraphMemAttribute(int, int, void *value) { return *(uint64_t *)value = 0, SUCCESS; }
 int cuDeviceSetGraphMemAttribute(int, int, void *) { return SUCCESS; }
@@ -208,11 +229,14 @@ int cuDevicePrimaryCtxRetain(void **context, int) { return *context = handle(), 
 int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 int cuCtxGetCurrent(void **context) { return *context = current, SUCCESS; }
 int cuCtxSetCurrent(void *context) { return current = context, SUCCESS; }
-int cuCtxSynchronize() { return SUCCESS; }
+int cuCtxSynchronize() { return wait_for_context(); }
 int cuCtxDestroy_v2(void *) { return SUCCESS; }
 
-int cuStreamCreate(void **stream, unsigned) { return *stream = new Stream, SUCCESS; }
-int cuStreamDestroy_v2(Stream *stream) { return delete stream, SUCCESS; }
+int cuStreamCreate(void **stream, unsigned) {
+    if (++streams > setting("TSBD_SIMULATED_STREAMS", SIZE_MAX)) return --streams, OUT_OF_MEMORY;
+    return *stream = new Stream, SUCCESS;
+}
+int cuStreamDestroy_v2(Stream *stream) { return --streams, delete stream, SUCCESS; }
 int cuStreamSynchronize(Stream *stream) {
     if (is_faulty) return ILLEGAL_ADDRESS;
     if (captured(stream)) return invalidate(captured(stream), "the host waits");
@@ -237,12 +261,19 @@ int cuEventSynchronize(Event *event) {
 int cuStreamBeginCapture_v2(Stream *stream, int) {
     if (captures_are("refused")) return CAPTURE_UNSUPPORTED;
     if (stream->captured) return complain(INVALID_VALUE, "a stream that is captured", "is captured again");
-    return stream->captured = new Graph, SUCCESS;
+    const std::lock_guard<std::mutex> guard(lock);
+    in_capture.insert(stream->captured = new Graph);
+    return SUCCESS;
 }
 int cuStreamEndCapture(Stream *stream, Graph **graph) {
+    if (captures_are("slow")) std::this_thread::sleep_for(std::chrono::milliseconds(500));
     Graph *captured = std::exchange(stream->captured, nullptr);
     *graph = nullptr;
     if (!captured) return complain(INVALID_VALUE, "a capture that has not begun", "ends");
+    {
+        const std::lock_guard<std::mutex> guard(lock);
+        in_capture.erase(captured);
+    }
     for (const auto &[address, freed] : captured->freed)
         if (!freed && captured->is_valid) invalidate(captured, "memory is left");
     if (!captured->is_valid || captures_are("broken")) return forget(captured), CAPTURE_INVALIDATED;
@@ -264,6 +295,18 @@ int cuGraphLaunch(Graph *graph, void *) {
     return SUCCESS;
 }
 
+int cuMemGetInfo_v2(size_t *free, size_t *total) {
+    const std::lock_guard<std::mutex> guard(lock);
+    *total = setting("TSBD_SIMULATED_MEMORY", 64ull << 30);
+    return *free = *total - memory.used, SUCCESS;
+}
+int simulated_handle(bool is_new) {
+    // So much of the memory a handle needs.
+    constexpr uint64_t NEEDED = 64 << 10;
+    if (const int waited = wait_for_context()) return waited;
+    const std::lock_guard<std::mutex> guard(lock);
+    return is_new && memory.used + NEEDED > setting("TSBD_SIMULATED_MEMORY", 64ull << 30) ? OUT_OF_MEMORY : SUCCESS;
+}
 int simulated_work(void *stream, Work work) {
     if (is_faulty) return ILLEGAL_ADDRESS;
     Graph *graph = captured(stream);

@@ -7,3 +7,6 @@ using Work = std::function<int()>;
 
 // Does it now, or, while the stream is captured, whenever the graph is launched. In libcuda.so.1.
 extern "C" int simulated_work(void *stream, Work work);
+
+// What making a handle of a library, or destroying it, asks of the driver. In libcuda.so.1.
+extern "C" int simulated_handle(bool is_new);

@@ -74,15 +74,18 @@ impl Recorder {
             if stale.unread > 0 {
                 return None;
             }
-            self.recorded = None;
+            // Another step has to be launched before it is recorded.
+            (self.recorded, self.last) = (None, None);
         }
         if self.recorded.is_none() && self.last.as_deref() == Some(sizes) {
             match RecordedStep::new(rule, model, optimizer, batch) {
                 Ok(recorded) => self.recorded = Some(recorded),
                 Err(error) => {
                     self.is_possible = false;
+                    let text = error.to_string();
                     observer.note(&format!(
-                        "the training step is not recorded as a CUDA graph, but launched kernel by kernel: {error}"
+                        "the training step is not recorded as a CUDA graph, but launched kernel by kernel: {}",
+                        text.lines().next().unwrap_or_default()
                     ));
                 }
             }

@@ -5,7 +5,10 @@ use std::fmt;
 use candle_core::{DType, Device, Tensor};
 
 use super::{BATCH, Finding, Forward, Input, List, TF32, noise};
-use crate::{BatchNorm, Conv2d, CrossEntropy, Placement, Precision, Result, Statistics, Var, augment, upload};
+use crate::{
+    BatchNorm, BatchStatistics, Conv2d, CrossEntropy, Placement, Precision, Result, Statistics, Var, augment,
+    count_correct, upload,
+};
 
 /// What a convolution's products are added to.
 #[derive(Clone, Copy)]
@@ -96,6 +99,24 @@ impl List<'_> {
         }
     }
 
+    /// What a batch norm tells of its batch, for the running estimates.
+    pub(super) fn batch_statistics(&mut self, network: &str, channels: usize, size: usize) {
+        self.push("batch_statistics", format!("{network}, {channels}, {size}x{size}"), move |place| {
+            let stored = noise(&[BATCH, size, size, channels], 1)?.affine(3., 1.)?.to_dtype(place.dtype)?;
+            let met = |x: Tensor, dtype: DType| -> Result<BatchStatistics> {
+                let [weight, bias] =
+                    [Tensor::ones(channels, dtype, x.device())?, Tensor::zeros(channels, dtype, x.device())?];
+                let options = BatchNorm { statistics: Statistics::Batch, epsilon: 1e-5, relu: false };
+                let [x, weight, bias] = [x, weight, bias].map(Var::constant);
+                Ok(x.batch_norm(&weight, &bias, options)?.1.expect("those of the batch"))
+            };
+            let expected = met(stored.to_dtype(DType::F64)?, DType::F64)?;
+            let found = met(stored.to_device(&place.device)?, DType::F32)?;
+            let mean = Finding::of("mean", &found.mean, &expected.mean)?;
+            Ok(vec![mean, Finding::of("variance", &found.variance, &expected.variance)?])
+        });
+    }
+
     pub(super) fn pooling(
         &mut self,
         network: &str,
@@ -141,18 +162,31 @@ impl List<'_> {
     }
 
     pub(super) fn cross_entropy(&mut self, network: &str, classes: usize) {
+        const ROWS: usize = 128;
+        let logits = move || -> Result<[Input; 1]> { Ok([Input::new("dlogits", &[ROWS, classes], 1)?.scaled(5.)?]) };
+        let labels = move |device: &Device| -> Result<Tensor> {
+            let labels: Vec<u32> = (0..ROWS).map(|row| (row * 7 % classes) as u32).collect();
+            Ok(Tensor::from_vec(labels, ROWS, device)?)
+        };
         for label_smoothing in [0., 0.1] {
             let shape = format!("{network}, {classes} classes, smoothing {label_smoothing}");
-            self.push("cross_entropy", shape, move |place| {
-                let rows = 128;
-                let labels: Vec<u32> = (0..rows).map(|row| (row * 7 % classes) as u32).collect();
-                let inputs = [Input::new("dlogits", &[rows, classes], 1)?.scaled(5.)?];
-                place.compare(&inputs, None, move |logits| {
-                    let labels = Tensor::from_slice(&labels, rows, logits[0].tensor().device())?;
-                    logits[0].cross_entropy(&labels, CrossEntropy { label_smoothing })
+            let options = CrossEntropy { label_smoothing };
+            self.push("cross_entropy", shape.clone(), move |place| {
+                place.compare(&logits()?, None, |x| x[0].cross_entropy(&labels(x[0].tensor().device())?, options))
+            });
+            self.push("cross_entropy_per_sample", shape, move |place| {
+                place.compare(&logits()?, None, |x| {
+                    x[0].cross_entropy_per_sample(&labels(x[0].tensor().device())?, options)
                 })
             });
         }
+        self.push("count_correct", format!("{network}, {classes} classes"), move |place| {
+            let count = |device: &Device| -> Result<Tensor> {
+                let logits = noise(&[ROWS, classes], 1)?.to_device(device)?;
+                count_correct(&logits, &labels(device)?)
+            };
+            Ok(vec![Finding::of("y", &count(&place.device)?, &count(&Device::Cpu)?)?])
+        });
     }
 
     /// Bits that are not those of the CPU have an error of 1.

@@ -23,6 +23,7 @@ impl List<'_> {
         }
         for (size, channels) in [(3, 1), (5, 3), (7, 66), (2, 1100)] {
             self.batch_norm("odd", channels, size);
+            self.batch_statistics("odd", channels, size);
         }
         for (size, channels, kernel, stride, padding) in [(7, 3, 3, 2, 1), (5, 5, 2, 2, 0), (9, 4, 4, 3, 2)] {
             self.pooling("odd", channels, size, kernel, stride, padding);
@@ -72,6 +73,7 @@ impl List<'_> {
                 self.convolution(NETWORK, channels, channels, size, tf32, 3, Addend::Nothing);
             }
             self.batch_norm(NETWORK, channels, size);
+            self.batch_statistics(NETWORK, channels, size);
         }
         self.global_average_pool(NETWORK, channels, size);
         self.linear(NETWORK, 128, channels, 10);
@@ -89,21 +91,21 @@ impl List<'_> {
 
     pub(super) fn vgg(&mut self) {
         const NETWORK: &str = "vgg19-bn";
+        let same = Conv2d { stride: 1, padding: 1, ..Conv2d::default() };
         let mut inputs = 3;
         for (outputs, size) in [(64, 32), (128, 16), (256, 8), (512, 4), (512, 2)] {
-            self.convolution(
-                NETWORK,
-                inputs,
-                outputs,
-                size,
-                Conv2d { stride: 1, padding: 1, ..Conv2d::default() },
-                3,
-                Addend::Bias,
-            );
+            self.convolution(NETWORK, inputs, outputs, size, same, 3, Addend::Bias);
+            if inputs != outputs {
+                self.convolution(NETWORK, outputs, outputs, size, same, 3, Addend::Bias);
+            }
+            self.batch_norm(NETWORK, outputs, size);
             self.pooling(NETWORK, outputs, size, 2, 2, 0);
             inputs = outputs;
         }
-        self.linear(NETWORK, BATCH, 512, 4096);
+        // 25088 to 4096 is the first; a part of its outputs, as the reference is slow.
+        for (inputs, outputs) in [(25_088, 64), (4096, 4096), (4096, 10)] {
+            self.linear(NETWORK, BATCH, inputs, outputs);
+        }
         self.rectified(NETWORK, 64, 8);
     }
 
@@ -118,8 +120,10 @@ impl List<'_> {
             16,
             Addend::Bias,
         );
-        self.linear(NETWORK, 197, 768, 3072);
-        self.linear(NETWORK, 197, 3072, 768);
+        for (inputs, outputs) in [(768, 2304), (768, 768), (768, 3072), (3072, 768)] {
+            self.linear(NETWORK, 197, inputs, outputs);
+        }
+        self.linear(NETWORK, BATCH, 768, 10);
     }
 
     /// What attacks, defenses and other networks need beyond the training step of a convolutional one.

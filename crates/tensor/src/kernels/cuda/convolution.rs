@@ -7,17 +7,17 @@
 //! `f32` means `f32`: products are not rounded to TF32, or (`TSBD_CONV=split`) made of three that are. `bf16` factors give a
 //! `bf16` result.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, OnceCell};
 use std::collections::HashMap;
 use std::ffi::{CStr, c_int, c_void};
 use std::fmt::Debug;
 use std::mem::MaybeUninit;
 use std::rc::Rc;
 
-use candle_core::cuda_backend::DeviceId;
 use candle_core::cuda_backend::cudarc::cudnn::{CudnnError, result, sys};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
 
+use super::devices;
 use super::elementwise::Factor;
 use super::gpu::{Allocation, Gpu};
 use super::{Memory, Queue, Stored, View, elementwise, integer};
@@ -231,16 +231,12 @@ fn written(address: u64) -> *mut c_void {
     address as *mut c_void
 }
 
-/// What a thread keeps of a device: cuDNN's handle, plans and workspace are good for one thread at a time.
-struct Cudnn {
+/// cuDNN's handle, plans and workspaces of a device, for as long as the process lasts.
+pub(super) struct Cudnn {
     handle: sys::cudnnHandle_t,
     plans: HashMap<(Geometry, Numbers), Rc<Plan>>,
     /// Each larger than the one before; the last is used. What was recorded goes on using the one of its time.
     workspaces: Vec<CudaSlice<u8>>,
-}
-
-thread_local! {
-    static CUDNN: RefCell<HashMap<DeviceId, Cudnn>> = RefCell::default();
 }
 
 /// Runs `use_plan` with the plan of a geometry, made when it is first met.
@@ -250,33 +246,45 @@ fn with(
     numbers: Numbers,
     use_plan: impl FnOnce(&mut Cudnn, &Plan) -> Result<()>,
 ) -> Result<()> {
-    CUDNN.with_borrow_mut(|devices| {
-        let cudnn = match devices.entry(gpu.device.id()) {
-            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(Cudnn::new(gpu)?),
-        };
-        let plan = match cudnn.plans.get(&(*g, numbers)) {
-            Some(plan) => plan.clone(),
-            None => {
-                let plan = Rc::new(Plan::new(g, numbers)?);
-                cudnn.plans.insert((*g, numbers), plan.clone());
-                plan
-            }
-        };
-        use_plan(cudnn, &plan)
-    })
+    let belongings = devices::belongings(&gpu.device)?;
+    let mut cudnn = belongings.cudnn.borrow_mut();
+    let cudnn = match &mut *cudnn {
+        Some(cudnn) => cudnn,
+        none => none.insert(Cudnn::new(gpu)?),
+    };
+    let plan = match cudnn.plans.get(&(*g, numbers)) {
+        Some(plan) => plan.clone(),
+        None => {
+            let plan = Rc::new(Plan::new(g, numbers)?);
+            cudnn.plans.insert((*g, numbers), plan.clone());
+            plan
+        }
+    };
+    use_plan(cudnn, &plan)
 }
 
 impl Cudnn {
     fn new(gpu: &Gpu) -> Result<Self> {
+        // In a recording there is quiet, and whoever records has computed the same before.
+        let _quiet = (!gpu.is_captured()).then(devices::quiet);
         let handle = result::create_handle().map_err(|error| {
             let reason =
                 "is libcudnn.so.9 there? With CUDA_LAZY_DEBUG=1 in the environment the program says where it looks";
-            Error::Candle(candle_core::Error::Msg(format!("cuDNN does not start: {error}; {reason}")))
+            let error = candle_core::Error::Msg(format!("cuDNN does not start: {error}; {reason}"));
+            Error::Candle(devices::told(error, gpu.stream.context()))
         })?;
         // SAFETY: a fresh handle, and the stream of a device that outlives the thread's tensors on it.
         unsafe { result::set_stream(handle, gpu.stream.cu_stream().cast()) }.map_err(refused)?;
         Ok(Self { handle, plans: HashMap::new(), workspaces: vec![] })
+    }
+
+    pub(super) fn workspaces(&self) -> usize {
+        self.workspaces.len()
+    }
+
+    /// Frees the workspaces, which nothing recorded uses any more.
+    pub(super) fn forget_workspaces(&mut self) {
+        self.workspaces.clear();
     }
 
     /// A workspace of at least so many bytes.
@@ -290,13 +298,6 @@ impl Cudnn {
         }
         let workspace = self.workspaces.last().expect("there is one");
         Ok(written(workspace.device_ptr(&gpu.stream).0))
-    }
-}
-
-impl Drop for Cudnn {
-    fn drop(&mut self) {
-        // SAFETY: made by `new`; plans need no handle.
-        let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
 
@@ -342,6 +343,9 @@ macro_rules! list {
         if $algorithms.listed.get().is_none() {
             let mut listed = [const { MaybeUninit::<$Listed>::uninit() }; LISTED];
             let mut count: c_int = 0;
+            // What another pass has chosen is none of this one's.
+            // SAFETY: the descriptor lives as long as the plan.
+            unsafe { result::set_convolution_math_type($plan.convolution, $plan.math) }.map_err(refused)?;
             // SAFETY: descriptors and handle are alive, and there is room for as many entries as are asked for.
             let done = unsafe { result::$list($($argument,)* LISTED as c_int, &mut count, listed.as_mut_ptr().cast()) };
             match done {
@@ -375,8 +379,7 @@ macro_rules! list {
 
 /// Whether an algorithm that computes in this way uses tensor cores.
 fn is_on_tensor_cores(math: sys::cudnnMathType_t) -> bool {
-    use sys::cudnnMathType_t::{CUDNN_TENSOR_OP_MATH, CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION};
-    matches!(math, CUDNN_TENSOR_OP_MATH | CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION)
+    math == sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH
 }
 
 /// Whether cuDNN says that it does not, or cannot, do what it is asked for, and has done nothing.
@@ -446,10 +449,14 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Whether an algorithm that computes in this way may be used: not on tensor cores where factors would be rounded.
+    /// Whether an algorithm that computes in this way may be used: not on tensor cores where factors would be rounded, and nowhere one
+    /// that may round them to 16 bits of another kind.
     fn allows(&self, math: sys::cudnnMathType_t) -> bool {
-        use sys::cudnnMathType_t::{CUDNN_DEFAULT_MATH, CUDNN_FMA_MATH};
-        self.math != CUDNN_FMA_MATH || matches!(math, CUDNN_FMA_MATH | CUDNN_DEFAULT_MATH)
+        use sys::cudnnMathType_t::{CUDNN_DEFAULT_MATH, CUDNN_FMA_MATH, CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION};
+        match self.math {
+            CUDNN_FMA_MATH => matches!(math, CUDNN_FMA_MATH | CUDNN_DEFAULT_MATH),
+            _ => math != CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION,
+        }
     }
 
     /// How an algorithm of cuDNN's list is run that computes in this way: as it is listed, its workspace depends on it; but

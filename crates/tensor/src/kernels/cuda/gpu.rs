@@ -1,61 +1,24 @@
 //! A real GPU: its queue, and Candle's tensors on it.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaStream, DevicePtr, LaunchConfig, PinnedHostSlice,
-    PushKernelArg, result, sys,
+    CudaEvent, CudaFunction, CudaGraph, CudaStream, DevicePtr, LaunchConfig, PinnedHostSlice, PushKernelArg, result,
+    sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
-use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, DeviceId, WrapErr};
+use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Device, Storage, StorageRef, Tensor};
 
+use super::devices;
 use super::{Argument, Memory, Queue, Stored, THREADS, View};
 use crate::device::GpuFacts;
 use crate::error::{Error, Result};
 
 /// What `build.rs` has compiled.
 static MODULE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
-
-/// What a thread keeps of a device that it uses.
-#[derive(Default)]
-struct Loaded {
-    module: Option<Arc<CudaModule>>,
-    functions: HashMap<String, CudaFunction>,
-}
-
-thread_local! {
-    static LOADED: RefCell<HashMap<DeviceId, Loaded>> = RefCell::default();
-}
-
-/// The GPU number `ordinal`, with a stream of its own.
-///
-/// The driver's pool keeps what is freed: by default it would give all of it back whenever the host waits. No events are
-/// recorded for tensors; so each stays on the stream, and therefore on the candle device, that made it.
-pub(crate) fn open(ordinal: usize) -> candle_core::Result<Device> {
-    let device = Device::new_cuda_with_stream(ordinal)?;
-    let cuda = device.as_cuda_device()?;
-    // SAFETY: the device is new, so no tensor has an event; what this asks of users is said above.
-    unsafe { cuda.disable_event_tracking() };
-    let context = cuda.cuda_stream().context().clone();
-    let (mut everything, mut no) = (u64::MAX, 0i32);
-    // SAFETY: the pool belongs to a device that is open; the attributes are a `u64` and an `int`.
-    unsafe {
-        use sys::CUmemPool_attribute::{
-            CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES,
-        };
-        let pool = result::device::get_default_mem_pool(context.cu_device()).w()?;
-        let threshold = std::ptr::from_mut(&mut everything).cast();
-        result::mem_pool::set_attribute(pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, threshold).w()?;
-        // No stream waits unseen for another one's memory.
-        let reuse = std::ptr::from_mut(&mut no).cast();
-        result::mem_pool::set_attribute(pool, CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES, reuse).w()?;
-    }
-    Ok(device)
-}
 
 /// The GPUs that the driver shows to this process. Opens none of them.
 pub(crate) fn seen() -> candle_core::Result<Vec<GpuFacts>> {
@@ -139,18 +102,20 @@ impl Graph {
     ) -> std::result::Result<Self, E> {
         let stream = device.cuda_stream();
         let failed = |error: result::DriverError| Error::Candle(candle_core::Error::wrap(error));
-        // What other threads ask of the driver meanwhile is theirs.
+        // What other threads ask of the driver meanwhile is theirs, unless it is to wait for the whole GPU.
+        let _quiet = devices::quiet();
         stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(failed)?;
-        let done = {
+        // A panic, too, leaves no stream that records.
+        let done = catch_unwind(AssertUnwindSafe(|| {
             // Candle refuses to copy between the host and the GPU.
             let _copies = device.enable_cuda_graph_htod_cache();
             work()
-        };
+        }));
         // What could not be freed in a capture that failed is told to the next call, which must be the one that ends it.
         let complaint = stream.context().check_err();
         let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
         let _ = stream.context().check_err();
-        done?;
+        done.unwrap_or_else(|panic| resume_unwind(panic))?;
         complaint.map_err(failed)?;
         let nothing = || Error::Candle(candle_core::Error::msg("the driver has recorded nothing"));
         let graph = Self { graph: Some(graph.map_err(failed)?.ok_or_else(nothing)?), stream };
@@ -381,7 +346,7 @@ impl Gpu {
 
     /// Whether what is asked for is recorded and not done.
     pub fn is_captured(&self) -> bool {
-        !matches!(self.stream.capture_status(), Ok(sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE))
+        devices::is_captured(&self.stream)
     }
 
     fn name(&self) -> String {
@@ -389,19 +354,18 @@ impl Gpu {
     }
 
     fn function(&self, name: &str) -> Result<CudaFunction> {
-        LOADED.with_borrow_mut(|loaded| {
-            let Loaded { module, functions } = loaded.entry(self.device.id()).or_default();
-            if let Some(function) = functions.get(name) {
-                return Ok(function.clone());
-            }
-            let module = match module {
-                Some(module) => module,
-                None => module.insert(self.stream.context().load_module(Ptx::from_binary(MODULE.to_vec())).w()?),
-            };
-            let function = module.load_function(name).w()?;
-            functions.insert(name.to_owned(), function.clone());
-            Ok(function)
-        })
+        let belongings = devices::belongings(&self.device)?;
+        let (mut module, mut functions) = (belongings.module.borrow_mut(), belongings.functions.borrow_mut());
+        if let Some(function) = functions.get(name) {
+            return Ok(function.clone());
+        }
+        let module = match &mut *module {
+            Some(module) => module,
+            none => none.insert(self.stream.context().load_module(Ptx::from_binary(MODULE.to_vec())).w()?),
+        };
+        let function = module.load_function(name).w()?;
+        functions.insert(name.to_owned(), function.clone());
+        Ok(function)
     }
 }
 

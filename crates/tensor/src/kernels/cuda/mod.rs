@@ -33,6 +33,8 @@ pub(crate) mod augmentation;
 #[cfg(feature = "cuda")]
 pub(crate) mod convolution;
 pub(crate) mod curvature;
+#[cfg(feature = "cuda")]
+pub(crate) mod devices;
 pub(crate) mod elementwise;
 #[cfg(all(test, target_os = "linux"))]
 mod emulation;
