@@ -19,6 +19,7 @@ usage: tools/bench_sharing.sh [FLAGS]
 
 environment
   TSBD               a tsbd built with `make build-cuda` (target/release/tsbd)
+  TSBD_PYTHON        a Python with PyTorch, whose libraries tsbd uses, where it finds none by itself
 
 The trainings are the same for each way, of generated images: no data set is needed. First they run one after the other, then all at
 once in each way. Seconds are those of the whole run, starts and evaluations included. Memory is what tensors took on the GPU at most,
@@ -58,6 +59,12 @@ for number in $cells $epochs $width; do
   [[ $number =~ ^[1-9][0-9]*$ ]] || refuse "'$number' is not a whole number of at least 1"
 done
 [[ -x $tsbd ]] || refuse "there is no $tsbd: build it with make build-cuda, or name one in TSBD"
+
+# tsbd looks for PyTorch's libraries in the environment that is active.
+if [[ -n ${TSBD_PYTHON:-} ]]; then
+  VIRTUAL_ENV=$("$TSBD_PYTHON" -c 'import sys; print(sys.prefix)')
+  export VIRTUAL_ENV
+fi
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -13,6 +13,7 @@ mod options;
 mod parameters;
 mod planning;
 mod progress;
+mod signals;
 mod terminal;
 mod workbench;
 

@@ -7,7 +7,7 @@ use tsbd_attack::LEARNED_TRIGGER;
 use tsbd_data::DataRoot;
 use tsbd_experiment::Setting;
 use tsbd_orchestrator::{CellsPerGpu, Devices, GpuSharing, Place};
-use tsbd_tensor::Device;
+use tsbd_tensor::{Device, lacks_gpu_memory};
 
 use crate::failure::{Exit, Failure};
 
@@ -116,10 +116,17 @@ impl OpenDevice {
 pub fn no_device(error: tsbd_tensor::Error) -> Failure {
     match error {
         tsbd_tensor::Error::NoDevice { device, reason, way_out } => {
-            Failure::refused(format!("--device {device}: {reason}")).hint(way_out)
+            Failure::refused(format!("--device {device}: {reason}")).hint(gpu_way_out(&reason).unwrap_or(way_out))
         }
         other => Failure::from_error(Exit::Refused, other),
     }
+}
+
+/// [`tsbd_tensor::gpu_way_out`] for what this process computes: no cells, of which fewer could share the GPU.
+pub fn gpu_way_out(reason: &str) -> Option<&'static str> {
+    const FULL: &str =
+        "the GPU's memory is full: use a smaller batch, or a GPU with more; nvidia-smi says who else uses it";
+    if lacks_gpu_memory(reason) { Some(FULL) } else { tsbd_tensor::gpu_way_out(reason) }
 }
 
 /// What changes an experiment without editing its file.
@@ -241,6 +248,18 @@ mod tests {
     #[test]
     fn a_setting_is_split_at_its_first_equals_sign() {
         assert_eq!(parse_setting("attack.note = \"a=b\""), Ok(Setting::new("attack.note", "\"a=b\"")));
+    }
+
+    #[test]
+    fn a_full_gpu_without_cells_is_not_told_to_have_fewer_of_them() {
+        for full in
+            ["DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", "CublasError(CUBLAS_STATUS_ALLOC_FAILED)"]
+        {
+            let way_out = gpu_way_out(full).unwrap();
+            assert!(way_out.contains("smaller batch") && !way_out.contains("--cells-per-gpu"), "{way_out}");
+        }
+        assert_eq!(gpu_way_out("CUDA_ERROR_NO_DEVICE"), tsbd_tensor::gpu_way_out("CUDA_ERROR_NO_DEVICE"));
+        assert_eq!(gpu_way_out("the loss is not finite"), None);
     }
 
     #[test]

@@ -16,9 +16,9 @@ use tsbd_tensor::Device;
 
 use crate::commands::data;
 use crate::failure::{Exit, Failure, Problem};
-use crate::options::{Folders, LearnedTrigger, OpenDevice, flag};
+use crate::options::{Folders, LearnedTrigger, OpenDevice, flag, gpu_way_out};
 use crate::terminal::Talk;
-use crate::{grid, planning};
+use crate::{grid, planning, signals};
 
 /// A data set, an attack on it, and the network that meets both.
 pub struct Workbench {
@@ -204,7 +204,7 @@ fn material(
     if !matches!(found, Found::Done(_)) {
         let part = plan.leading_to(key);
         let options = grid::Options { data: folders.data.data.as_deref(), place };
-        let summary = grid::run(&part, &store, options, talk)?;
+        let summary = signals::end_after(|| grid::run(&part, &store, options, talk))?;
         let exit = grid::exit(&summary);
         if exit != Exit::Done {
             let problems = grid::describe(&summary, &part).into_iter().map(Problem::new);
@@ -219,7 +219,7 @@ const EVALUATION_BATCH: usize = 500;
 
 /// Something that went wrong with an attack, a defense or a network on the way.
 pub fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Failure {
-    let way_out = tsbd_tensor::gpu_way_out(&error.to_string());
+    let way_out = gpu_way_out(&error.to_string());
     let failure = Failure::from_error(Exit::Failed, error);
     match way_out {
         Some(way_out) => failure.hint(way_out),

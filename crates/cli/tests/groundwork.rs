@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -161,6 +162,36 @@ fn commands_for_one_point_make_the_groundwork_once_and_reuse_it() {
     assert_eq!(evaluated["metrics"]["asr"], json(&attacked)["metrics"]["asr"]);
     let defended = json(&run(&["defend", "ft", "--attack", "lf", "--json", "--model", &model]));
     assert_eq!(defended["before"]["asr"], json(&attacked)["metrics"]["asr"]);
+}
+
+#[test]
+fn a_signal_ends_a_repair_also_after_the_groundwork_that_it_began_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut attack = tsbd();
+    attack.args(["attack", "badnets", "--json"]).args(POINT).arg("--results").arg(folder.path().join("badnets"));
+    let model = json(&attack.output().unwrap())["model"].as_str().unwrap().to_owned();
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut repair = tsbd();
+        // Hours, if nothing ends it.
+        repair.args(["defend", "ft", "--attack", "trojan", "--model", &model]).args(POINT);
+        repair.args(["--set", "attacks.trojan.steps=20", "--set", "defenses.ft.epochs=1000000"]);
+        repair.arg("--results").arg(folder.path().join(signal.as_str()));
+        let mut repair = repair.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut talk = BufReader::new(repair.stderr.take().unwrap()).lines();
+        assert!(talk.any(|line| line.unwrap().contains("trojan groundwork: done")), "the groundwork was not made");
+        let begin = Instant::now();
+        let ended = loop {
+            // The first ones may still reach the run that has made it, which has nothing left to stop.
+            kill(Pid::from_raw(repair.id() as i32), signal).unwrap();
+            std::thread::sleep(Duration::from_millis(100));
+            match repair.try_wait().unwrap() {
+                None if begin.elapsed() < Duration::from_secs(30) => {}
+                ended => break ended,
+            }
+        };
+        let _ = repair.kill();
+        assert_eq!(ended.and_then(|status| status.code()), Some(130), "{signal}");
+    }
 }
 
 #[test]

@@ -22,8 +22,9 @@ use crate::{labels, planning, terminal, workbench};
 ///
 /// The experiment file is checked as `tsbd run` does; nothing is trained. Data sets that a run in this results folder has
 /// noted are not opened again: `tsbd run` does that. Costs are those of similar cells that this results folder holds: of
-/// those that a CPU computed, or of those of a GPU, whichever computed the newest. Where there is none, the images that go through the network are
-/// counted, and the speed is that of trainings of the same network, or what --measure finds.
+/// those that a CPU computed, or of those of a GPU, whichever computed the newest. Cells that shared a GPU took longer than they
+/// do alone, and what is estimated by them is too much. Where there is none, the images that go through the network are counted, and
+/// the speed is that of trainings of the same network, or what --measure finds.
 #[derive(Args, Debug)]
 #[command(after_help = examples!(
     "tsbd plan experiments/table1.toml"
@@ -220,10 +221,9 @@ impl<'a> Costs<'a> {
         let attack = workbench::configured(&cell.attack)?;
         if let (hash_map::Entry::Vacant(unknown), Some(groundwork), Some(facts)) =
             (self.took.entry(work), attack.groundwork(), self.plan.facts(cell))
+            && let Some(seconds) = groundwork_seconds(groundwork, facts, device)?
         {
-            if let Some(seconds) = groundwork_seconds(groundwork, facts, device)? {
-                unknown.insert((seconds, 1));
-            }
+            unknown.insert((seconds, 1));
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use tsbd_tensor::{DType, Device};
 
 use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
-use crate::options::Computing;
+use crate::options::{Computing, gpu_way_out};
 use crate::terminal;
 
 /// Check every operation on a device against f64 on the CPU, forward and backward
@@ -82,22 +82,35 @@ pub fn run(arguments: &Arguments) -> Outcome {
             begin.elapsed().as_secs_f64(),
         ));
     }
-    let wrong: Vec<String> = lines
-        .iter()
-        .filter(|line| !line.is_right())
-        .map(|line| format!("{}: {}", name(&line.check), line.verdict()))
-        .collect();
+    let wrong: Vec<&Line> = lines.iter().filter(|line| !line.is_right()).collect();
     if wrong.is_empty() {
         return Ok(Exit::Done);
     }
+    let verdicts: Vec<String> = wrong.iter().map(|line| format!("{}: {}", name(&line.check), line.verdict())).collect();
     let message = format!(
         "{} of {} operations are wrong on {}:\n  {}",
         wrong.len(),
         lines.len(),
         arguments.computing.name(),
-        wrong.join("\n  ")
+        verdicts.join("\n  ")
     );
-    Err(Failure::failed(message).hint("--only WORDS checks some of them again; please report this table"))
+    let way_out = way_out(wrong.iter().map(|line| line.outcome.as_ref().err().map(String::as_str)));
+    Err(Failure::failed(message).hint(way_out))
+}
+
+/// What to do about operations that are wrong, of which some may not have been done, for these reasons.
+fn way_out<'a>(reasons: impl IntoIterator<Item = Option<&'a str>>) -> &'static str {
+    // A missing library of CUDA answers each call so.
+    const MISSING: [&str; 2] = ["STATUS_NOT_INITIALIZED", "NVRTC_ERROR_BUILTIN_OPERATION_FAILURE"];
+    const INCOMPLETE: &str =
+        "a library of CUDA is missing: with CUDA_LAZY_DEBUG=1 the program says where it looks for each";
+    let of_machine = |reason: &str| {
+        let is_missing = MISSING.iter().any(|status| reason.contains(status));
+        gpu_way_out(reason).or(is_missing.then_some(INCOMPLETE))
+    };
+    let ways_out: Option<Vec<&str>> = reasons.into_iter().map(|reason| of_machine(reason?)).collect();
+    let of_all = ways_out.and_then(|ways_out| ways_out.first().copied());
+    of_all.unwrap_or("--only WORDS checks some of them again; please report this table")
 }
 
 /// A line of the table.
@@ -181,5 +194,21 @@ impl Line {
             "operation": self.check.operation(), "shape": self.check.shape(), "type": type_name(&self.check),
             "errors": errors, "allowed": self.tolerance, "milliseconds": self.milliseconds, "verdict": self.verdict(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::way_out;
+
+    #[test]
+    fn a_table_is_to_be_reported_unless_all_that_is_wrong_is_the_machine() {
+        let full = Some("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
+        let missing = Some("cuDNN does not start: CudnnError(CUDNN_STATUS_NOT_INITIALIZED)");
+        assert!(way_out([full, full]).contains("memory is full"));
+        assert!(way_out([missing]).contains("CUDA_LAZY_DEBUG=1"));
+        for reasons in [[full, None], [Some("CUDA_ERROR_NOT_FOUND"), missing]] {
+            assert!(way_out(reasons).contains("please report"), "{reasons:?}");
+        }
     }
 }

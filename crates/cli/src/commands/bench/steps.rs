@@ -17,6 +17,7 @@ use crate::command_line::examples;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::options::Computing;
 use crate::terminal;
+use crate::workbench::failed;
 
 /// Training steps as `tsbd run` makes them: augmentation, forward, backward, optimiser
 ///
@@ -207,10 +208,6 @@ fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     values.sum::<f64>() / count
 }
 
-fn failed(error: tsbd_nn::Error) -> Failure {
-    Failure::from_error(Exit::Failed, error)
-}
-
 impl Settings {
     /// Trains a model for the steps asked for, from the moment on that all are ready to.
     fn trained(&self, precision: Precision, start: &Barrier) -> Result<Run, Failure> {
@@ -253,9 +250,8 @@ impl Settings {
     }
 
     fn report(&self, work: &str, precision: Precision, runs: &[Run]) -> Outcome {
-        let refused = |error: tsbd_tensor::Error| failed(error.into());
-        let kernels = kernels_in_use(precision).map_err(refused)?;
-        let precision = name_of(precision, self.computing.name()).map_err(refused)?;
+        let kernels = kernels_in_use(precision).map_err(failed)?;
+        let precision = name_of(precision, self.computing.name()).map_err(failed)?;
         let steps: Vec<Vec<f64>> = runs.iter().map(|run| sorted(&run.measured.steps)).collect();
         let (step, fastest) = (mean(steps.iter().map(|steps| median(steps))), mean(steps.iter().map(|steps| steps[0])));
         let images_per_second: f64 = steps.iter().map(|steps| self.batch as f64 / median(steps) * 1e3).sum();
