@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tsbd_experiment::{CellKey, Plan, Store};
-use tsbd_orchestrator::{CellEvent, Interrupts, Place, RunError, RunEvent, RunOptions, RunSummary};
+use tsbd_orchestrator::{CellEvent, Devices, Interrupts, Place, RunError, RunEvent, RunOptions, RunSummary};
 
 use crate::commands::plan;
 use crate::failure::{Exit, Failure};
@@ -49,10 +50,15 @@ fn weights(lines: Vec<plan::Line>) -> HashMap<CellKey, f64> {
     outstanding.iter().filter_map(|line| Some((line.key.clone(), weight(line)?))).collect()
 }
 
+/// A cell on a GPU that says nothing for so long has a GPU that hangs. Every step of every stage is told; the longest time
+/// without any is that in which images are loaded, poisoned or measured, minutes at most.
+const GPU_SILENCE_LIMIT: Duration = Duration::from_secs(3600);
+
 /// The options of a run.
 pub fn run_options(options: &Options) -> std::io::Result<RunOptions> {
     let Options { data, place } = options;
-    Ok(RunOptions { data: data.map(Path::to_owned), place: place.clone(), ..RunOptions::new()? })
+    let silence_limit = matches!(place, Place::Local(Devices::Gpus { .. })).then_some(GPU_SILENCE_LIMIT);
+    Ok(RunOptions { data: data.map(Path::to_owned), place: place.clone(), silence_limit, ..RunOptions::new()? })
 }
 
 /// Why a run could not begin.
@@ -227,8 +233,18 @@ pub fn to_json(summary: &RunSummary, plan: &Plan, store: &Store) -> Value {
 #[cfg(test)]
 mod tests {
     use tsbd_experiment::CellKind;
+    use tsbd_orchestrator::{CellsPerGpu, GpuSharing};
 
     use super::*;
+
+    #[test]
+    fn cells_that_say_nothing_are_ended_on_gpus_alone() {
+        let limit = |place| run_options(&Options { data: None, place }).unwrap().silence_limit;
+        let gpus = Devices::Gpus { gpus: vec![], cells: CellsPerGpu::Auto, sharing: GpuSharing::OneProcess };
+        assert_eq!(limit(Place::Local(gpus)), Some(GPU_SILENCE_LIMIT));
+        assert_eq!(limit(Place::Local(Devices::Cpu { workers: 2 })), None);
+        assert_eq!(limit(Place::Slurm), None);
+    }
 
     #[test]
     fn cells_weigh_their_seconds_or_their_images_where_no_speed_is_known() {

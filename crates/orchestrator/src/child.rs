@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tsbd_experiment::CellKey;
 use tsbd_tensor::lacks_gpu_memory;
 
-use crate::devices::Occupant;
+use crate::devices::places::{Obstacle, Outlook, Room};
 use crate::executor::{End, Order, Report};
 use crate::protocol::{CellEvent, CellRequest, EXIT_STOPPED, HostEvent};
 
@@ -33,9 +33,15 @@ pub(crate) enum Told {
 
 /// The place of a cell.
 pub(crate) struct Seat {
-    pub occupant: Occupant,
-    /// Whether others have shared its GPU since it has it.
-    pub had_company: AtomicBool,
+    /// Of the GPUs, by its place in the list; 0 on a CPU.
+    pub gpu: usize,
+    /// What becomes of the cell if its GPU is of no use.
+    pub outlook: Outlook,
+    /// Whether it has come to its first step.
+    pub computes: AtomicBool,
+    /// Whether other cells have shared its GPU, and this machine, since it has the place.
+    pub shared_gpu: AtomicBool,
+    pub shared_host: AtomicBool,
 }
 
 /// What the end of a cell says about where others, or it itself, should begin.
@@ -45,8 +51,22 @@ pub(crate) enum Lesson {
     /// The others on its GPU left it too little memory, and it is to begin again. Its place is free when this is learnt, so that
     /// nobody takes it for room.
     CrowdedOut(CellKey, Arc<Seat>),
+    /// Their process was killed, most likely by the system for memory that others on this machine have. Their places are free
+    /// when this is learnt.
+    Killed(Vec<(CellKey, Arc<Seat>)>),
+    /// The GPU was of no use to it.
+    Refused { key: CellKey, gpu: usize, obstacle: Obstacle, room: Room },
     /// It will not begin again.
     Ended { key: CellKey, has_result: bool },
+}
+
+/// What a failure has to do with the place of a cell.
+#[derive(Clone, Copy)]
+enum Trouble {
+    /// Others left it too little of the GPU's memory.
+    CrowdedOut,
+    /// It had the GPU to itself, and the GPU was of no use.
+    Refused(Obstacle),
 }
 
 /// A cell in a child.
@@ -57,25 +77,43 @@ pub(crate) struct AtWork {
     /// When it said something; at first, when it was given to the child.
     heard: Instant,
     has_begun: bool,
+    /// Whether it has told a stage; the first one is on the CPU.
+    has_stage: bool,
     has_result: bool,
-    /// The reason it gave for its failure, if that was the memory which others left it.
-    crowded_out: Option<String>,
+    /// What was the matter with its place, with the reason for its failure.
+    trouble: Option<(Trouble, String)>,
 }
 
 impl AtWork {
     pub fn new(log: File, place: Arc<Seat>) -> Self {
-        Self { log, place, heard: Instant::now(), has_begun: false, has_result: false, crowded_out: None }
+        let heard = Instant::now();
+        Self { log, place, heard, has_begun: false, has_stage: false, has_result: false, trouble: None }
     }
 
     fn hear(&mut self, event: &CellEvent) {
         (self.heard, self.has_begun) = (Instant::now(), true);
         self.has_result = matches!(event, CellEvent::Finished { .. });
-        if let CellEvent::Failed { reason } = event
-            && self.place.had_company.load(Ordering::Relaxed)
-            && lacks_gpu_memory(reason)
-        {
-            self.crowded_out = Some(reason.clone());
+        let computes = match event {
+            CellEvent::Stage { .. } => std::mem::replace(&mut self.has_stage, true),
+            CellEvent::Step { .. } | CellEvent::Epoch { .. } => true,
+            _ => false,
+        };
+        if computes {
+            self.place.computes.store(true, Ordering::Relaxed);
         }
+        if let CellEvent::Failed { reason, no_device } = event {
+            self.blame_place(reason, *no_device);
+        }
+    }
+
+    /// It has failed for this reason, before it had its device or later.
+    fn blame_place(&mut self, reason: &str, no_device: bool) {
+        let trouble = match lacks_gpu_memory(reason) {
+            true if self.place.shared_gpu.load(Ordering::Relaxed) => Some(Trouble::CrowdedOut),
+            true => Some(Trouble::Refused(Obstacle::Memory)),
+            false => no_device.then_some(Trouble::Refused(Obstacle::Device)),
+        };
+        self.trouble = trouble.map(|trouble| (trouble, reason.to_owned()));
     }
 
     /// A log that cannot be written (a full disk) must not end the cell.
@@ -101,6 +139,8 @@ pub(crate) struct Watch {
     pub silent: Option<CellKey>,
     /// The fault of its GPU that a host ends with.
     pub fault: Option<String>,
+    /// Whether it has said something of a cell: its device is open.
+    pub is_open: bool,
 }
 
 impl Watch {
@@ -187,13 +227,14 @@ impl Watch {
                 self.fault = Some(reason);
             }
             Some(HostEvent::Said { key, event }) => {
+                self.is_open = true;
                 let Some(cell) = self.cells.get_mut(&key) else { return };
                 cell.hear(&event);
                 let end = match &event {
                     // The end of its own process says more.
                     _ if self.own.is_some() => None,
                     CellEvent::Stopped => Some(End::Stopped),
-                    CellEvent::Failed { reason } => Some(End::Because(reason.clone())),
+                    CellEvent::Failed { reason, .. } => Some(End::Because(reason.clone())),
                     CellEvent::Finished { .. } => Some(End::Because("it ended without a result".to_owned())),
                     _ => None,
                 };
@@ -239,13 +280,24 @@ impl Watch {
             (None, Some(_), Some(limit)) => format!("it told no progress for {} s and was killed", limit.as_secs()),
             _ => format!("its process {}", explain(status)),
         };
+        let crowded = self.killed_beside_others(status);
+        let is_killed = crowded.is_some();
+        let crowded = crowded.unwrap_or_default();
+        let is_crowded = |key: &CellKey| crowded.iter().any(|(other, _)| other == key);
+        let mut ends = Vec::with_capacity(cells.len());
         for (key, has_begun) in cells {
             let is_silent = self.silent.as_ref() == Some(&key);
             let end = match self.own {
                 Some(_) if matches!(status, Ok(status) if status.code() == Some(i32::from(EXIT_STOPPED))) => {
                     End::Stopped
                 }
-                None if !is_silent && (is_shared || !has_begun) => {
+                Some(_) if is_crowded(&key) => End::Again(cause.clone()),
+                // Its device could not be opened.
+                None if self.fault.is_some() && !self.is_open => {
+                    self.cells.get_mut(&key).into_iter().for_each(|cell| cell.blame_place(&cause, true));
+                    End::Because(cause.clone())
+                }
+                None if !is_silent && (is_shared || is_killed || !has_begun) => {
                     // One that has not begun after a fault of others can have others again.
                     if has_begun || self.fault.is_none() {
                         let _ = self.lessons.send(Lesson::Alone(key.clone()));
@@ -253,29 +305,58 @@ impl Watch {
                     End::Again(match (&self.fault, &self.silent) {
                         (Some(reason), _) => format!("the GPU failed while others shared its process: {reason}"),
                         (None, Some(_)) => "another cell of its process told no progress".to_owned(),
-                        (None, None) if has_begun => format!("the process that it shared {}", explain(status)),
+                        (None, None) if is_shared && has_begun => {
+                            format!("the process that it shared {}", explain(status))
+                        }
+                        (None, None) if has_begun => cause.clone(),
                         (None, None) => format!("before it began its process {}", explain(status)),
                     })
                 }
                 _ => End::Because(cause.clone()),
             };
+            ends.push((key, end));
+        }
+        if !crowded.is_empty() {
+            let _ = self.lessons.send(Lesson::Killed(crowded));
+        }
+        for (key, end) in ends {
             self.end(key, end).await;
         }
     }
 
+    /// The cells that had others beside them on this machine, if somebody killed their process, as the system does where memory
+    /// runs out; `None` if it ended otherwise.
+    fn killed_beside_others(&self, status: &io::Result<ExitStatus>) -> Option<Vec<(CellKey, Arc<Seat>)>> {
+        let signal = status.as_ref().ok().and_then(ExitStatusExt::signal);
+        if signal != Some(Signal::SIGKILL as i32) || self.fault.is_some() || self.silent.is_some() {
+            return None;
+        }
+        let beside_others = self.cells.iter().filter(|(_, cell)| cell.place.shared_host.load(Ordering::Relaxed));
+        Some(beside_others.map(|(key, cell)| (key.clone(), Arc::clone(&cell.place))).collect())
+    }
+
     async fn end(&mut self, key: CellKey, mut end: End) {
-        // Whoever hears of the end finds the place free.
-        if let Some(AtWork { crowded_out, place, has_result, .. }) = self.cells.remove(&key) {
-            let mut lesson = None;
-            if let Some(reason) = crowded_out {
-                end = End::Again(format!("others left it too little of the GPU's memory: {reason}"));
-                lesson = Some(Lesson::CrowdedOut(key.clone(), place));
-            } else if !matches!(end, End::Again(_)) {
-                lesson = Some(Lesson::Ended { key: key.clone(), has_result });
+        // Nobody learns or hears of it when the run is over. Whoever hears of the end finds the place free.
+        if let Some(AtWork { trouble, place, has_result, .. }) = self.cells.remove(&key) {
+            match trouble {
+                Some((Trouble::CrowdedOut, reason)) => {
+                    end = End::Again(format!("others left it too little of the GPU's memory: {reason}"));
+                    let _ = self.lessons.send(Lesson::CrowdedOut(key.clone(), place));
+                }
+                Some((Trouble::Refused(obstacle), reason)) => {
+                    let Seat { gpu, outlook, .. } = *place;
+                    let _ = self.lessons.send(Lesson::Refused { key: key.clone(), gpu, obstacle, room: outlook.room });
+                    if outlook.allows(obstacle) {
+                        end = End::Again(match obstacle {
+                            Obstacle::Device => format!("its GPU cannot be used: {reason}"),
+                            Obstacle::Memory => format!("its GPU has too little memory left: {reason}"),
+                        });
+                    }
+                }
+                None => {}
             }
-            if let Some(lesson) = lesson {
-                // Nobody hears of it when the run is over.
-                let _ = self.lessons.send(lesson);
+            if !matches!(end, End::Again(_)) {
+                let _ = self.lessons.send(Lesson::Ended { key: key.clone(), has_result });
             }
         }
         let _ = self.reports.send(Report::Ended { key, end }).await;

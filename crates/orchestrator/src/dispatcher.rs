@@ -180,7 +180,8 @@ impl<E: Executor> Dispatcher<'_, E> {
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.hand_over().await;
-            if self.held.is_empty() {
+            // An executor that has no place for any cell may have one later.
+            if self.held.is_empty() && (self.summary.interrupted || self.next().is_none()) {
                 break;
             }
             tokio::select! {
@@ -209,17 +210,22 @@ impl<E: Executor> Dispatcher<'_, E> {
         while !self.summary.interrupted && self.held.len() < self.executor.capacity() {
             let mut cells = Vec::new();
             while self.held.len() < self.executor.capacity() {
-                let next = if E::KEEPS_ORDER { self.ledger.next_in_order() } else { self.ledger.next() };
-                let Some(key) = next.cloned() else { break };
+                let Some(key) = self.next() else { break };
                 self.ledger.begin(&key);
                 match self.store.look(&key, Verification::Digests) {
                     // Somebody else has finished it meanwhile.
-                    Ok(Found::Done(_)) => self.finish(key, Path::new("")).await,
+                    Ok(Found::Done(_)) => {
+                        self.executor.forget(&key);
+                        self.finish(key, Path::new("")).await;
+                    }
                     Ok(_) => {
                         self.held.insert(key.clone(), Held::default());
                         cells.push(key);
                     }
-                    Err(error) => self.fail(key, error.to_string(), Path::new("")).await,
+                    Err(error) => {
+                        self.executor.forget(&key);
+                        self.fail(key, error.to_string(), Path::new("")).await;
+                    }
                 }
             }
             if cells.is_empty() {
@@ -229,6 +235,11 @@ impl<E: Executor> Dispatcher<'_, E> {
                 self.take(report).await;
             }
         }
+    }
+
+    /// The cell whose turn is next.
+    fn next(&self) -> Option<CellKey> {
+        if E::KEEPS_ORDER { self.ledger.next_in_order() } else { self.ledger.next() }.cloned()
     }
 
     async fn take(&mut self, report: Report) {
@@ -272,9 +283,15 @@ impl<E: Executor> Dispatcher<'_, E> {
     /// not.
     async fn conclude(&mut self, key: CellKey, held: Held, end: End) {
         match self.store.look(&key, Verification::Sizes) {
-            Ok(Found::Done(_)) => return self.finish(key, &held.log).await,
+            Ok(Found::Done(_)) => {
+                self.executor.forget(&key);
+                return self.finish(key, &held.log).await;
+            }
             Ok(_) => {}
-            Err(error) => return self.fail(key, error.to_string(), &held.log).await,
+            Err(error) => {
+                self.executor.forget(&key);
+                return self.fail(key, error.to_string(), &held.log).await;
+            }
         }
         match end {
             End::Parent(parent) => {
@@ -407,7 +424,7 @@ impl Held {
         match event {
             // A cell may be started again where it is: what it said before counts no more.
             CellEvent::Started { .. } => self.reason = None,
-            CellEvent::Failed { reason } => self.reason = Some(reason.clone()),
+            CellEvent::Failed { reason, .. } => self.reason = Some(reason.clone()),
             _ => {}
         }
         if let Some(status) = &mut self.status {

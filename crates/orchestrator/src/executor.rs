@@ -21,6 +21,9 @@ pub(crate) trait Executor {
     /// Takes cells over, parents first; each one ends with a [`Report::Ended`]. Gives the reports that are due at once.
     fn start(&mut self, cells: Vec<CellKey>) -> impl Future<Output = Vec<Report>> + Send;
 
+    /// A cell that it has given back, perhaps, will not be handed over again.
+    fn forget(&mut self, _key: &CellKey) {}
+
     /// Tells something to all cells at work.
     fn order(&mut self, order: Order);
 }

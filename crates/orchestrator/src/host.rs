@@ -14,7 +14,9 @@ use tsbd_experiment::{CellKey, Versions};
 
 use crate::lifeline;
 use crate::protocol::{CellArguments, CellEvent, CellRequest, CellsArguments, HostEvent};
-use crate::workspace::{Cancellation, CellError, CellWorkspace, Conclusion, ProgressReporter, Surroundings, live};
+use crate::workspace::{
+    Cancellation, CellError, CellWorkspace, Conclusion, ProgressReporter, Surroundings, live, with_causes,
+};
 
 /// The life of a child that has several cells: begins with each that standard input names, and ends with it, when all have ended.
 ///
@@ -32,7 +34,7 @@ where
     lifeline::die_with_coordinator()?;
     let cancellation = Cancellation::default();
     lifeline::stop_on_request(Arc::clone(&cancellation.flag))?;
-    let check = open()?;
+    let check = open().inspect_err(|error| tell(&HostEvent::Fault { reason: with_causes(error.as_ref()) }))?;
     let host = Host { device: &arguments.device, others: Arc::default(), at_work: Mutex::default() };
     thread::scope(|scope| {
         for line in io::stdin().lock().lines() {
@@ -58,7 +60,7 @@ where
 {
     /// As much as the first thread of a process has.
     const STACK_BYTES: usize = 8 << 20;
-    let failed = |reason: String| CellEvent::Failed { reason };
+    let failed = |reason: String| CellEvent::Failed { reason, no_device: false };
     thread::scope(|scope| {
         let thread = thread::Builder::new().name(arguments.key.to_string()).stack_size(STACK_BYTES);
         let lived = thread.spawn_scoped(scope, || live(arguments, versions.clone(), surroundings, execute));
@@ -83,6 +85,7 @@ impl Host<'_> {
         if at_work.is_empty() {
             // What cells that have ended took is none of this one's.
             self.others.store(0, Ordering::Relaxed);
+            tsbd_tensor::give_back_memory();
             forget_peak_memory();
             tsbd_tensor::forget_peak_gpu_memory(self.device);
         }
@@ -103,13 +106,14 @@ impl Host<'_> {
         event: CellEvent,
         check: impl Fn() -> Result<(), CellError>,
     ) {
+        surroundings.reporter.log_failure(key, &event);
         let mut at_work = self.lock();
-        if let CellEvent::Failed { reason } = &event
+        if let CellEvent::Failed { reason, .. } = &event
             && let Err(fault) = check()
         {
             let fault = fault.to_string();
             let reason = if reason.contains(&fault) { reason.clone() } else { format!("{reason}; {fault}") };
-            let _ = writeln!(io::stdout(), "\n{}", HostEvent::Fault { reason }.to_line());
+            tell(&HostEvent::Fault { reason });
             // With the lock, so that no other cell ends any more; and without the driver's farewell, which may wait for the GPU.
             let _ = raise(Signal::SIGKILL);
         }
@@ -121,6 +125,11 @@ impl Host<'_> {
     fn lock(&self) -> MutexGuard<'_, Vec<CellKey>> {
         self.at_work.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Tells of the process; what a library has begun to print must not spoil it.
+fn tell(event: &HostEvent) {
+    let _ = writeln!(io::stdout(), "\n{}", event.to_line());
 }
 
 /// Lets the largest resident memory of this process count from now on, where the system can.

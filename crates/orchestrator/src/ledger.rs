@@ -35,6 +35,8 @@ pub struct Ledger {
     waiting: BTreeSet<usize>,
     /// Positions of those that wait and whose parents are done.
     ready: BTreeSet<usize>,
+    /// Positions of those of them whose turn has begun before.
+    returned: BTreeSet<usize>,
 }
 
 #[derive(Debug, Clone)]
@@ -61,12 +63,12 @@ impl Ledger {
             cells.insert(key.clone(), Entry { state: State::Waiting, parents, children: Vec::new(), held_up_by });
         }
         let ready = (0..cells.len()).filter(|position| cells[*position].held_up_by == 0).collect();
-        Self { waiting: (0..cells.len()).collect(), ready, cells }
+        Self { waiting: (0..cells.len()).collect(), ready, returned: BTreeSet::new(), cells }
     }
 
-    /// The first cell of the plan that waits and whose parents are done.
+    /// The first cell of the plan that waits and whose parents are done; before others, one whose turn has begun already.
     pub fn next(&self) -> Option<&CellKey> {
-        self.ready.first().map(|position| self.key(*position))
+        self.returned.first().or(self.ready.first()).map(|position| self.key(*position))
     }
 
     /// The first cell of the plan that waits, done parents or not: for somebody who keeps the order himself.
@@ -87,6 +89,7 @@ impl Ledger {
         self.waiting.insert(position);
         if self.cells[position].held_up_by == 0 {
             self.ready.insert(position);
+            self.returned.insert(position);
         }
     }
 
@@ -163,6 +166,7 @@ impl Ledger {
         self.cells[position].state = to;
         self.waiting.remove(&position);
         self.ready.remove(&position);
+        self.returned.remove(&position);
     }
 }
 
@@ -232,6 +236,18 @@ pub(crate) mod tests {
             plan.cells.insert(cell.key(), cell);
         }
         plan
+    }
+
+    #[test]
+    fn a_cell_whose_turn_ended_as_if_it_had_not_begun_is_the_next_one() {
+        let plan = plan(&[0, 0, 0]);
+        let keys: Vec<CellKey> = plan.cells.keys().cloned().collect();
+        let mut ledger = Ledger::new(&plan, &keys);
+        ledger.begin(&keys[2]);
+        ledger.again(&keys[2]);
+        assert_eq!(ledger.next(), Some(&keys[2]));
+        ledger.begin(&keys[2]);
+        assert_eq!(ledger.next(), Some(&keys[0]));
     }
 
     proptest! {

@@ -20,8 +20,9 @@ use tokio::sync::{mpsc, oneshot};
 use tsbd_experiment::{CellKey, Store};
 
 use crate::child::{AtWork, Lesson, Seat, Told, Watch};
+use crate::devices::Devices;
 use crate::devices::mps::Sharing;
-use crate::devices::{Devices, Occupant, Places};
+use crate::devices::places::{Memory, Occupant, Places};
 use crate::dispatcher::{RunError, RunOptions};
 use crate::executor::{End, Executor, Order, Report, Start};
 use crate::protocol::{COORDINATOR_VARIABLE, CellArguments, CellRequest, CellsArguments};
@@ -79,10 +80,18 @@ impl Executor for Local {
         for key in cells {
             reports.push(match self.launch(&key).await {
                 Ok(start) => Report::Started { key, start },
-                Err(error) => Report::Ended { key, end: End::Because(error.to_string()) },
+                Err(error) => {
+                    self.forget(&key);
+                    Report::Ended { key, end: End::Because(error.to_string()) }
+                }
             });
         }
         reports
+    }
+
+    fn forget(&mut self, key: &CellKey) {
+        self.learn();
+        self.places.has_ended(key, false);
     }
 
     fn order(&mut self, order: Order) {
@@ -126,7 +135,8 @@ impl Local {
 
     fn occupants(&mut self) -> Vec<Occupant> {
         self.occupied.retain(|place| place.strong_count() > 0);
-        self.occupied.iter().filter_map(Weak::upgrade).map(|place| place.occupant).collect()
+        let occupant = |place: Arc<Seat>| Occupant { gpu: place.gpu, computes: place.computes.load(Ordering::Relaxed) };
+        self.occupied.iter().filter_map(Weak::upgrade).map(occupant).collect()
     }
 
     fn learn(&mut self) {
@@ -134,23 +144,39 @@ impl Local {
             match lesson {
                 Lesson::Alone(key) => drop(self.alone.insert(key)),
                 Lesson::CrowdedOut(key, place) => {
-                    let gpu = place.occupant.gpu;
+                    let gpu = place.gpu;
                     drop(place);
-                    let occupants = self.occupants();
-                    self.places.was_crowded_out(key, gpu, &occupants);
+                    let others = self.occupants().iter().filter(|other| other.gpu == gpu).count();
+                    self.places.was_crowded_out(key, Memory::Gpu(gpu), others);
+                }
+                Lesson::Killed(cells) => {
+                    let others = self.occupants().len().saturating_sub(1);
+                    cells.into_iter().for_each(|(key, _)| self.places.was_crowded_out(key, Memory::Host, others));
+                }
+                Lesson::Refused { key, gpu, obstacle, room } => {
+                    self.places.was_refused(key, gpu, obstacle, room, Instant::now());
                 }
                 Lesson::Ended { key, has_result } => self.places.has_ended(&key, has_result),
             }
         }
     }
 
-    /// A place on a GPU, whose other cells have company now.
-    fn seat(&mut self, gpu: usize, since: Instant) -> Arc<Seat> {
-        let others: Vec<_> = self.occupied.iter().filter_map(Weak::upgrade).collect();
-        let others: Vec<_> = others.iter().filter(|other| other.occupant.gpu == gpu).collect();
-        others.iter().for_each(|other| other.had_company.store(true, Ordering::Relaxed));
-        let had_company = AtomicBool::new(!others.is_empty());
-        Arc::new(Seat { occupant: Occupant { gpu, since }, had_company })
+    /// A place for a cell on a GPU, whose other cells have company now.
+    fn seat(&mut self, key: &CellKey, gpu: usize) -> Arc<Seat> {
+        let outlook = self.places.outlook(key, gpu);
+        let place = Seat {
+            gpu,
+            outlook,
+            computes: AtomicBool::new(false),
+            shared_gpu: AtomicBool::new(false),
+            shared_host: AtomicBool::new(false),
+        };
+        for other in self.occupied.iter().filter_map(Weak::upgrade) {
+            let shared_gpu = (other.gpu == gpu).then_some([&place.shared_gpu, &other.shared_gpu]);
+            let shared = [&place.shared_host, &other.shared_host].into_iter().chain(shared_gpu.into_iter().flatten());
+            shared.for_each(|shared| shared.store(true, Ordering::Relaxed));
+        }
+        Arc::new(place)
     }
 
     /// Lets the cells of a GPU compute at the same time, before the first is started; a sentence for people if they cannot.
@@ -166,8 +192,10 @@ impl Local {
             };
             Sharing::new(&program, &devices.iter().map(check).collect::<Vec<_>>())
         });
-        // A panic there leaves them to take turns.
-        let sharing = sharing.await.ok()?;
+        let sharing = sharing.await.unwrap_or_else(|panic| Sharing::Turns(panic.to_string()));
+        if let Sharing::Turns(_) = sharing {
+            self.places.take_turns();
+        }
         let note = match &sharing {
             Sharing::AtOnce(_) => None,
             Sharing::AsSet => Some("NVIDIA's MPS is used as it is set up on this machine".to_owned()),
@@ -184,10 +212,9 @@ impl Local {
         let continues = self.store.checkpointed(key, &attempt).is_some();
         let log_path = self.store.attempt_directory(key, &attempt).join("log");
         let attempt = attempt.to_string();
-        let since = Instant::now();
         let occupants = self.occupants();
-        let (gpu, device) = self.places.next(&occupants, since);
-        let place = self.seat(gpu, since);
+        let (gpu, device) = self.places.next(key, &occupants, Instant::now());
+        let place = self.seat(key, gpu);
         let occupied = Arc::downgrade(&place);
         let log = fs::OpenOptions::new().create(true).append(true).open(&log_path)?.into_parts().0;
         let pid = if self.places.have_hosts() && !self.alone.contains(key) {
@@ -280,10 +307,46 @@ impl Local {
             silence_limit: self.options.silence_limit,
             silent: None,
             fault: None,
+            is_open: false,
         };
         tokio::spawn(watch.run(received));
         self.children.retain(|child| !child.is_closed());
         self.children.push(told.clone());
         Ok(Handle { told, pid })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tsbd_tensor::GpuFacts;
+
+    use super::*;
+    use crate::devices::{CellsPerGpu, GpuSharing};
+
+    #[tokio::test]
+    async fn a_cell_that_cannot_be_begun_again_lets_others_have_its_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = RunOptions { program: "/nowhere/tsbd".into(), ..RunOptions::new().unwrap() };
+        let devices = Devices::Cpu { workers: 3 };
+        let (mut local, _reports) = Local::new(&Store::new(folder.path()), devices, &options).unwrap();
+        let key: CellKey = "0".repeat(CellKey::DIGITS).parse().unwrap();
+        local.places.was_crowded_out(key.clone(), Memory::Host, 1);
+        assert_eq!(local.capacity(), 1);
+        assert!(matches!(local.start(vec![key]).await[..], [Report::Ended { end: End::Because(_), .. }]));
+        assert_eq!(local.capacity(), 3);
+    }
+
+    #[tokio::test]
+    async fn cells_take_turns_where_the_multi_process_service_cannot_be_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let gpu = GpuFacts { ordinal: 0, name: "Test".into(), uuid: String::new(), memory_bytes: 1 << 30 };
+        let devices = Devices::Gpus { gpus: vec![gpu], cells: CellsPerGpu::Auto, sharing: GpuSharing::Mps };
+        let options = RunOptions { program: "/bin/false".into(), ..RunOptions::new().unwrap() };
+        let (mut local, _reports) = Local::new(&Store::new(folder.path()), devices, &options).unwrap();
+        assert!(local.places.compute_at_once());
+        let note = local.share().await;
+        // A machine may have a service that runs.
+        let takes_turns = matches!(local.sharing, Some(Sharing::Turns(_)));
+        assert_eq!((note.is_some(), local.places.compute_at_once()), (true, !takes_turns));
     }
 }

@@ -182,6 +182,9 @@ pub enum CellEvent {
     Failed {
         /// Why, with the way out.
         reason: String,
+        /// Whether its device could not be had.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        no_device: bool,
     },
 }
 
@@ -230,7 +233,8 @@ mod tests {
             CellEvent::Note { text: "a line\nof two".into() },
             CellEvent::Finished { metrics, seconds: 1.0 },
             CellEvent::Stopped,
-            CellEvent::Failed { reason: "because".into() },
+            CellEvent::Failed { reason: "because".into(), no_device: false },
+            CellEvent::Failed { reason: "because".into(), no_device: true },
         ];
         let key: CellKey = "9f37163f9cfef805ecb3ffaaebcac554".parse().unwrap();
         let log = HostEvent::Log { key: key.clone(), text: "a line".into() };

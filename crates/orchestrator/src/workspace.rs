@@ -272,9 +272,11 @@ where
         .and_then(|()| lifeline::stop_on_request(Arc::clone(&surroundings.cancellation.flag)));
     let event = match tied {
         Ok(()) => live(arguments, versions, &surroundings, execute),
-        Err(error) => CellEvent::Failed { reason: error.to_string() },
+        Err(error) => CellEvent::Failed { reason: error.to_string(), no_device: false },
     };
+    // The coordinator hears of it whatever becomes of the log.
     surroundings.reporter.send(&event);
+    surroundings.reporter.log_failure(&arguments.key, &event);
     match event {
         CellEvent::Stopped => EXIT_STOPPED,
         CellEvent::Failed { .. } => EXIT_FAILED,
@@ -282,7 +284,7 @@ where
     }
 }
 
-/// The life of a cell in a process that is ready for it. Its last event is returned and not sent.
+/// The life of a cell in a process that is ready for it. Its last event is returned, neither sent nor logged.
 pub(crate) fn live<F>(
     arguments: &CellArguments,
     versions: Versions,
@@ -298,12 +300,12 @@ where
         Ok(Err(error)) => error,
         Err(panic) => format!("a defect of this program: {}", panic_message(panic.as_ref())).into(),
     };
+    let no_device = matches!(error.downcast_ref(), Some(tsbd_tensor::Error::NoDevice { .. }));
     let mut reason = with_causes(error.as_ref());
     if let Some(way_out) = tsbd_tensor::gpu_way_out(&reason).filter(|way_out| !reason.contains(way_out)) {
         reason = format!("{reason}; {way_out}");
     }
-    surroundings.reporter.log(format!("cell {} failed: {reason}", arguments.key));
-    CellEvent::Failed { reason }
+    CellEvent::Failed { reason, no_device }
 }
 
 fn try_to_live<F>(
@@ -437,9 +439,16 @@ impl ProgressReporter {
         let text = text.into();
         let mut reporter = self.lock();
         match reporter.key.clone() {
-            // Standard error is the log.
-            None => eprintln!("{text}"),
+            // Standard error is the log; one that cannot be written (a full disk) must not end the cell.
+            None => drop(writeln!(std::io::stderr(), "{text}")),
             Some(key) => reporter.write(&HostEvent::Log { key, text }.to_line()),
+        }
+    }
+
+    /// The line of a cell that has failed.
+    pub(crate) fn log_failure(&self, key: &CellKey, event: &CellEvent) {
+        if let CellEvent::Failed { reason, .. } = event {
+            self.log(format!("cell {key} failed: {reason}"));
         }
     }
 
@@ -470,7 +479,7 @@ impl Cancellation {
     }
 }
 
-fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

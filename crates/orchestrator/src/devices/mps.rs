@@ -25,7 +25,11 @@ const LOGS: &str = "CUDA_MPS_LOG_DIRECTORY";
 /// Starts the service and says so; ends it and removes its folder when standard input ends, that is with the process that
 /// holds its other end, however that ends.
 const KEEPER: &str = r#"
-"$0" -d >"$1" 2>&1 </dev/null && echo started && cat >/dev/null && {
+"$0" -d >"$1" 2>&1 </dev/null && {
+  # That nobody listens any more is no reason to leave it alone.
+  trap '' PIPE
+  echo started
+  cat >/dev/null
   echo quit | "$0" >/dev/null 2>&1
   rm -rf "$CUDA_MPS_PIPE_DIRECTORY"
 }"#;
@@ -78,18 +82,7 @@ impl Mps {
     fn start(control: &OsStr) -> io::Result<Self> {
         let folder = tempfile::Builder::new().prefix("tsbd-mps-").tempdir()?;
         let said = folder.path().join("said");
-        let mut keeper = Command::new("sh")
-            .args([OsStr::new("-c"), KEEPER.as_ref(), control, said.as_os_str()])
-            .env(PIPES, folder.path())
-            .env(LOGS, folder.path())
-            // It would count the GPUs that the variable names, and its users would do so once more.
-            .env_remove("CUDA_VISIBLE_DEVICES")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            // Ctrl-C in the terminal is not meant for it.
-            .process_group(0)
-            .spawn()?;
+        let mut keeper = keeper(control, folder.path(), &said)?;
         let stdout = keeper.stdout.take().ok_or_else(|| io::Error::other("it has no standard output"))?;
         let mps = Self { keeper, folder };
         let (sender, receiver) = mpsc::channel();
@@ -142,6 +135,22 @@ impl Drop for Mps {
             let _ = self.keeper.kill().and_then(|()| self.keeper.wait());
         }
     }
+}
+
+/// Starts what [`KEEPER`] says: the service's first words go to the file `said`.
+fn keeper(control: &OsStr, folder: &Path, said: &Path) -> io::Result<Child> {
+    Command::new("sh")
+        .args([OsStr::new("-c"), KEEPER.as_ref(), control, said.as_os_str()])
+        .env(PIPES, folder)
+        .env(LOGS, folder)
+        // It would count the GPUs that the variable names, and its users would do so once more.
+        .env_remove("CUDA_VISIBLE_DEVICES")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        // Ctrl-C in the terminal is not meant for it.
+        .process_group(0)
+        .spawn()
 }
 
 /// The last line of a file, or that there is none.
@@ -212,6 +221,24 @@ mod tests {
         let reason = Mps::start(folder.path().join("missing").as_os_str()).err().unwrap().to_string();
         let is_missing = ["not found", "No such file"].iter().any(|words| reason.contains(words));
         assert!(reason.contains("does not start") && is_missing, "{reason}");
+    }
+
+    #[test]
+    fn a_service_that_starts_when_nobody_waits_for_it_any_more_is_ended_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipes = folder.path().join("pipes");
+        fs::create_dir(&pipes).unwrap();
+        let (go, notes) = (folder.path().join("go"), folder.path().join("notes"));
+        let wait_for_go = format!("while test \"$1\" = -d -a ! -e {}; do sleep 0.01; done", go.display());
+        let script = format!("{wait_for_go}; {{ echo \"$*\"; test \"$1\" = -d || cat; }} >>{}", notes.display());
+        let control = program(folder.path(), "slow", &script);
+        let mut keeper = keeper(control.as_os_str(), &pipes, &folder.path().join("said")).unwrap();
+        // As when the program that has started it is killed.
+        drop((keeper.stdin.take(), keeper.stdout.take()));
+        fs::write(go, "").unwrap();
+        keeper.wait().unwrap();
+        assert_eq!(fs::read_to_string(notes).unwrap(), "-d\n\nquit\n");
+        assert!(!pipes.exists());
     }
 
     #[test]

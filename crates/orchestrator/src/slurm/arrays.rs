@@ -94,7 +94,7 @@ impl Template {
         let data = self.data.as_ref().map_or(String::new(), |data| format!(" --data {}", quoted(data)));
         let threads = self.parameters.cpus;
         // The GPU that Slurm gave is the only one that the job sees.
-        let device = if self.parameters.gpus > 0 { "cuda" } else { "cpu" };
+        let device = if self.parameters.gpus > 0 { "cuda:0" } else { "cpu" };
         script.push_str(&format!(
             r#"# Cells that are done say so and end; the same cell may run twice without harm.
 folder={folder}
@@ -227,7 +227,7 @@ mod tests {
             "#SBATCH --output=\"/home/it's me/results/slurm/1/%a.out\"",
             "#SBATCH --requeue",
             "module load gcc",
-            " --device cuda --threads 4",
+            " --device cuda:0 --threads 4",
             r"results='/home/it'\''s me/results'",
         ] {
             assert!(script.contains(line), "`{line}` is not in:\n{script}");

@@ -337,7 +337,7 @@ impl<S: Scheduler> Follower<S> {
                         reports.push(Report::Started { key: key.clone(), start });
                     }
                 }
-                CellEvent::Failed { reason } => followed.word = Word::Failed(reason.clone()),
+                CellEvent::Failed { reason, .. } => followed.word = Word::Failed(reason.clone()),
                 CellEvent::Stopped => followed.word = Word::Stopped,
                 _ => {}
             }

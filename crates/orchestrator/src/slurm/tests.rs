@@ -165,13 +165,17 @@ impl World {
         }
         let missing = self.plan.cells[key].parents.iter().find(|parent| self.store.result(parent).is_err());
         if let Some(parent) = missing {
-            self.say(id, index, &CellEvent::Failed { reason: format!("cell {parent} has no result") });
+            self.say(
+                id,
+                index,
+                &CellEvent::Failed { reason: format!("cell {parent} has no result"), no_device: false },
+            );
             return task("FAILED", "NonZeroExitCode");
         }
         let fate = self.fates.get_mut(key).and_then(Vec::pop);
         let done = matches!(fate, Some(Fate::RequeuedWhenDone | Fate::HeldWhenDone | Fate::ForgottenWhenDone) | None);
         if done && self.fails.contains(key) {
-            self.say(id, index, &CellEvent::Failed { reason: "the loss is NaN".into() });
+            self.say(id, index, &CellEvent::Failed { reason: "the loss is NaN".into(), no_device: false });
             return task("FAILED", "NonZeroExitCode");
         }
         if done {

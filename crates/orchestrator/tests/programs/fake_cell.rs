@@ -18,6 +18,7 @@ use tsbd_orchestrator::{
 };
 
 fn main() -> ExitCode {
+    tsbd_tensor::memory::keep_freed_pages();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments[0].as_str() {
         "coordinate" => coordinate(Path::new(&arguments[1])),
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         }
         "cells" => {
             let open = || {
+                open(&value(&arguments, "--device").expect("always given"))?;
                 Ok(|| match IS_FAULTY.load(Ordering::Relaxed) {
                     true => Err("CUDA_ERROR_ILLEGAL_ADDRESS".into()),
                     false => Ok(()),
@@ -44,6 +46,18 @@ fn main() -> ExitCode {
 
 /// Whether the GPU that there is not has failed.
 static IS_FAULTY: AtomicBool = AtomicBool::new(false);
+
+/// Whether a device can be opened.
+fn open(device: &str) -> Result<(), tsbd_tensor::Error> {
+    match std::env::var(support::LOST).as_deref() {
+        Ok(lost) if lost == device => Err(tsbd_tensor::Error::NoDevice {
+            device: device.to_owned(),
+            reason: "GPU is lost".to_owned(),
+            way_out: "use another one",
+        }),
+        _ => Ok(()),
+    }
+}
 
 fn value(arguments: &[String], flag: &str) -> Option<String> {
     let position = arguments.iter().position(|argument| argument == flag)?;
@@ -105,6 +119,10 @@ fn work(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
         Ok(room) => Some(room_on_the_gpu(results, room.parse()?)?),
         Err(_) => None,
     };
+    open(&workspace.arguments().device)?;
+    if std::env::var(support::FULL).is_ok_and(|full| full == workspace.arguments().device) {
+        room_on_the_gpu(results, 0)?;
+    }
     for parent in &workspace.cell().parents {
         workspace.parent(parent)?;
     }
@@ -135,6 +153,8 @@ fn work(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
             std::thread::sleep(Duration::from_secs(1));
         },
         Some("chatter") => println!("a library says hello\n{{\"event\": \"unknown\"}}"),
+        // More than a thread's own part of the allocator holds, which keeps it when it is freed.
+        Some("hungry") => drop(std::hint::black_box(vec![1_u8; support::HUNGER])),
         Some("slow") => std::thread::sleep(Duration::from_millis(400)),
         Some("patient") => {
             let checkpoint = workspace.checkpoint();

@@ -179,6 +179,73 @@ async fn cells_whose_process_is_killed_or_aborts_go_on_in_processes_of_their_own
     }
 }
 
+/// The most cells that were at work together after the first of them was given back.
+fn most_at_work_after_a_return(events: &[RunEvent]) -> usize {
+    let (mut running, mut has_returned, mut most) = (BTreeSet::new(), false, 0);
+    for event in events {
+        match event {
+            RunEvent::CellStarted { key, .. } => drop(running.insert(key)),
+            RunEvent::CellFinished { key, .. } => drop(running.remove(key)),
+            RunEvent::CellReturned { key, .. } => {
+                has_returned = true;
+                running.remove(key);
+            }
+            _ => {}
+        }
+        if has_returned && matches!(event, RunEvent::CellStarted { .. }) {
+            most = most.max(running.len());
+        }
+    }
+    most
+}
+
+#[tokio::test]
+async fn after_a_kill_fewer_cells_are_at_work_and_a_further_one_costs_none() {
+    let bench = Bench::new();
+    let attacks = ["badnets", "blended", "none"];
+    let plan = grid(&attacks, &[]);
+    let killer = async {
+        let bench = &bench;
+        until("the starts", || attacks.iter().all(|attack| processes(bench, attack).len() == 1)).await;
+        kill(processes(bench, "none")[0], Signal::SIGKILL).unwrap();
+        let again = || attacks.iter().filter(|attack| processes(bench, attack).len() == 2).collect::<Vec<_>>();
+        until("two starts", || again().len() == 2).await;
+        kill(processes(bench, again()[0])[1], Signal::SIGKILL).unwrap();
+        until("the killed one's end", || !is_alive(processes(bench, again()[0])[1])).await;
+        go(bench);
+    };
+    let behaviours = "badnets=slow-later,blended=slow-later,none=slow-later";
+    let ((summary, events), ()) = tokio::join!(run_shared(&bench, &plan, behaviours, 3), killer);
+    assert_eq!((summary.finished.len(), summary.failed.len()), (3, 0), "{:?}", summary.failed);
+    assert_eq!((returned(&events).len(), most_at_work_after_a_return(&events)), (4, 2));
+}
+
+#[tokio::test]
+async fn a_cell_that_had_a_killed_process_to_itself_is_begun_once_more_in_one_of_its_own() {
+    let bench = Bench::new();
+    let plan = grid(&["badnets"], &[]);
+    let killer = async {
+        for times in 1..=2 {
+            until("a start", || processes(&bench, "badnets").len() == times).await;
+            kill(processes(&bench, "badnets")[times - 1], Signal::SIGKILL).unwrap();
+        }
+    };
+    let ((summary, events), ()) = tokio::join!(run_shared(&bench, &plan, "badnets=hang", 2), killer);
+    assert_eq!((summary.failed.len(), returned(&events).len(), bench.starts().len()), (1, 1, 2));
+    assert!(summary.failed[0].1.contains("signal 9"), "{:?}", summary.failed);
+}
+
+#[tokio::test]
+async fn the_memory_of_a_cell_in_a_record_is_not_that_of_an_earlier_one() {
+    let bench = Bench::new();
+    let plan = grid(&["badnets", "blended"], &[]);
+    run_shared(&bench, &plan, "badnets=hungry", 1).await;
+    assert_eq!(processes(&bench, "badnets"), processes(&bench, "blended"));
+    let memory = |attack| bench.record(&key(&plan, attack, "none")).unwrap().provenance.peak_memory_bytes;
+    let (hungry, other) = (memory("badnets"), memory("blended"));
+    assert!(hungry >= HUNGER as u64 && other < hungry / 2, "{hungry} and {other} bytes");
+}
+
 #[tokio::test]
 async fn a_silent_cell_is_killed_with_its_process_and_has_failed_alone() {
     let bench = Bench::new();

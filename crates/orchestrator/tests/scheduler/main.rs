@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{ALONE, BEHAVIOURS, GO, ROOM, grid};
+use support::{ALONE, BEHAVIOURS, FULL, GO, HUNGER, LOST, ROOM, grid};
 use tokio::sync::mpsc;
 use tsbd_experiment::{CellKey, CellRecord, Found, Plan, Store, Verification};
 use tsbd_orchestrator::{
@@ -345,6 +345,58 @@ async fn cells_are_spread_over_the_gpus_and_none_has_more_than_its_share() {
     let device_of = |key: &CellKey| bench.record(key).unwrap().provenance.device;
     let devices: Vec<String> = plan.cells.keys().map(device_of).collect();
     assert_eq!(BTreeSet::from_iter(devices), BTreeSet::from(["cuda:0".to_owned(), "cuda:3".to_owned()]));
+}
+
+#[tokio::test]
+async fn a_gpu_that_is_lost_or_full_costs_no_cell_while_there_is_another() {
+    for (sharing, variable) in [
+        (GpuSharing::OneProcess, LOST),
+        (GpuSharing::Turns, LOST),
+        (GpuSharing::OneProcess, FULL),
+        (GpuSharing::Turns, FULL),
+    ] {
+        let bench = Bench::new();
+        let plan = grid(&["badnets", "blended", "none"], &["ft"]);
+        let devices = Devices::Gpus { gpus: vec![gpu(0), gpu(3)], cells: CellsPerGpu::Exactly(1), sharing };
+        let mut options = RunOptions { place: Place::Local(devices), ..bench.options("blended=slow", 1) };
+        options.environment.push((variable.into(), "cuda:0".into()));
+        let (_sender, interrupts) = Interrupts::channel();
+        let (summary, events) = bench.run_with(&plan, options, interrupts).await;
+        assert_eq!((summary.finished.len(), summary.failed.len()), (6, 0), "{sharing:?}: {:?}", summary.failed);
+        let returned = events.iter().filter(|event| matches!(event, RunEvent::CellReturned { .. })).count();
+        assert!((1..=2).contains(&returned), "it is left alone after that: {returned}");
+        assert!(plan.cells.keys().all(|key| bench.record(key).unwrap().provenance.device == "cuda:3"));
+    }
+}
+
+#[tokio::test]
+async fn a_cell_that_no_gpu_can_be_opened_for_has_failed_with_the_reason() {
+    for sharing in [GpuSharing::OneProcess, GpuSharing::Turns] {
+        let bench = Bench::new();
+        let plan = grid(&["badnets", "blended"], &["ft"]);
+        let devices = Devices::Gpus { gpus: vec![gpu(0)], cells: CellsPerGpu::Auto, sharing };
+        let mut options = RunOptions { place: Place::Local(devices), ..bench.options("", 1) };
+        options.environment.push((LOST.into(), "cuda:0".into()));
+        let (_sender, interrupts) = Interrupts::channel();
+        let (summary, _) = bench.run_with(&plan, options, interrupts).await;
+        assert_eq!((summary.failed.len(), summary.skipped.len()), (2, 2));
+        assert!(summary.failed.iter().all(|(_, reason)| reason.contains("GPU is lost; use another one")));
+    }
+}
+
+#[tokio::test]
+async fn a_cell_whose_log_cannot_be_written_says_why_it_failed() {
+    let bench = Bench::new();
+    let plan = grid(&["badnets"], &[]);
+    let cell = key(&plan, "badnets", "none");
+    bench.store.describe(&plan.cells[&cell]).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(["cell", cell.as_str(), "--device", "cpu", "--threads", "1", "--results"]).arg(bench.store.root());
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = command.env(BEHAVIOURS, "badnets=fail").stderr(full).output().unwrap();
+    let last = String::from_utf8(output.stdout).unwrap().lines().last().and_then(CellEvent::from_line);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(matches!(&last, Some(CellEvent::Failed { reason, .. }) if reason.contains("the loss is NaN")), "{last:?}");
 }
 
 #[tokio::test]

@@ -20,6 +20,13 @@ pub const ALONE: &str = "FAKE_ALONE_ON_A_GPU";
 /// Variable with how many cells its GPU has memory for: another one that is there at the same time fails.
 pub const ROOM: &str = "FAKE_ROOM_ON_A_GPU";
 
+/// Variable with the devices that cannot be opened, and with those whose memory somebody else has.
+pub const LOST: &str = "FAKE_LOST_GPU";
+pub const FULL: &str = "FAKE_FULL_GPU";
+
+/// Bytes that a cell of the behaviour `hungry` has for a while.
+pub const HUNGER: usize = 256 << 20;
+
 /// Epochs of the behaviour `patient`.
 pub const EPOCHS: usize = 20;
 

@@ -1,4 +1,4 @@
-//! The one setting of the C library this crate makes.
+//! What this crate asks of the C library's allocator.
 
 /// See [`crate::memory::keep_freed_pages`].
 pub(crate) fn keep_freed_pages() -> bool {
@@ -12,5 +12,14 @@ pub(crate) fn keep_freed_pages() -> bool {
     #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
     {
         false
+    }
+}
+
+/// Gives memory back to the system that this process has freed and kept, where the system is Linux with glibc.
+pub fn give_back_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        // SAFETY: malloc_trim moves no allocation, and may be called from any thread.
+        unsafe { libc::malloc_trim(0) };
     }
 }
