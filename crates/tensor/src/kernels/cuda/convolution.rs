@@ -449,8 +449,8 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Whether an algorithm that computes in this way may be used: not on tensor cores where factors would be rounded, and nowhere one
-    /// that may round them to 16 bits of another kind.
+    /// Whether an algorithm that computes in this way may be used: not on tensor cores where factors would be rounded, and
+    /// nowhere one that may round them to 16 bits of another kind.
     fn allows(&self, math: sys::cudnnMathType_t) -> bool {
         use sys::cudnnMathType_t::{CUDNN_DEFAULT_MATH, CUDNN_FMA_MATH, CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION};
         match self.math {

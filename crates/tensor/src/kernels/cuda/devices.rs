@@ -46,8 +46,8 @@ static IDLE: Mutex<Vec<Parked>> = Mutex::new(vec![]);
 
 struct Parked(Opened);
 
-// SAFETY: what is not `Send` in it are `Rc`s, cells and pointers to what libraries have made. Nothing outside of it knows them, so that
-// they move together, and the libraries allow that one thread goes on where another has ended.
+// SAFETY: what is not `Send` in it are `Rc`s, cells and pointers to what libraries have made. Nothing outside of it knows them, so
+// that they move together, and the libraries allow that one thread goes on where another has ended.
 unsafe impl Send for Parked {}
 
 /// The devices that a thread has opened, which become idle when it ends.
@@ -105,8 +105,8 @@ fn left(ordinal: usize) -> Option<Opened> {
 }
 
 impl Opened {
-    /// The driver's pool keeps what is freed: by default it would give all of it back whenever the host waits. No events are recorded for
-    /// tensors; so each stays on the stream, and therefore on the candle device, that made it.
+    /// The driver's pool keeps what is freed: by default it would give all of it back whenever the host waits. No events are
+    /// recorded for tensors; so each stays on the stream, and therefore on the candle device, that made it.
     fn new(ordinal: usize) -> Result<Self> {
         require_driver()?;
         let _quiet = quiet();
