@@ -153,8 +153,14 @@ fn work(workspace: &CellWorkspace) -> Result<Conclusion, CellError> {
             std::thread::sleep(Duration::from_secs(1));
         },
         Some("chatter") => println!("a library says hello\n{{\"event\": \"unknown\"}}"),
-        // More than a thread's own part of the allocator holds, which keeps it when it is freed.
-        Some("hungry") => drop(std::hint::black_box(vec![1_u8; support::HUNGER])),
+        Some("hungry") => {
+            // What stays between freed pieces keeps the allocator from giving their pages back by itself.
+            let pieces: Vec<_> = (0..support::HUNGER >> 20).map(|_| (vec![1_u8; 1 << 20], Box::new(1_u8))).collect();
+            for (large, small) in std::hint::black_box(pieces) {
+                drop(large);
+                std::mem::forget(small);
+            }
+        }
         Some("slow") => std::thread::sleep(Duration::from_millis(400)),
         Some("patient") => {
             let checkpoint = workspace.checkpoint();
