@@ -85,7 +85,7 @@ impl Host<'_> {
         if at_work.is_empty() {
             // What cells that have ended took is none of this one's.
             self.others.store(0, Ordering::Relaxed);
-            tsbd_tensor::give_back_memory();
+            tsbd_tensor::memory::give_back_freed_pages();
             forget_peak_memory();
             tsbd_tensor::forget_peak_gpu_memory(self.device);
         }

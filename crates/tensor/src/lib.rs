@@ -88,7 +88,6 @@ pub use device::{
 };
 pub use error::{Error, Result};
 pub use estimates::move_estimates;
-pub use kernels::allocator::give_back_memory;
 pub use kernels::peak::{MachinePeak, machine_peak};
 pub use kernels::simd::InstructionSet;
 pub use ops::{

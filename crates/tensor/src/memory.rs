@@ -9,3 +9,8 @@
 pub fn keep_freed_pages() -> bool {
     crate::kernels::allocator::keep_freed_pages()
 }
+
+/// Gives back to the system what [`keep_freed_pages`] has kept so far. On systems without glibc nothing happens.
+pub fn give_back_freed_pages() {
+    crate::kernels::allocator::give_back_freed_pages();
+}

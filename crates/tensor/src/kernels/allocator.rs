@@ -15,8 +15,8 @@ pub(crate) fn keep_freed_pages() -> bool {
     }
 }
 
-/// Gives memory back to the system that this process has freed and kept, where the system is Linux with glibc.
-pub fn give_back_memory() {
+/// See [`crate::memory::give_back_freed_pages`].
+pub(crate) fn give_back_freed_pages() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         // SAFETY: malloc_trim moves no allocation, and may be called from any thread.

@@ -50,6 +50,15 @@ fn settled(places: &mut Places, occupants: &[Occupant], start: Instant) -> (usiz
     (capacities.last().unwrap(), start + SECOND * seconds)
 }
 
+/// One GPU whose cells compute in one process, on which nobody is, and when that was seen.
+fn unused() -> (Places, Shown, Instant) {
+    let (mut places, shown) = places(1, CellsPerGpu::Auto, GpuSharing::OneProcess);
+    let start = Instant::now();
+    shown.show(0, 79 * GIB, 0.);
+    places.capacity(&[], start);
+    (places, shown, start)
+}
+
 #[test]
 fn a_cpu_has_as_many_places_as_the_user_says_and_fewer_after_one_was_killed_beside_others() {
     let (mut places, now) = (Places::new(Devices::Cpu { workers: 3 }), Instant::now());
@@ -127,10 +136,7 @@ fn four_compute_at_once_on_a_busy_gpu_and_each_that_ends_is_replaced_at_once() {
 
 #[test]
 fn cells_that_are_shorter_than_what_is_looked_back_on_share_a_gpu_too() {
-    let (mut places, shown) = places(1, CellsPerGpu::Auto, GpuSharing::OneProcess);
-    let start = Instant::now();
-    shown.show(0, 79 * GIB, 0.);
-    places.capacity(&[], start);
+    let (mut places, shown, start) = unused();
     shown.show(0, 75 * GIB, 1.0);
     let capacity = |places: &mut Places, tenth: u32| {
         // Each cell reads for a second, computes for three, and is replaced at once by the next one.
@@ -147,10 +153,7 @@ fn cells_that_are_shorter_than_what_is_looked_back_on_share_a_gpu_too() {
 
 #[test]
 fn what_cells_do_before_they_compute_is_no_ground_for_more_of_them() {
-    let (mut places, shown) = places(1, CellsPerGpu::Auto, GpuSharing::OneProcess);
-    let start = Instant::now();
-    shown.show(0, 79 * GIB, 0.);
-    places.capacity(&[], start);
+    let (mut places, shown, start) = unused();
     let (capacity, now) = settled(&mut places, &[begun(0)], start);
     assert_eq!(capacity, 1, "it reads its images");
     shown.show(0, 30 * GIB, 0.9);
@@ -159,10 +162,7 @@ fn what_cells_do_before_they_compute_is_no_ground_for_more_of_them() {
 
 #[test]
 fn beyond_four_those_that_end_are_replaced_only_while_the_gpu_has_time() {
-    let (mut places, shown) = places(1, CellsPerGpu::Auto, GpuSharing::OneProcess);
-    let start = Instant::now();
-    shown.show(0, 79 * GIB, 0.);
-    places.capacity(&[], start);
+    let (mut places, shown, start) = unused();
     shown.show(0, 67 * GIB, 0.2);
     let six = [at_work(0); 6];
     let (capacity, now) = settled(&mut places, &six, start);
@@ -175,10 +175,7 @@ fn beyond_four_those_that_end_are_replaced_only_while_the_gpu_has_time() {
 
 #[test]
 fn memory_that_somebody_else_had_for_a_while_does_not_count_afterwards() {
-    let (mut places, shown) = places(1, CellsPerGpu::Auto, GpuSharing::OneProcess);
-    let start = Instant::now();
-    shown.show(0, 79 * GIB, 0.);
-    places.capacity(&[], start);
+    let (mut places, shown, start) = unused();
     shown.show(0, 19 * GIB, 0.5);
     let (capacity, now) = settled(&mut places, &[at_work(0)], start);
     assert_eq!(capacity, 1);
